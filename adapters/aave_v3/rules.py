@@ -1,0 +1,74 @@
+"""The rule set of one Aave v3 market in margin form, and the collateral weights of its reserves.
+
+Equity is collateral less debt at market value; the maintenance requirement is the part of the collateral beyond its
+liquidation threshold, the initial one the part beyond its LTV. Equity falls below maintenance exactly when the health
+factor falls below 1. Health itself stays the venue's ratio of weighted collateral to debt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from decimal import Decimal
+from typing import Any
+
+from aggregator.rule_forms import Component, Verdict, WeightedValue, component_rows
+
+from .mechanics import PERCENTAGE_FACTOR, CollateralParameters, EMode, effective_parameters
+from .parse import Deployment, Reserve
+
+COMPONENTS = (
+    Component(side="equity", parameters=WeightedValue(weights="unit")),
+    Component(side="requirement", parameters=WeightedValue(weights="collateral_tiers")),
+    Component(
+        side="verdict",
+        parameters=Verdict(liquidates_when="below", trigger=Decimal(1), health="weighted_collateral_over_debt"),
+    ),
+)
+
+
+def rule_set_id(deployment: Deployment) -> str:
+    """Id of the market's rule set."""
+    return f"aave_v3:{deployment.market}"
+
+
+def rule_set_rows(deployment: Deployment) -> list[dict[str, Any]]:
+    """Rows of the table `rule_sets`."""
+    return component_rows(
+        rule_set_id(deployment), COMPONENTS, source=deployment.source or "aave_v3", read_at=deployment.as_of
+    )
+
+
+def collateral_tier_rows(reserve: Reserve, emodes: Iterable[EMode], *, deployment: Deployment) -> list[dict[str, Any]]:
+    """Rows of the table `collateral_tiers` of one reserve: its own, and one per category that changes it.
+
+    A category that leaves the reserve as it is has no row: the reserve's own row, with an empty category, holds.
+    """
+    rows = [_row(reserve, "", reserve.parameters, deployment)]
+    for emode in sorted(emodes, key=lambda category: category.category):
+        effective = effective_parameters(
+            reserve.parameters, reserve.reserve_id, emode, generation=deployment.generation
+        )
+        if effective != reserve.parameters:
+            rows.append(_row(reserve, str(emode.category), effective, deployment))
+    return rows
+
+
+def _row(reserve: Reserve, emode: str, parameters: CollateralParameters, deployment: Deployment) -> dict[str, Any]:
+    bonus = parameters.liquidation_bonus
+    return {
+        "rule_set": rule_set_id(deployment),
+        "asset_id": reserve.asset_id,
+        "emode": emode,
+        "tier": 1,
+        "floor": Decimal(0),
+        "asset_weight_initial": _fraction(parameters.ltv),
+        "asset_weight_maintenance": _fraction(parameters.liquidation_threshold),
+        "liability_weight_initial": Decimal(1),
+        "liability_weight_maintenance": Decimal(1),
+        "liquidation_bonus": _fraction(bonus - PERCENTAGE_FACTOR) if bonus else None,
+        "source": "venue",
+    }
+
+
+def _fraction(bps: int) -> Decimal:
+    return Decimal(bps) / PERCENTAGE_FACTOR

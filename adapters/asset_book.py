@@ -1,0 +1,75 @@
+"""The asset book: which factor moves a token, read from one TOML file that a person keeps."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import NamedTuple
+
+from aggregator.errors import ConfigurationError, nearest_name
+
+_PREFIX = re.compile(r"(1000000|1M|10000|1000|k)([A-Z][A-Z0-9]*)")
+_PREFIX_SCALE = {"k": 1000, "1M": 1_000_000}
+
+
+class Asset(NamedTuple):
+    """What moves a token: units of a risk factor's asset, a peg factor, an issuer group."""
+
+    symbol: str
+    risk_factor: str | None
+    multiplier: Decimal
+    peg_of: str | None
+    issuer: str | None
+
+
+@dataclass(frozen=True)
+class AssetBook:
+    """The known assets by symbol; a symbol that is not listed is unknown, never guessed."""
+
+    assets: Mapping[str, Asset]
+
+    def resolve(self, symbol: str) -> Asset | None:
+        """The asset of a venue's token or underlying symbol, `1000X`, `1MX` and `kX` contract prefixes unfolded; None if unknown."""
+        if symbol in self.assets:
+            return self.assets[symbol]
+        match = _PREFIX.fullmatch(symbol)
+        if match is None or match[2] not in self.assets:
+            return None
+        base = self.assets[match[2]]
+        scale = _PREFIX_SCALE.get(match[1]) or int(match[1])
+        return base._replace(symbol=symbol, multiplier=base.multiplier * scale)
+
+
+def read_asset_book(path: Path) -> AssetBook:
+    """The asset book in a TOML file with `factors`, `[stables]` and `[wrapped]`.
+
+    Raises `ConfigurationError` for an unreadable file, an unknown key, a symbol listed twice or a wrapped token of an unknown factor.
+    """
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError(f"cannot read the asset book {path.name!r}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"asset book {path.name}: {error}") from None
+    known = ("factors", "stables", "wrapped")
+    for key in document:
+        if key not in known:
+            raise ConfigurationError(f"asset book {path.name}: unknown key {key!r}{nearest_name(key, known)}")
+    entries = [Asset(symbol, symbol, Decimal(1), None, None) for symbol in document.get("factors", [])]
+    entries += [Asset(s, None, Decimal(1), s, issuer) for s, issuer in document.get("stables", {}).items()]
+    factors = {entry.symbol for entry in entries if entry.risk_factor}
+    for symbol, wrapped in document.get("wrapped", {}).items():
+        if set(wrapped) - {"of", "issuer", "peg"} or wrapped.get("of") not in factors:
+            raise ConfigurationError(f"asset book {path.name}: wrapped token {symbol!r} needs `of` a listed factor")
+        peg = symbol if wrapped.get("peg") else None
+        entries.append(Asset(symbol, wrapped["of"], Decimal(1), peg, wrapped.get("issuer")))
+    book: dict[str, Asset] = {}
+    for entry in entries:
+        if entry.symbol in book:
+            raise ConfigurationError(f"asset book {path.name}: {entry.symbol!r} is listed twice")
+        book[entry.symbol] = entry
+    return AssetBook(book)

@@ -1,0 +1,472 @@
+"""Markets of Hyperliquid from its market-wide payloads, and what all payloads of one snapshot share.
+
+A market that nobody holds and that the asset book does not know is passed over; a holder of one becomes incomplete.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+from aggregator.errors import FailureReason
+
+from ..adapter import Context
+from ..amounts import (
+    FieldError,
+    decimal_at,
+    integer_at,
+    joined,
+    member,
+    members,
+    non_negative_at,
+    optional_decimal_at,
+    positive_at,
+)
+from ..asset_book import Asset
+from ..rows import Rows
+from ..symbols import instrument_id
+from ..transport import Payload
+from .mechanics import MarginTier, single_tier
+from .rules import (
+    PERP_RULES,
+    SOURCE,
+    DatedParameters,
+    MarketTiers,
+    margin_table,
+    margin_tier_rows,
+    rule_set_rows,
+)
+
+VENUE = "hyperliquid"
+SINGLE_TIER_IDS_BELOW = 50
+"""Margin table ids below this are the maximum leverage of one tier (docs, Margin tiers)."""
+
+
+class Problem(NamedTuple):
+    """Why a market of the venue's list cannot be margined; whoever holds it becomes incomplete for this reason."""
+
+    reason: FailureReason
+    message: str
+
+
+class Market(NamedTuple):
+    """One entry of a `universe`; exactly one of `tiers` and `problem` is set."""
+
+    coin: str
+    tiers: MarketTiers | None
+    problem: Problem | None
+    has_table: bool
+    only_isolated: bool
+    is_delisted: bool
+    payload: Payload
+
+
+class Claim(NamedTuple):
+    """Someone needs these tiers of an instrument in a rule set; `account_id` is None for the market list itself."""
+
+    rule_set: str
+    instrument: str
+    tiers: MarketTiers
+    account_id: str | None
+    payload: Payload
+
+
+@dataclass
+class Reading:
+    """One snapshot of the venue while it is read: what all its payloads share, and the rows so far."""
+
+    rows: Rows
+    context: Context
+    markets: Mapping[str, Market] = field(default_factory=dict)
+    tokens: Mapping[int, str] = field(default_factory=dict)
+    collateral: Mapping[str, int] = field(default_factory=dict)
+    assets: dict[str, Asset] = field(default_factory=dict)
+    instruments: dict[str, dict[str, Any]] = field(default_factory=dict)
+    rule_sets: dict[str, str] = field(default_factory=dict)
+    claims: list[Claim] = field(default_factory=list)
+
+    def asset(self, symbol: str, *, path: str, reason: FailureReason = FailureReason.UNKNOWN_ASSET) -> str:
+        """Asset id of a symbol, noted for the table `assets`; raises `FieldError(reason)` if the book lacks it."""
+        known = self.context.assets.resolve(symbol)
+        if known is None:
+            raise FieldError(path, reason, f"{symbol!r} is not in the asset book")
+        self.assets[symbol] = known
+        return symbol
+
+    def collateral_token(self, dex: str) -> str:
+        """Symbol of a dex's collateral token, or `token:<index>` if nothing names it; the asset book may lack it."""
+        index = self.collateral.get(dex)
+        return "unknown collateral" if index is None else self.tokens.get(index, f"token:{index}")
+
+    def settlement(self, dex: str) -> str:
+        """Asset id of a dex's collateral; raises `FieldError`: missing_parameter without a name, unknown_asset."""
+        index = self.collateral.get(dex)
+        if index is None or index not in self.tokens:
+            what = "no market payload states its collateralToken" if index is None else f"nothing names token {index}"
+            raise FieldError("", FailureReason.MISSING_PARAMETER, f"collateral of dex {dex!r}: {what}")
+        return self.asset(self.tokens[index], path="")
+
+    def instrument(self, coin: str, *, path: str) -> str:
+        """Instrument id of a perpetual, noted for the table `instruments`; raises `FieldError`, also unknown_market."""
+        identity = instrument_id(VENUE, coin)
+        if identity not in self.instruments:
+            underlying = self.asset(coin.rpartition(":")[2], path=path, reason=FailureReason.UNKNOWN_MARKET)
+            self.instruments[identity] = {
+                "instrument_id": identity,
+                "venue": VENUE,
+                "symbol": coin,
+                "kind": "perp",
+                "underlying": underlying,
+                "settlement_asset": self.settlement(dex_of(coin)),
+                "payoff": "linear",
+                "contract_size": Decimal(1),
+            }
+        return identity
+
+
+def dex_of(coin: str) -> str:
+    """Builder dex of a coin (`km` of `km:US500`), empty for the venue's own."""
+    return coin.rpartition(":")[0]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Lists of markets
+
+
+def read_markets(rows: Rows, payload: Payload, meta: Any, *, path: str, dated: DatedParameters) -> list[Market]:
+    """The markets of one meta object; an unreadable entry becomes a failure, with a name also a problem."""
+    tables: dict[str, tuple[MarginTier, ...]] = {}
+    broken: dict[str, Problem] = {}
+    listed: list[tuple[str, Any]] = []
+    with rows.guard(payload.name, subject="universe"):
+        entries = members(meta, "universe", path)
+        listed = [(joined(joined(path, "universe"), i), entry) for i, entry in enumerate(entries)]
+    pairs: list[Any] = []
+    if isinstance(meta, Mapping) and meta.get("marginTables") is not None:  # older payloads have none
+        with rows.guard(payload.name, subject="marginTables"):
+            pairs = members(meta, "marginTables", path)
+    for i, pair in enumerate(pairs):
+        place = joined(joined(path, "marginTables"), i)
+        label = str(pair[0]) if isinstance(pair, list) and pair else place
+        try:
+            if not isinstance(pair, list) or len(pair) != 2:
+                raise FieldError(place, FailureReason.MALFORMED, "expected [id, table]")
+            if label in tables:
+                raise FieldError(place, FailureReason.DUPLICATE, f"margin table {label} is listed twice")
+            tables[label] = margin_table(members(pair[1], "marginTiers", joined(place, 1)), place)
+        except FieldError as error:
+            rows.fail(
+                error.reason, error.message, payload=payload.name, path=error.path, subject=f"margin table {label}"
+            )
+            broken[label] = Problem(error.reason, error.message)
+
+    markets: dict[str, Market] = {}
+    for place, entry in listed:
+        with rows.guard(payload.name, subject="universe"):
+            market = _market(payload, entry, place, tables=tables, broken=broken, dated=dated)
+            if market.coin in markets:
+                problem = Problem(FailureReason.DUPLICATE, f"{market.coin} is listed twice in {payload.name}")
+                market = market._replace(tiers=None, problem=problem)
+            if market.problem and not market.is_delisted:
+                rows.fail(*market.problem, payload=payload.name, path=place, subject=market.coin)
+            markets[market.coin] = market
+    return list(markets.values())
+
+
+def _market(
+    payload: Payload,
+    entry: Any,
+    path: str,
+    *,
+    tables: Mapping[str, tuple[MarginTier, ...]],
+    broken: Mapping[str, Problem],
+    dated: DatedParameters,
+) -> Market:
+    coin = member(entry, "name", path)
+    if not isinstance(coin, str) or not coin:
+        raise FieldError(joined(path, "name"), FailureReason.MALFORMED, "expected the name of a coin")
+    flags = {flag: entry.get(flag) for flag in ("onlyIsolated", "isDelisted")}
+    for flag, value in flags.items():
+        if value not in (None, True, False):
+            raise FieldError(
+                joined(path, flag), FailureReason.MALFORMED, f"expected true or false, found {value!r:.40}"
+            )
+    tiers, problem = None, None
+    has_table = entry.get("marginTableId") is not None
+    try:
+        tiers = _listed_tiers(payload, entry, path, tables=tables, broken=broken, dated=dated)
+    except FieldError as error:
+        problem = Problem(error.reason, error.message)
+    return Market(coin, tiers, problem, has_table, bool(flags["onlyIsolated"]), bool(flags["isDelisted"]), payload)
+
+
+def _listed_tiers(
+    payload: Payload,
+    entry: Any,
+    path: str,
+    *,
+    tables: Mapping[str, tuple[MarginTier, ...]],
+    broken: Mapping[str, Problem],
+    dated: DatedParameters,
+) -> MarketTiers:
+    max_leverage = positive_at(entry, "maxLeverage", path)
+    if entry.get("marginTableId") is None:
+        return MarketTiers(single_tier(max_leverage), f"{payload.request} maxLeverage {max_leverage}")
+    number = integer_at(entry, "marginTableId", path)
+    source = f"{payload.request} marginTableId {number}"
+    if str(number) in broken:
+        raise FieldError(path, broken[str(number)].reason, f"margin table {number}: {broken[str(number)].message}")
+    if str(number) in tables:
+        tiers = tables[str(number)]
+    elif 0 < number < SINGLE_TIER_IDS_BELOW:
+        tiers = single_tier(number)
+    elif str(number) in dated.tables:
+        tiers, source = dated.tables[str(number)], f"{source}, its table from {dated.source}"
+    else:
+        raise FieldError(
+            joined(path, "marginTableId"),
+            FailureReason.MISSING_PARAMETER,
+            f"margin table {number} is neither in the payload nor in the selected dated parameters",
+        )
+    if tiers[0].max_leverage != max_leverage:
+        raise FieldError(
+            joined(path, "marginTableId"),
+            FailureReason.INCONSISTENT,
+            f"margin table {number} starts at {tiers[0].max_leverage}x, the market's maxLeverage is {max_leverage}",
+        )
+    return MarketTiers(tiers, source)
+
+
+def merged_markets(rows: Rows, listed: Iterable[Market]) -> dict[str, Market]:
+    """One market per coin from several market payloads: an entry with a margin table tells more than one without.
+
+    Two entries that contradict each other in maximum leverage or table are a failure and leave a market with a problem.
+    """
+    merged: dict[str, Market] = {}
+    for market in listed:
+        known = merged.get(market.coin)
+        merged[market.coin] = market if known is None else _merged(rows, known, market)
+    return merged
+
+
+def _merged(rows: Rows, known: Market, other: Market) -> Market:
+    fuller, poorer = (other, known) if other.has_table and not known.has_table else (known, other)
+    problem = known.problem or other.problem
+    if fuller.tiers and poorer.tiers and not problem:
+        same_kind = fuller.has_table == poorer.has_table
+        agree = fuller.tiers.tiers[:1] == poorer.tiers.tiers[:1]
+        if not agree or (same_kind and fuller.tiers.tiers != poorer.tiers.tiers):
+            message = f"{known.coin}: {known.payload.name} and {other.payload.name} state different margin tiers"
+            problem = Problem(FailureReason.INCONSISTENT, message)
+            rows.fail(*problem, payload=other.payload.name, subject=known.coin)
+    return fuller._replace(
+        tiers=None if problem else fuller.tiers,
+        problem=problem,
+        only_isolated=known.only_isolated or other.only_isolated,
+        is_delisted=known.is_delisted or other.is_delisted,
+    )
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Tiers of a held position
+
+
+def held_tiers(
+    coin: str, max_leverage: Decimal | None, *, market: Market | None, dated: DatedParameters, path: str
+) -> MarketTiers:
+    """Tiers of a position in `coin`, by the order in the docstring of `rules`; `max_leverage` is the account payload's.
+
+    Raises `FieldError`: missing_parameter when nothing names the coin; the market's own problem; inconsistent when the
+    account states a maximum leverage that the market's tiers do not have.
+    """
+    if market is not None:
+        if market.tiers is None:
+            problem = market.problem or Problem(FailureReason.MISSING_PARAMETER, f"{coin} has no margin tiers")
+            raise FieldError(path, *problem)
+        if max_leverage is not None and not _has_leverage(market.tiers.tiers, max_leverage):
+            raise FieldError(
+                joined(path, "maxLeverage"),
+                FailureReason.INCONSISTENT,
+                f"{coin}: the account states maxLeverage {max_leverage}, {market.payload.name} has no such tier",
+            )
+        return market.tiers
+    listed = dated.markets.get(coin)
+    same_shape = dated.states_max_leverage == (max_leverage is not None)
+    if listed is not None and same_shape and (max_leverage is None or _has_leverage(listed, max_leverage)):
+        return MarketTiers(listed, dated.source, dated.key)
+    if max_leverage is not None:
+        return MarketTiers(
+            single_tier(max_leverage), f"clearinghouseState maxLeverage {max_leverage}, taken as one tier"
+        )
+    raise FieldError(
+        joined(path, "maxLeverage"),
+        FailureReason.MISSING_PARAMETER,
+        f"no margin tiers of {coin}: neither a market payload nor the position nor the selected dated parameters "
+        f"({dated.key or 'none selected'}) state its maximum leverage at the time of the payload",
+    )
+
+
+def _has_leverage(tiers: tuple[MarginTier, ...], max_leverage: Decimal) -> bool:
+    return any(tier.max_leverage == Fraction(max_leverage) for tier in tiers)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Market rows
+
+
+def read_tokens(rows: Rows, payload: Payload) -> dict[int, str]:
+    """Token names by index of a `spotMeta` payload."""
+    names: dict[int, str] = {}
+    with rows.guard(payload.name, subject=payload.request):
+        for i, token in enumerate(members(payload.body, "tokens")):
+            with rows.guard(payload.name, subject=payload.request):
+                path = joined("tokens", i)
+                names[integer_at(token, "index", path)] = str(member(token, "name", path))
+    return names
+
+
+def add_markets(reading: Reading) -> None:
+    """Instruments, flags and tiers of all markets whose underlying and collateral the asset book knows.
+
+    A market that it does not know, or whose collateral has no name, is left out without a word: nobody may hold it,
+    and whoever does becomes incomplete.
+    """
+    for market in reading.markets.values():
+        identity = instrument_id(VENUE, market.coin)
+        for name, flag in (("only_isolated", market.only_isolated), ("is_delisted", market.is_delisted)):
+            _market_state(reading, identity, name, payload=market.payload, value=float(flag))
+        if market.is_delisted or market.tiers is None:
+            continue
+        with suppress(FieldError):
+            reading.instrument(market.coin, path="")
+            reading.rule_sets.setdefault(PERP_RULES, SOURCE)
+            reading.claims.append(Claim(PERP_RULES, identity, market.tiers, None, market.payload))
+
+
+def read_contexts(reading: Reading, payload: Payload) -> dict[str, tuple[str, Decimal, Payload]]:
+    """Marks and state of each market from a `metaAndAssetCtxs` body whose two lists have equal length.
+
+    Returns (dex, oracle price, payload) by coin, for the index prices of the underlyings. Delisted and unknown markets
+    are passed over. The funding rate is per hour, as the venue pays it.
+    """
+    rows, oracles = reading.rows, {}
+    universe, contexts = payload.body[0]["universe"], payload.body[1]
+    for i, context in enumerate(contexts):
+        coin = universe[i].get("name") if isinstance(universe[i], Mapping) else None
+        market = reading.markets.get(coin) if isinstance(coin, str) else None
+        identity = instrument_id(VENUE, str(coin))
+        if market is None or market.is_delisted or identity not in reading.instruments:
+            continue
+        path = joined("[1]", i)
+        with rows.guard(payload.name, subject=identity):
+            oracle = positive_at(context, "oraclePx", path)
+            values = {
+                "mark": positive_at(context, "markPx", path),
+                "oracle": oracle,
+                "funding_rate": decimal_at(context, "funding", path),
+            }
+            for name, value in values.items():
+                add_mark(reading, identity, name, value=value, as_of=payload.received_at, source=payload.request)
+            state = {"open_interest": non_negative_at(context, "openInterest", path)}
+            for name, key in (("mid_price", "midPx"), ("day_notional_volume", "dayNtlVlm"), ("premium", "premium")):
+                optional = optional_decimal_at(context, key, path)
+                if optional is not None:
+                    state[name] = optional
+            for name, value in state.items():
+                _market_state(reading, identity, name, payload=payload, value=float(value))
+            oracles[market.coin] = (dex_of(market.coin), oracle, payload)
+    return oracles
+
+
+def add_index_prices(reading: Reading, oracles: Mapping[str, tuple[str, Decimal, Payload]]) -> None:
+    """Index price of each underlying in USD: the oracle of the venue's own dex, or of the only dex that lists it."""
+    listed: dict[str, dict[str, tuple[Decimal, Payload]]] = {}
+    for coin, (dex, price, payload) in oracles.items():
+        listed.setdefault(coin.rpartition(":")[2], {})[dex] = price, payload
+    for underlying, by_dex in listed.items():
+        chosen = by_dex.get("") or (next(iter(by_dex.values())) if len(by_dex) == 1 else None)
+        if chosen:
+            price, payload = chosen
+            add_mark(reading, underlying, "index", value=price, as_of=payload.received_at, source=payload.request)
+
+
+def add_mark(
+    reading: Reading,
+    subject: str,
+    name: str,
+    *,
+    value: Decimal,
+    as_of: datetime | None,
+    source: str,
+    account: str | None = None,
+) -> None:
+    reading.rows.add(
+        "marks",
+        venue=VENUE,
+        account_id=account,
+        subject=subject,
+        field=name,
+        value=float(value),
+        as_of=as_of,
+        source=source,
+    )
+
+
+def _market_state(
+    reading: Reading, market: str, name: str, *, payload: Payload, value: float | None = None, text: str | None = None
+) -> None:
+    reading.rows.add(
+        "market_state",
+        venue=VENUE,
+        market=market,
+        field=name,
+        value=value,
+        text=text,
+        as_of=payload.received_at,
+        source=payload.request,
+    )
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What all payloads share, at the end
+
+
+def add_shared_rows(reading: Reading) -> None:
+    """Assets, instruments, rule sets and margin tiers that the rows so far refer to.
+
+    Accounts whose payloads state different tiers of one instrument all become incomplete (inconsistent): one snapshot
+    has one.
+    """
+    rows = reading.rows
+    for symbol, known in sorted(reading.assets.items()):
+        rows.add(
+            "assets",
+            asset_id=symbol,
+            symbol=symbol,
+            risk_factor=known.risk_factor,
+            multiplier=known.multiplier,
+            peg_of=known.peg_of,
+            issuer=known.issuer,
+        )
+    rows.rows["instruments"] += [reading.instruments[identity] for identity in sorted(reading.instruments)]
+    for rule_set, source in sorted(reading.rule_sets.items()):
+        rows.rows["rule_sets"] += rule_set_rows(rule_set, source)
+
+    by_market: dict[tuple[str, str], list[Claim]] = {}
+    for claim in reading.claims:
+        by_market.setdefault((claim.rule_set, claim.instrument), []).append(claim)
+    for (rule_set, identity), claims in sorted(by_market.items()):
+        if len({claim.tiers.tiers for claim in claims}) > 1:
+            for claim in claims:
+                message = f"accounts of one snapshot state different margin tiers: {claim.tiers.source}"
+                reason = FailureReason.INCONSISTENT
+                rows.fail(reason, message, payload=claim.payload.name, subject=identity, account_id=claim.account_id)
+            continue
+        rows.rows["margin_tiers"] += margin_tier_rows(rule_set, identity, claims[0].tiers.tiers)
+        name = rule_set.replace(PERP_RULES, "margin_parameters")
+        _market_state(reading, identity, name, payload=claims[0].payload, text=claims[0].tiers.source)

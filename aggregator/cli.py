@@ -1,0 +1,244 @@
+"""The command line: verbs parse arguments, call and print; no logic. Heavy imports happen inside a verb.
+
+Data goes to stdout, talk to stderr. Exit codes: 0 ok, 1 internal error, 2 usage or configuration (nothing ran), 3 bad
+or incomplete data, 4 limit breached, 5 venue unreachable; of several conditions the first of 4, 5, 3 decides, and
+`--json` lists all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import __version__
+from .errors import ConfigurationError, CrossmarginError, ExitCode
+
+if TYPE_CHECKING:
+    from .sweep import Outcome
+
+app = typer.Typer(
+    name="crossmargin",
+    help="Unified margin across lenders, perpetuals, exchanges and option venues.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+_ConfigArgument = Annotated[Path, typer.Argument(help="Configuration of the run (TOML).", show_default=False)]
+_JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout instead of tables.")]
+_SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Override one key; repeatable.")
+]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Unified margin across lenders, perpetuals, exchanges and option venues."""
+
+
+@app.command()
+def sweep(
+    config: _ConfigArgument,
+    as_json: _JsonOption = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Start anew even if an unfinished run of equal digest lies there.")
+    ] = False,
+    overrides: _SetOption = None,
+) -> None:
+    """Run one margin sweep: ingest, compute, store, report."""
+    with _exit_codes(as_json):
+        from .config import load_configuration
+
+        resolved = load_configuration(config, overrides=overrides or (), environment=os.environ)
+        _start_engine(resolved.configuration.engine.host_devices)
+        from .sweep import run_sweep
+
+        with _progress() as say:
+            say.note(f"{resolved.configuration.title}: configuration {resolved.digest()[:12]}")
+            outcome = run_sweep(resolved, fresh=fresh, progress=say)
+        _print_outcome(outcome, as_json)
+    raise typer.Exit(int(outcome.exit_code))
+
+
+@app.command()
+def report(
+    run: Annotated[str, typer.Argument(help="Run id, or `latest`.", show_default=False)],
+    store: Annotated[str, typer.Option("--store", help="Result store: folder or URL.")] = "results",
+    output: Annotated[
+        Path | None, typer.Option("--output", help="HTML file to write; default <store>/reports/<run>.html.")
+    ] = None,
+    as_json: _JsonOption = False,
+) -> None:
+    """Write the HTML report of a run that is in the store."""
+    with _exit_codes(as_json):
+        from .report import write_report
+        from .store import ResultStore
+
+        results = ResultStore(store)
+        if run == "latest":
+            runs = results.committed_runs()
+            if not runs:
+                raise ConfigurationError(f"the store {store!r} holds no finished run")
+            run = runs[-1]
+        if output is None:
+            if "://" in store:
+                raise ConfigurationError("give --output: the report of a remote store is written to a local file")
+            output = Path(store) / "reports" / f"{run}.html"
+        path = write_report(results.read_run(run), output)
+        typer.echo(json.dumps({"run_id": run, "report": str(path)}) if as_json else str(path))
+
+
+@app.command()
+def schema(
+    table: Annotated[str | None, typer.Argument(help="One table; default all.", show_default=False)] = None,
+    as_json: _JsonOption = False,
+) -> None:
+    """Print the canonical tables and the result tables: columns, types, units."""
+    with _exit_codes(as_json):
+        from .errors import nearest_name
+        from .schema import CANONICAL, RESULTS, describe
+
+        kinds = {"canonical": CANONICAL, "result": RESULTS}
+        tables = [(kind, name, s) for kind, of in kinds.items() for name, s in of.items() if table in (None, name)]
+        if not tables:
+            known = [*CANONICAL, *RESULTS]
+            raise ConfigurationError(
+                f"no table {table!r}{nearest_name(table or '', known)}; known: {', '.join(dict.fromkeys(known))}"
+            )
+        if as_json:
+            typer.echo(
+                json.dumps(
+                    [{"kind": kind, "table": name, "columns": describe(s)} for kind, name, s in tables], indent=2
+                )
+            )
+            return
+        for kind, name, s in tables:
+            typer.echo(f"{name} ({kind}, version {s.metadata[b'crossmargin.version'].decode()})")
+            for column in describe(s):
+                null = ", nullable" if column["nullable"] else ""
+                typer.echo(f"  {column['name']:<32} {column['type']}{null}  [{column['unit']}]")
+            typer.echo("")
+
+
+def _start_engine(host_devices: int) -> None:
+    """Switch on x64 and split the CPU into devices; must run before JAX first looks at its devices."""
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    jax.config.update("jax_num_cpu_devices", host_devices or cores)
+
+
+@contextmanager
+def _exit_codes(as_json: bool) -> Iterator[None]:
+    """Errors to one clear sentence on stderr and the right exit code (and one JSON object with `--json`)."""
+    try:
+        yield
+    except CrossmarginError as error:
+        _fail(as_json, error.exit_code, type(error).__name__, str(error))
+    except (typer.Exit, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        traceback.print_exc(file=sys.stderr)
+        _fail(as_json, ExitCode.INTERNAL, type(error).__name__, f"internal error: {error}")
+
+
+def _fail(as_json: bool, code: ExitCode, kind: str, message: str) -> None:
+    typer.echo(f"crossmargin: {message}", err=True)
+    if as_json:
+        condition = {"condition": kind, "code": int(code), "message": message}
+        typer.echo(
+            json.dumps({"run_id": None, "store": None, "report": None, "conditions": [condition], "portfolios": []})
+        )
+    raise typer.Exit(int(code))
+
+
+def _print_outcome(outcome: Outcome, as_json: bool) -> None:
+    if as_json:
+        document = {
+            "run_id": outcome.run_id,
+            "store": outcome.store,
+            "report": outcome.report,
+            "conditions": [condition._asdict() for condition in outcome.conditions],
+            "portfolios": [{k: v for k, v in row.items() if k != "run_id"} for row in outcome.portfolios],
+        }
+        typer.echo(json.dumps(document, default=str))
+        return
+    from rich.console import Console
+
+    from .headline import headline_table
+
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    console.print(headline_table(outcome.portfolios))
+    for condition in outcome.conditions:
+        typer.echo(f"{condition.condition}: {condition.message}", err=True)
+    typer.echo(f"run      {outcome.run_id}{' (resumed)' if outcome.resumed else ''} in {outcome.duration_s:.1f} s")
+    typer.echo(f"results  {outcome.store}")
+    if outcome.report:
+        typer.echo(f"report   {outcome.report}")
+
+
+class _Lines:
+    """Progress as plain lines on stderr, one per stage."""
+
+    def __init__(self) -> None:
+        self._stage = ""
+
+    def note(self, text: str) -> None:
+        typer.echo(text, err=True)
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if stage != self._stage or done == total:
+            self._stage = stage
+            typer.echo(f"{stage}: {done}/{total}", err=True)
+
+
+class _Bars:
+    """Progress as rich bars on a terminal."""
+
+    def __init__(self, progress: Any) -> None:
+        self._progress = progress
+        self._tasks: dict[str, Any] = {}
+
+    def note(self, text: str) -> None:
+        self._progress.console.print(text)
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if stage not in self._tasks:
+            self._tasks[stage] = self._progress.add_task(stage, total=total)
+        self._progress.update(self._tasks[stage], completed=done, total=total)
+
+
+@contextmanager
+def _progress() -> Iterator[_Lines | _Bars]:
+    if not sys.stderr.isatty():
+        yield _Lines()
+        return
+    from rich.console import Console
+    from rich.progress import Progress as RichProgress
+
+    with RichProgress(console=Console(stderr=True), transient=True) as progress:
+        yield _Bars(progress)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()

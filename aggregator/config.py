@@ -1,0 +1,304 @@
+"""The typed configuration of a run, read from TOML. Every default lives here; an unknown key is an error.
+
+Paths in a configuration are relative to its file. `--set a.b=c` overrides the environment `CROSSMARGIN__A__B`, which
+overrides the file. Nothing here is a secret: keys come from the environment or from files named there, never from TOML.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from .errors import ConfigurationError, nearest_name
+
+ENVIRONMENT_PREFIX = "CROSSMARGIN__"
+TILE = 256
+"""Scenarios per tile: the fixed block in which everything over scenarios is drawn, evaluated and added."""
+
+
+class Section(BaseModel):
+    """What all sections have in common."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+class PayloadFile(Section):
+    """One payload file; `request` is the venue's name of the call and may be left out when the file is an envelope."""
+
+    file: str
+    request: str = ""
+
+
+class Source(Section):
+    """Payloads of one venue: of one owner, or market-wide when `owner` is empty.
+
+    Sources of equal `snapshot` form one snapshot: they share market data and are checked against each other. `parameters` is
+    the venue's dated parameter file.
+    """
+
+    venue: str
+    owner: str = Field(default="", pattern=r"^[A-Za-z0-9_.-]{0,64}$")
+    snapshot: str = "main"
+    parameters: str | None = None
+    payloads: tuple[PayloadFile, ...] = Field(min_length=1)
+
+
+class Run(Section):
+    """What is computed. `as_of` None: the newest receive time of the snapshot."""
+
+    as_of: datetime | None = None
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    horizon_days: float = Field(default=1.0, gt=0, le=60)
+    detail_top: int = Field(default=100, ge=0)
+    worst_scenarios: int = Field(default=10, ge=1, le=100)
+
+    @field_validator("as_of")
+    @classmethod
+    def _zoned(cls, value: datetime | None) -> datetime | None:
+        if value is not None and value.tzinfo is None:
+            raise ValueError("as_of needs a time zone, for example 2024-06-30T00:00:00Z")
+        return value.astimezone(UTC) if value else None
+
+
+class Data(Section):
+    """Freshness and consistency bounds of the snapshot; None switches a bound off."""
+
+    max_age_s: float | None = Field(default=3600.0, gt=0)
+    max_mark_gap: float | None = Field(default=0.02, gt=0)
+
+
+class MultivariateTFigures(Section):
+    """Scenarios from a multivariate t with figures from the configuration.
+
+    `daily_std` is the daily standard deviation of each factor's log move (not the t's scale); `correlation` holds
+    `"factor | factor" = rho` pairs, unnamed pairs are `default_correlation` between price factors and 0 otherwise.
+    """
+
+    generator: Literal["multivariate_t"]
+    scenarios: int = Field(default=10_000, ge=100, le=10_000_000)
+    nu: float = Field(gt=2)
+    daily_std: dict[str, float]
+    correlation: dict[str, float] = {}
+    default_correlation: float = Field(default=0.0, ge=-1, le=1)
+    proxies: dict[str, Proxy] = {}
+
+
+class Proxy(Section):
+    """A factor without figures or history of its own moves as `scale` times another one."""
+
+    factor: str
+    scale: float = Field(default=1.0, gt=0)
+
+
+class PegFigures(Section):
+    """Parametric peg factor: t-distributed log move with this daily standard deviation."""
+
+    daily_std: float = Field(ge=0)
+    nu: float = Field(default=3.0, gt=2)
+
+
+class VolRule(Section):
+    """Log vol move of an underlying without implied-vol history: `beta * r + eta * Z`."""
+
+    beta: float
+    eta: float = Field(ge=0)
+
+
+class FilteredHistoryFigures(Section):
+    """Scenarios by filtered historical simulation on a market-history table.
+
+    `scenarios` 0 takes every date of the panel once (the exact law); otherwise dates are drawn with replacement.
+    """
+
+    generator: Literal["filtered_history"]
+    scenarios: int = Field(default=0, ge=0, le=10_000_000)
+    history: str
+    context: str | None = None
+    market_preference: tuple[str, ...] = ("perp", "spot", "spot_long")
+    anchors: tuple[str, ...] = ("BTC", "ETH")
+    ewma_lambda: float = Field(default=0.97, gt=0.5, lt=1)
+    proxies: dict[str, Proxy] = {}
+    pegs: dict[str, PegFigures] = {}
+    vol_rules: dict[str, VolRule] = {}
+    until: datetime | None = None
+    """Last instant of the history; None: the run's as_of."""
+
+
+class Engine(Section):
+    """How it is computed; none of these changes a bit of the results."""
+
+    scenario_chunk: int = Field(default=4096, ge=TILE)
+    host_devices: int = Field(default=0, ge=0, le=256)
+    """CPU devices to split portfolios over; 0 takes the number of cores."""
+    shard_portfolios: int = Field(default=1024, ge=1)
+    """Portfolios per shard, about: shards are hash ranges of portfolio ids."""
+
+    @field_validator("scenario_chunk")
+    @classmethod
+    def _whole_tiles(cls, value: int) -> int:
+        if value % TILE:
+            raise ValueError(f"scenario_chunk must be a multiple of {TILE}")
+        return value
+
+
+class Store(Section):
+    """Where results land: a folder, or a URL of an object store."""
+
+    path: str = "../results"
+    resume_within_s: float = Field(default=86_400.0, ge=0)
+
+
+class ReportSection(Section):
+    """Folder where the HTML report of each run lands; an empty path writes none."""
+
+    path: str = "../results/reports"
+
+
+LimitMetric = Literal[
+    "equity_usd",
+    "health_minimum",
+    "p_liquidation_any_at_horizon",
+    "es_99_pooled_usd",
+    "es_995_pooled_usd",
+    "equity_to_es_99",
+    "native_maintenance_usd",
+    "health",
+    "p_liquidation_at_horizon",
+]
+
+
+class Limit(Section):
+    """A bound that the run must keep: exactly one of `minimum` and `maximum`.
+
+    `scope`: "*" every portfolio, a portfolio id, or for the account metrics (health, p_liquidation_at_horizon) an account id or
+    its prefix. A metric that is null leaves the limit undecided, which is reported and never counts as kept.
+    """
+
+    metric: LimitMetric
+    scope: str = "*"
+    minimum: float | None = None
+    maximum: float | None = None
+
+    @model_validator(mode="after")
+    def _one_bound(self) -> Limit:
+        if (self.minimum is None) == (self.maximum is None):
+            raise ValueError("give exactly one of minimum and maximum")
+        return self
+
+
+class Configuration(Section):
+    """A whole run."""
+
+    title: str = "crossmargin sweep"
+    assets: str = "assets.toml"
+    run: Run = Run()
+    data: Data = Data()
+    scenarios: MultivariateTFigures | FilteredHistoryFigures = Field(discriminator="generator")
+    engine: Engine = Engine()
+    store: Store = Store()
+    report: ReportSection = ReportSection()
+    sources: tuple[Source, ...] = Field(min_length=1)
+    portfolios: dict[str, tuple[str, ...]] = Field(min_length=1)
+    """Portfolio id to account ids; an entry also takes every account whose id starts with it and a colon."""
+    limits: tuple[Limit, ...] = ()
+
+
+class Resolved(Section):
+    """A configuration with the folder that its paths are relative to."""
+
+    configuration: Configuration
+    folder: Path
+
+    def path(self, text: str) -> Path:
+        """An absolute path from a path of the configuration."""
+        return (self.folder / text).resolve()
+
+    def text(self) -> str:
+        """Canonical JSON of everything that was configured (no path of the machine)."""
+        return json.dumps(self.configuration.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+
+    def digest(self) -> str:
+        """SHA-256 of what decides the numbers: the configuration without engine, store, report and title."""
+        figures = self.configuration.model_dump(mode="json", exclude={"engine", "store", "report", "title"})
+        return hashlib.sha256(json.dumps(figures, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def load_configuration(
+    path: Path, *, overrides: Sequence[str] = (), environment: Mapping[str, str] | None = None
+) -> Resolved:
+    """The configuration in `path`, with environment and `a.b=c` overrides applied.
+
+    Raises `ConfigurationError` with one sentence per mistake: what is wrong, where, and the nearest right name.
+    """
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError(f"cannot read the configuration {path.name!r}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path.name} is not valid TOML: {error}") from None
+    for name, text in sorted((environment or {}).items()):
+        if name.startswith(ENVIRONMENT_PREFIX):
+            _override(document, name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__"), text, name)
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator:
+            raise ConfigurationError(f"--set {override!r}: expected a.b=value")
+        _override(document, key.strip().split("."), text.strip(), f"--set {key}")
+    try:
+        return Resolved(configuration=Configuration.model_validate(document), folder=path.resolve().parent)
+    except ValidationError as error:
+        raise ConfigurationError(f"{path.name}: " + "; ".join(_sentences(error))) from None
+
+
+def _override(document: dict[str, Any], keys: Sequence[str], text: str, where: str) -> None:
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    section = document
+    for key in keys[:-1]:
+        section = section.setdefault(key, {})
+        if not isinstance(section, dict):
+            raise ConfigurationError(f"{where}: {key!r} is no section")
+    section[keys[-1]] = value
+
+
+def _sentences(error: ValidationError) -> list[str]:
+    out = []
+    for entry in error.errors(include_url=False, include_context=False, include_input=False):
+        place = ".".join(str(part) for part in entry["loc"])
+        if entry["type"] == "extra_forbidden":
+            hint = nearest_name(str(entry["loc"][-1]), _known_keys(entry["loc"][:-1]))
+            out.append(f"unknown key {place}{hint}")
+        elif entry["type"] == "missing":
+            out.append(f"missing key {place}")
+        else:
+            out.append(f"{place}: {entry['msg'].removeprefix('Value error, ')}")
+    return out
+
+
+def _known_keys(location: Sequence[int | str]) -> list[str]:
+    """Keys of the section at `location`, followed through the models (list indices and union tags are skipped)."""
+    models: list[type[BaseModel]] = [Configuration]
+    for part in location:
+        following = [m for model in models if part in model.model_fields for m in _models(model.model_fields[str(part)].annotation)]
+        models = following or models
+    return sorted({name for model in models for name in model.model_fields})
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models(part)]
+
+
+MultivariateTFigures.model_rebuild()
+FilteredHistoryFigures.model_rebuild()
+Configuration.model_rebuild()

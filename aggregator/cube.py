@@ -1,0 +1,204 @@
+"""The instrument cube: every distinct payoff of a book, priced once per scenario and shared by all portfolios.
+
+A row is one of two kinds. A **factor row** is a product of powers of factor prices relative to today,
+`exp(sum weight * shock)`: a token, a perp, a future, a stablecoin, a currency conversion. Row 0 is the constant. An
+**option row** is a European option in money per unit, repriced in full. Today's value of a factor row is 1, of an
+option row its price; what a scenario yields is the *change* from today, computed in float64 and kept as float32 (no
+cancellation: `expm1`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from .pricing import DAYS_PER_YEAR, black76_price, discount_at_horizon, term_scaled_log_vol_change
+
+TERMS = 4
+"""Most factors in one product: an underlying (price, peg) against a settlement asset (price or peg) and a unit."""
+
+Exponents = Mapping[str, float]
+"""Factor name to power; an empty mapping is the constant."""
+
+
+class OptionTerms(NamedTuple):
+    """One option at today's market: money is the quote currency of its forward, time in years."""
+
+    forward: float
+    strike: float
+    years: float
+    vol: float
+    discount: float
+    is_call: bool
+    price_factor: str
+    vol_factor: str
+    conversion: tuple[tuple[str, float], ...]
+    """Exponents that turn the quote currency into the row's money (a settlement stable's peg, say)."""
+    conversion_today: float
+
+
+class CubeRows(eqx.Module):
+    """The rows of a cube on the device. K factor rows come first, then I option rows."""
+
+    exponent_factor: Int[Array, "K terms"]
+    exponent_weight: Float[Array, "K terms"]
+    forward: Float[Array, " I"]
+    strike: Float[Array, " I"]
+    years: Float[Array, " I"]
+    vol: Float[Array, " I"]
+    discount: Float[Array, " I"]
+    is_call: Bool[Array, " I"]
+    price_factor: Int[Array, " I"]
+    vol_factor: Int[Array, " I"]
+    conversion_factor: Int[Array, "I terms"]
+    conversion_weight: Float[Array, "I terms"]
+    conversion_today: Float[Array, " I"]
+
+    def log_change(self, shocks: Float[Array, " factors"], row: Int[Array, ""]) -> Float[Array, ""]:
+        """Log change of one factor row in one scenario."""
+        return _power_sum(shocks, self.exponent_factor[row], self.exponent_weight[row])
+
+    def today(self) -> Float[Array, " rows"]:
+        """Today's value of every row: 1 for factor rows, the price for option rows."""
+        price = jax.vmap(
+            lambda f, k, t, s, d, c: black76_price(f, k, years=t, vol=s, is_call=c, discount=d),
+        )(self.forward, self.strike, self.years, self.vol, self.discount, self.is_call)
+        return jnp.concatenate([jnp.ones(self.exponent_factor.shape[0], jnp.float64), price * self.conversion_today])
+
+    def changes(self, shocks: Float[Array, " factors"], *, horizon_years: float) -> Float[Array, " rows"]:
+        """Change of every row's value from today in one scenario, float32.
+
+        Options at T - h with their own vol moved by their underlying's (sticky strike); expired inside h: intrinsic.
+        """
+        factor = jnp.expm1(jax.vmap(lambda f, w: _power_sum(shocks, f, w))(self.exponent_factor, self.exponent_weight))
+        option = jax.vmap(lambda *terms: _option_change(shocks, horizon_years, *terms))(
+            self.forward,
+            self.strike,
+            self.years,
+            self.vol,
+            self.discount,
+            self.is_call,
+            self.price_factor,
+            self.vol_factor,
+            self.conversion_factor,
+            self.conversion_weight,
+            self.conversion_today,
+        )
+        return jnp.concatenate([factor, option]).astype(jnp.float32)
+
+
+def _power_sum(
+    shocks: Float[Array, " factors"], factor: Int[Array, " terms"], weight: Float[Array, " terms"]
+) -> Float[Array, ""]:
+    # TERMS additions in a fixed order: a reduction would leave the order, and so the bits, to the compiler.
+    total = weight[0] * shocks[factor[0]]
+    for term in range(1, TERMS):
+        total = total + weight[term] * shocks[factor[term]]
+    return total
+
+
+def _option_change(
+    shocks: Float[Array, " factors"],
+    horizon_years: float,
+    forward: Float[Array, ""],
+    strike: Float[Array, ""],
+    years: Float[Array, ""],
+    vol: Float[Array, ""],
+    discount: Float[Array, ""],
+    is_call: Bool[Array, ""],
+    price_factor: Int[Array, ""],
+    vol_factor: Int[Array, ""],
+    conversion_factor: Int[Array, " terms"],
+    conversion_weight: Float[Array, " terms"],
+    conversion_today: Float[Array, ""],
+) -> Float[Array, ""]:
+    today = black76_price(forward, strike, years=years, vol=vol, is_call=is_call, discount=discount)
+    moved = black76_price(
+        forward * jnp.exp(shocks[price_factor]),
+        strike,
+        years=jnp.maximum(years - horizon_years, 0.0),
+        vol=vol * jnp.exp(term_scaled_log_vol_change(shocks[vol_factor], years)),
+        is_call=is_call,
+        discount=discount_at_horizon(discount, years, horizon_years=horizon_years),
+    )
+    conversion = conversion_today * jnp.exp(_power_sum(shocks, conversion_factor, conversion_weight))
+    return moved * conversion - today * conversion_today
+
+
+class CubeBuilder:
+    """Collects distinct rows on the host and gives each a number; the factor list is fixed at the end, sorted by
+    name.
+    """
+
+    def __init__(self) -> None:
+        self._factor_rows: dict[tuple[tuple[str, float], ...], int] = {(): 0}
+        self._option_rows: dict[OptionTerms, int] = {}
+
+    def factor_row(self, exponents: Exponents) -> int:
+        """Number of the factor row with these exponents (zero powers dropped)."""
+        key = tuple(sorted((name, power) for name, power in exponents.items() if power != 0.0))
+        if len(key) > TERMS:
+            raise ValueError(f"a product of {len(key)} factors, at most {TERMS} are possible: {key}")
+        return self._factor_rows.setdefault(key, len(self._factor_rows))
+
+    def option_row(self, terms: OptionTerms) -> int:
+        """Number of the option row, as a negative number -1, -2, ...; `resolve` turns it into the row of the cube."""
+        return -1 - self._option_rows.setdefault(terms, len(self._option_rows))
+
+    def finished_row(self, row: int) -> int:
+        """Number of a row in the finished cube (option rows lie behind the factor rows)."""
+        return row if row >= 0 else len(self._factor_rows) - 1 - row
+
+    def factors(self) -> tuple[str, ...]:
+        """Every factor that some row uses, sorted."""
+        names = {name for key in self._factor_rows for name, _ in key}
+        for terms in self._option_rows:
+            names |= {terms.price_factor, terms.vol_factor} | {name for name, _ in terms.conversion}
+        return tuple(sorted(names))
+
+    def build(self, factors: Sequence[str]) -> CubeRows:
+        """The rows on the device, with factor names turned into indices of `factors`."""
+        index = {name: number for number, name in enumerate(factors)}
+        factor_keys = list(self._factor_rows)
+        options = list(self._option_rows)
+
+        def padded(keys: Sequence[tuple[tuple[str, float], ...]]) -> tuple[np.ndarray, np.ndarray]:
+            factor = np.zeros((len(keys), TERMS), np.int32)
+            weight = np.zeros((len(keys), TERMS), np.float64)
+            for row, key in enumerate(keys):
+                for term, (name, power) in enumerate(key):
+                    factor[row, term], weight[row, term] = index[name], power
+            return factor, weight
+
+        exponent_factor, exponent_weight = padded(factor_keys)
+        conversion_factor, conversion_weight = padded([terms.conversion for terms in options])
+
+        def column(name: str) -> Float[Array, " I"]:
+            return jnp.asarray(np.array([getattr(terms, name) for terms in options], np.float64))
+
+        return CubeRows(
+            exponent_factor=jnp.asarray(exponent_factor),
+            exponent_weight=jnp.asarray(exponent_weight),
+            forward=column("forward"),
+            strike=column("strike"),
+            years=column("years"),
+            vol=column("vol"),
+            discount=column("discount"),
+            is_call=jnp.asarray(np.array([terms.is_call for terms in options], bool)),
+            price_factor=jnp.asarray(np.array([index[terms.price_factor] for terms in options], np.int32)),
+            vol_factor=jnp.asarray(np.array([index[terms.vol_factor] for terms in options], np.int32)),
+            conversion_factor=jnp.asarray(conversion_factor),
+            conversion_weight=jnp.asarray(conversion_weight),
+            conversion_today=column("conversion_today"),
+        )
+
+
+def years_until(seconds: float) -> float:
+    """Years of 365 days in `seconds`, never negative."""
+    return max(seconds, 0.0) / (DAYS_PER_YEAR * 86_400.0)

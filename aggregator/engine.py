@@ -1,0 +1,271 @@
+"""The jitted evaluation: scenarios drawn, cube priced once, every portfolio of a shard mapped over it.
+
+Portfolios outside, scenarios inside: the loss row of a portfolio is transient, so tails are exact and nothing of size
+portfolios x scenarios is kept. Portfolios of one bucket are split over the host's devices by `shard_map`; which device
+computes one, how many share its bucket and in which chunks the scenarios were drawn changes no bit of it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import AxisType, PartitionSpec
+from jaxtyping import Array, Bool, Float, Int
+
+from .batch import Bucket, PortfolioArrays, bucketed
+from .config import TILE
+from .cube import CubeRows
+from .margin import NativeMargin, accumulate, line_changes, liquidated, native_margin_today
+from .portfolio import PackedPortfolio
+from .risk import euler_allocation, tail_risk, tail_weights, tile_sum
+from .scenarios import ScenarioGenerator, draw_scenarios, padded_count, scenario_weights
+
+CONFIDENCES = (0.99, 0.995)
+HISTOGRAM_BINS = 48
+_DAYS_PER_YEAR = 365.0
+
+
+class Cube(eqx.Module):
+    """What all portfolios share: the rows, today's values, the changes in every scenario, the shocks and the
+    weights.
+    """
+
+    rows: CubeRows
+    today: Float[Array, " rows"]
+    change: Float[Array, "rows scenarios"]
+    shocks: Float[Array, "scenarios factors"]
+    weights: Float[Array, " scenarios"]
+    horizon_years: float = eqx.field(static=True)
+
+
+class Headline(NamedTuple):
+    """Figures of one portfolio; risk measures have a trailing axis over `CONFIDENCES`. Money in USD but for
+    `native`.
+    """
+
+    native: NativeMargin
+    p_liquidation: Float[Array, " A"]
+    p_any: Float[Array, ""]
+    pooled_var: Float[Array, " levels"]
+    pooled_es: Float[Array, " levels"]
+    node_var: Float[Array, "N levels"]
+    node_es: Float[Array, "N levels"]
+    line_var: Float[Array, "L levels"]
+    line_es: Float[Array, "L levels"]
+    mean_loss: Float[Array, ""]
+    worst_loss: Float[Array, ""]
+    finite: Bool[Array, ""]
+
+
+class Detail(NamedTuple):
+    """What is kept for the portfolios that matter most."""
+
+    line_euler: Float[Array, "L levels"]
+    """Contribution of each line to the pooled ES; they sum to it."""
+    worst_scenario: Int[Array, " worst"]
+    worst_loss: Float[Array, " worst"]
+    worst_line_loss: Float[Array, "worst L"]
+    worst_liquidated: Bool[Array, "worst A"]
+    histogram_edge: Float[Array, " edges"]
+    histogram_probability: Float[Array, " bins"]
+
+
+def draw_cube(
+    rows: CubeRows,
+    generator: ScenarioGenerator,
+    *,
+    seed: int,
+    scenarios: int | None,
+    chunk: int,
+    horizon_days: float,
+) -> Cube:
+    """The cube of a run: scenarios drawn and rows priced in chunks of `chunk` (a multiple of the tile), same bits for
+    any.
+    """
+    key = jax.random.key(seed)
+    weights = scenario_weights(generator, scenarios)
+    total = weights.shape[0]
+    horizon_years = horizon_days / _DAYS_PER_YEAR
+    shocks, changes = [], []
+    for first in range(0, total, chunk):
+        # A ragged last chunk is drawn whole and cut, so that one shape is compiled.
+        block = draw_scenarios(generator, key, first, min(chunk, padded_count(total)))
+        shocks.append(block)
+        changes.append(_price_rows(rows, block, horizon_years=horizon_years))
+    shock = jnp.concatenate(shocks)[:total]
+    return Cube(
+        rows=rows,
+        today=rows.today(),
+        change=jnp.concatenate(changes, axis=1)[:, :total],
+        shocks=shock,
+        weights=weights,
+        horizon_years=horizon_years,
+    )
+
+
+@functools.partial(jax.jit, static_argnames="horizon_years")
+def _price_rows(
+    rows: CubeRows, shocks: Float[Array, "scenarios factors"], *, horizon_years: float
+) -> Float[Array, "rows scenarios"]:
+    """Changes of all rows in every scenario, tile by tile: the compiled body never sees the length of the request."""
+    tiles = shocks.reshape(-1, TILE, shocks.shape[1])
+    changes = lax.map(jax.vmap(lambda s: rows.changes(s, horizon_years=horizon_years)), tiles)
+    return changes.reshape(shocks.shape[0], -1).T
+
+
+def _evaluate(portfolio: PortfolioArrays, cube: Cube) -> tuple[NativeMargin, Array, Array, Array, Array]:
+    """(native margin, line losses [L, S], node losses [N, S], pooled losses [S], liquidated [A, S]) of one
+    portfolio.
+    """
+    native = native_margin_today(portfolio, cube.today, jnp.zeros(cube.shocks.shape[1], jnp.float64), cube.rows)
+    losses = -line_changes(portfolio, cube.change)
+    nodes = accumulate(
+        portfolio.line_node,
+        lambda line: losses[line],
+        jnp.zeros((portfolio.node_is_real.shape[0], losses.shape[1]), losses.dtype),
+    )
+    pooled = lax.fori_loop(0, nodes.shape[0], lambda n, total: total + nodes[n], jnp.zeros_like(nodes[0]))
+    gone = liquidated(
+        portfolio, native, cube.today, cube.change, cube.shocks, cube.rows, horizon_years=cube.horizon_years
+    )
+    return native, losses, nodes, pooled, gone
+
+
+def _tails(losses: Float[Array, "rows scenarios"], weights: Array) -> tuple[Array, Array]:
+    """(VaR, ES) of every row at every confidence, [rows, levels] each; one row at a time keeps the temporaries
+    small.
+    """
+
+    def one(row: Array) -> tuple[Array, Array]:
+        found = [tail_risk(row, weights, confidence=level) for level in CONFIDENCES]
+        return jnp.stack([t.value_at_risk for t in found]), jnp.stack([t.expected_shortfall for t in found])
+
+    return lax.map(one, losses)
+
+
+def headline(portfolio: PortfolioArrays, cube: Cube) -> Headline:
+    """All headline figures of one portfolio."""
+    native, losses, nodes, pooled, gone = _evaluate(portfolio, cube)
+    rows = jnp.concatenate([losses, nodes, pooled[None, :]])
+    var, es = _tails(rows, cube.weights)
+    lines, count = losses.shape[0], nodes.shape[0]
+    real = cube.weights > 0
+    finite = jnp.all(jnp.isfinite(jnp.where(real[None, :], losses, 0.0)))
+    for figures in native:
+        finite = finite & jnp.all(jnp.isfinite(figures))
+    return Headline(
+        native=native,
+        p_liquidation=_probability(gone, cube.weights),
+        p_any=_probability(jnp.any(gone, axis=0)[None, :], cube.weights)[0],
+        pooled_var=var[lines + count],
+        pooled_es=es[lines + count],
+        node_var=var[lines : lines + count],
+        node_es=es[lines : lines + count],
+        line_var=var[:lines],
+        line_es=es[:lines],
+        mean_loss=tile_sum(cube.weights * jnp.where(real, pooled, 0.0).astype(jnp.float64)),
+        worst_loss=jnp.max(jnp.where(real, pooled, -jnp.inf)).astype(jnp.float64),
+        finite=finite,
+    )
+
+
+def _probability(events: Bool[Array, "rows scenarios"], weights: Float[Array, " scenarios"]) -> Float[Array, " rows"]:
+    # A certain event has probability 1, which a sum of 10,000 weights of 1e-4 misses by rounding.
+    total = tile_sum(weights)
+    return tile_sum(jnp.where(events, weights[None, :], 0.0)) / total
+
+
+def detail(portfolio: PortfolioArrays, cube: Cube, *, worst: int) -> Detail:
+    """Allocation, worst scenarios and histogram of one portfolio."""
+    _, losses, _, pooled, gone = _evaluate(portfolio, cube)
+    euler = jnp.stack(
+        [euler_allocation(losses, tail_weights(pooled, cube.weights, confidence=level)) for level in CONFIDENCES],
+        axis=1,
+    )
+    real = cube.weights > 0
+    ranked = jnp.where(real, pooled, -jnp.inf)
+    worst_loss, scenario = lax.top_k(ranked, worst)
+    low = jnp.min(jnp.where(real, pooled, jnp.inf)).astype(jnp.float64)
+    high = jnp.max(ranked).astype(jnp.float64)
+    width = jnp.maximum(high - low, 1e-9) / HISTOGRAM_BINS
+    steps = jnp.arange(HISTOGRAM_BINS + 1, dtype=jnp.float64)
+    place = jnp.clip(jnp.floor((pooled.astype(jnp.float64) - low) / width), 0, HISTOGRAM_BINS - 1)
+    inside = place[None, :] == steps[:-1, None]
+    return Detail(
+        line_euler=euler,
+        worst_scenario=scenario,
+        worst_loss=worst_loss.astype(jnp.float64),
+        worst_line_loss=losses[:, scenario].T.astype(jnp.float64),
+        worst_liquidated=gone[:, scenario].T,
+        histogram_edge=low + steps * width,
+        histogram_probability=_probability(inside & real[None, :], cube.weights),
+    )
+
+
+def evaluate_headlines(
+    portfolios: Sequence[PackedPortfolio], factors: Sequence[str], cube: Cube, *, devices: int
+) -> list[Headline | None]:
+    """Headline figures (NumPy) of every portfolio, None where it has no complete account."""
+    return _over_buckets(portfolios, factors, cube, devices, headline)
+
+
+def evaluate_details(
+    portfolios: Sequence[PackedPortfolio], factors: Sequence[str], cube: Cube, *, devices: int, worst: int
+) -> list[Detail | None]:
+    """Detail figures (NumPy) of every portfolio; `worst` scenarios at most as many as there are."""
+    scenarios = int(np.count_nonzero(np.asarray(cube.weights)))
+    return _over_buckets(portfolios, factors, cube, devices, _DetailOf(min(worst, scenarios)))
+
+
+class _DetailOf(NamedTuple):
+    """`detail` with a fixed number of worst scenarios, equal (and so compiled once) for equal numbers."""
+
+    worst: int
+
+    def __call__(self, portfolio: PortfolioArrays, cube: Cube) -> Detail:
+        return detail(portfolio, cube, worst=self.worst)
+
+
+def _over_buckets(portfolios, factors, cube, devices, function):  # type: ignore[no-untyped-def]
+    out = [None] * len(portfolios)
+    for bucket in bucketed(portfolios, factors, multiple=devices):
+        results = jax.device_get(_map_bucket(bucket.arrays, cube, function, devices))
+        for place, position in enumerate(bucket.members):
+            out[position] = jax.tree.map(lambda leaf, place=place: np.asarray(leaf[place]), results)
+    return out
+
+
+@functools.partial(jax.jit, static_argnames=("function", "devices"))
+def _map_bucket(arrays: PortfolioArrays, cube: Cube, function, devices: int):  # type: ignore[no-untyped-def]
+    """`function` of every portfolio of a bucket, split over the devices."""
+
+    def block(part: PortfolioArrays, shared: Cube):  # type: ignore[no-untyped-def]
+        return lax.map(lambda portfolio: function(portfolio, shared), part)
+
+    if devices == 1:
+        return block(arrays, cube)
+    mesh = jax.make_mesh((devices,), ("portfolios",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
+    split, whole = PartitionSpec("portfolios"), PartitionSpec()
+    return jax.shard_map(block, mesh=mesh, in_specs=(split, whole), out_specs=split, check_vma=False)(arrays, cube)
+
+
+__all__ = [
+    "CONFIDENCES",
+    "HISTOGRAM_BINS",
+    "Bucket",
+    "Cube",
+    "Detail",
+    "Headline",
+    "detail",
+    "draw_cube",
+    "evaluate_details",
+    "evaluate_headlines",
+    "headline",
+]

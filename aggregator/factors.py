@@ -1,0 +1,190 @@
+"""From the factors that a book needs to a scenario generator: figures or history, proxies, pegs, and what is missing.
+
+A factor without figures, history, proxy or rule is missing: whoever needs it cannot be computed and is left out with
+`missing_parameter`. Nothing is invented for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from .config import FilteredHistoryFigures, MultivariateTFigures, Resolved
+from .errors import ConfigurationError, Failure, FailureReason, nearest_name
+from .history import Proxy, VolatilityRule, factor_history, implied_vol_changes, read_history_table, return_panel
+from .scenarios import PegDistribution, ScenarioGenerator, filtered_historical, multivariate_t
+
+_PAIR = "|"
+
+
+class Origin(NamedTuple):
+    """Where a factor's law comes from: history, proxy, rule or figures; `filled_share` of its history cells was
+    filled.
+    """
+
+    source: str
+    filled_share: float
+
+
+class Generation(NamedTuple):
+    """A generator over `factors` (sorted); `scenarios` None for a generator that has a scenario set of its own."""
+
+    generator: ScenarioGenerator
+    factors: tuple[str, ...]
+    scenarios: int | None
+    origins: Mapping[str, Origin]
+    missing: frozenset[str]
+    failures: tuple[Failure, ...]
+
+
+def build_generator(resolved: Resolved, needed: Sequence[str], as_of: datetime) -> Generation:
+    """The configured generator over the needed factors that it can move; the others are `missing`.
+
+    Raises `ConfigurationError` when the figures are wrong in themselves or cover nothing that is needed, and lets a
+    `DataError` of the history pass (an anchor without data leaves no panel to work with).
+    """
+    figures = resolved.configuration.scenarios
+    if isinstance(figures, MultivariateTFigures):
+        return _from_figures(resolved, figures, sorted(needed))
+    return _from_history(resolved, figures, sorted(needed), as_of)
+
+
+def _covered(needed: Sequence[str], covered: Sequence[str]) -> tuple[tuple[str, ...], frozenset[str]]:
+    factors = tuple(name for name in needed if name in set(covered))
+    if not factors:
+        raise ConfigurationError(
+            f"[scenarios] moves none of the factors that this book needs: {', '.join(needed) or 'none'}"
+        )
+    return factors, frozenset(needed) - set(factors)
+
+
+def _missing_failures(missing: frozenset[str]) -> list[Failure]:
+    return [
+        Failure(
+            FailureReason.MISSING_PARAMETER,
+            f"factor {name} has no figures, history, proxy or rule in [scenarios]; accounts that need it are left out",
+            path="scenarios",
+            subject=name,
+        )
+        for name in sorted(missing)
+    ]
+
+
+def _from_figures(resolved: Resolved, figures: MultivariateTFigures, needed: Sequence[str]) -> Generation:
+    for name, proxy in figures.proxies.items():
+        if proxy.factor not in figures.daily_std:
+            hint = nearest_name(proxy.factor, figures.daily_std)
+            raise ConfigurationError(f"proxy of {name}: factor {proxy.factor!r} has no daily_std{hint}")
+    factors, missing = _covered(needed, [*figures.daily_std, *figures.proxies])
+    correlations = _pairs(figures)
+    model = {name: figures.proxies[name].factor if _is_proxied(figures, name) else name for name in factors}
+    std = {
+        name: figures.daily_std[model[name]] * (figures.proxies[name].scale if _is_proxied(figures, name) else 1.0)
+        for name in factors
+    }
+    matrix = np.eye(len(factors))
+    for i, a in enumerate(factors):
+        for j, b in enumerate(factors):
+            if i != j:
+                matrix[i, j] = 1.0 if model[a] == model[b] else _correlation(figures, correlations, model[a], model[b])
+    generator = multivariate_t(
+        factors,
+        std,
+        correlation=matrix,
+        nu=figures.nu,
+        horizon_days=resolved.configuration.run.horizon_days,
+    )
+    origins = {name: Origin("proxy" if _is_proxied(figures, name) else "figures", 0.0) for name in factors}
+    return Generation(generator, factors, figures.scenarios, origins, missing, tuple(_missing_failures(missing)))
+
+
+def _is_proxied(figures: MultivariateTFigures, name: str) -> bool:
+    return name not in figures.daily_std
+
+
+def _pairs(figures: MultivariateTFigures) -> dict[frozenset[str], float]:
+    known = [*figures.daily_std]
+    out: dict[frozenset[str], float] = {}
+    for pair, value in figures.correlation.items():
+        names = [part.strip() for part in pair.split(_PAIR)]
+        if len(names) != 2 or names[0] == names[1]:
+            raise ConfigurationError(f'correlation {pair!r}: expected "factor | other factor"')
+        for name in names:
+            if name not in figures.daily_std:
+                raise ConfigurationError(f"correlation {pair!r}: {name!r} has no daily_std{nearest_name(name, known)}")
+        if not -1.0 <= value <= 1.0:
+            raise ConfigurationError(f"correlation {pair!r} is {value}; expected -1..1")
+        key = frozenset(names)
+        if key in out:
+            raise ConfigurationError(f"correlation {pair!r} is given twice")
+        out[key] = value
+    return out
+
+
+def _correlation(figures: MultivariateTFigures, pairs: Mapping[frozenset[str], float], a: str, b: str) -> float:
+    both_prices = a.startswith("price:") and b.startswith("price:")
+    return pairs.get(frozenset((a, b)), figures.default_correlation if both_prices else 0.0)
+
+
+def _from_history(
+    resolved: Resolved, figures: FilteredHistoryFigures, needed: Sequence[str], as_of: datetime
+) -> Generation:
+    until = figures.until or as_of
+    assets = sorted({name.partition(":")[2] for name in needed if not name.startswith("peg:")})
+    proxies = {_symbol(name): Proxy(_symbol(p.factor), p.scale) for name, p in figures.proxies.items()}
+    wanted = sorted({*assets, *(proxies[a].asset for a in assets if a in proxies)})
+    panel, read_failures = return_panel(
+        read_history_table(resolved.path(figures.history)),
+        wanted,
+        as_of=until,
+        anchors=figures.anchors,
+        markets=figures.market_preference,
+    )
+    vols: dict[str, np.ndarray] = {}
+    vol_failures: tuple[Failure, ...] = ()
+    if figures.context is not None:
+        vols, vol_failures = implied_vol_changes(
+            read_history_table(resolved.path(figures.context)), assets, dates=panel.dates, as_of=until
+        )
+    rules = {a: VolatilityRule(f"price:{a}", rule.beta, rule.eta) for a, rule in figures.vol_rules.items()}
+    prices = [name for name in needed if name.startswith("price:")]
+    # A vol factor moves with its underlying's price, which therefore takes part even where nothing else needs it.
+    extra = [f"price:{name.partition(':')[2]}" for name in needed if name.startswith("vol:")]
+    history = factor_history(
+        panel,
+        list(dict.fromkeys([*prices, *extra, *(name for name in needed if name.startswith("vol:"))])),
+        proxies={a: p for a, p in proxies.items() if a in assets},
+        implied_vols=vols,
+        volatility_rules=rules,
+        decay=figures.ewma_lambda,
+    )
+    pegs = {f"peg:{a}": PegDistribution(p.daily_std, p.nu) for a, p in figures.pegs.items() if p.daily_std > 0}
+    known = [*history.columns, *history.rules, *pegs]
+    usable, missing = _covered(needed, known)
+    factors = tuple(sorted({*usable, *(name for name in extra if name in history.columns)}))
+    generator = filtered_historical(
+        factors,
+        history,
+        key=jax.random.key(resolved.configuration.run.seed),
+        pegs=pegs,
+        mode="draw" if figures.scenarios else "every_date",
+        horizon_days=resolved.configuration.run.horizon_days,
+    )
+    shares = {d.factor: Origin({"own": "history"}.get(d.origin, d.origin), d.filled_share) for d in history.diagnostics}
+    origins = {name: shares.get(name, Origin("figures", 0.0)) for name in factors}
+    named = {f.subject for f in history.failures}
+    failures = [
+        *read_failures,
+        *vol_failures,
+        *history.failures,
+        *(f for f in _missing_failures(missing) if f.subject not in named and f.subject.partition(":")[2] not in named),
+    ]
+    return Generation(generator, factors, figures.scenarios or None, origins, missing, tuple(failures))
+
+
+def _symbol(name: str) -> str:
+    return name.removeprefix("price:")

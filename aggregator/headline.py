@@ -1,0 +1,55 @@
+"""The headline table of a run on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+
+def headline_table(portfolios: Sequence[Mapping[str, Any]]) -> Table:
+    """One row per portfolio with the figures that a risk engineer looks at first; money in USD, n/a where nothing was
+    computed.
+
+    Names come from data and are shown as plain text: markup in them has no effect.
+    """
+    table = Table(title="Margin sweep (USD)", title_justify="left")
+    table.add_column("portfolio", overflow="fold")
+    for name in (
+        "equity",
+        "isolated ES 99",
+        "native MM",
+        "silo ES 99",
+        "pooled ES 99",
+        "pooled ES 99.5",
+        "lowest health",
+    ):
+        table.add_column(name, justify="right")
+    table.add_column("at", overflow="fold")
+    table.add_column("p(liquidation)", justify="right")
+    table.add_column("status")
+    for row in portfolios:
+        table.add_row(
+            Text(row["portfolio_id"]),
+            _money(row["equity_usd"]),
+            _money(row["es_99_isolated_sum_usd"]),
+            _money(row["native_maintenance_usd"]),
+            _money(row["es_99_silo_sum_usd"]),
+            _money(row["es_99_pooled_usd"]),
+            _money(row["es_995_pooled_usd"]),
+            _ratio(row["health_minimum"]),
+            Text(row["health_minimum_account"] or ""),
+            "n/a" if row["p_liquidation_any_at_horizon"] is None else f"{row['p_liquidation_any_at_horizon']:.2%}",
+            row["status"],
+        )
+    return table
+
+
+def _money(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:,.0f}"
+
+
+def _ratio(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.3f}"

@@ -1,0 +1,656 @@
+"""Daily market history: checked closes in, log returns and the inputs of filtered historical simulation out.
+
+Host code on NumPy and Arrow. A bar is dated by its open time and covers one UTC day, so it is known one day after its
+date. Returns and volatilities are per day; arrays are [dates, assets] or [dates, columns]; NaN is a missing return,
+never zero and never the return over a longer gap. Rows that cannot be used become `Failure`s, and the returns next to
+them are missing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.feather
+import pyarrow.parquet
+
+from .errors import ConfigurationError, DataError, Failure, FailureReason
+
+ANCHORS = ("BTC", "ETH")
+"""Assets whose dates are the dates of the panel, and on which shorter histories are loaded."""
+
+MARKETS = ("perp", "spot", "spot_long")
+"""Which market's closes stand for an asset, most preferred first."""
+
+IMPLIED_VOL_SERIES = "dvol_close"
+"""Series of the context table with the 30-day implied volatility of an underlying."""
+
+DECAY = 0.97
+"""Weight of the past in the exponentially weighted variance of daily returns."""
+
+BURN_IN_DAYS = 30
+"""Returns that only start the variance recursion; they have no standardised residual."""
+
+FLOOR_FRACTION = 0.5
+FLOOR_WINDOW_DAYS = 365
+"""Volatility is at least this fraction of the root mean square return of the last year."""
+
+MINIMUM_DAYS = 250
+"""Returns from which an asset or an implied volatility has a history of its own."""
+
+MAXIMUM_AGE_DAYS = 7
+"""A history that ends earlier before the end of the panel is stale."""
+
+FLAT_RUN = 3
+"""That many equal closes in a row are a price that is no longer made; the repetitions are rejected."""
+
+_DAY_US = 86_400_000_000
+
+
+class Proxy(NamedTuple):
+    """An asset's returns are those of `asset` times `scale` (> 0)."""
+
+    asset: str
+    scale: float = 1.0
+
+
+class VolatilityRule(NamedTuple):
+    """Daily change of the log implied volatility: beta times the return of `underlying` (a price factor) + eta Z."""
+
+    underlying: str
+    beta: float
+    eta: float
+
+
+@dataclass(frozen=True, slots=True)
+class ReturnPanel:
+    """Daily log returns [dates, assets] on the dates at which every anchor has one; NaN where missing.
+
+    `markets` says which market an asset's closes come from ("" for none, "perp+spot" for a splice); `anchors` are the
+    columns of the anchors.
+    """
+
+    dates: np.ndarray
+    assets: tuple[str, ...]
+    returns: np.ndarray
+    markets: tuple[str, ...]
+    anchors: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FactorDiagnostics:
+    """How a factor got its law. `days` counts its own returns; `filled_share` the cells that a fill rule supplies.
+
+    `origin` is own, proxy or rule (the latter an implied volatility without a history: filled_share 1, sigma_next its
+    standard deviation under the rule today).
+    """
+
+    factor: str
+    origin: str
+    market: str
+    first_date: str
+    last_date: str
+    days: int
+    filled_share: float
+    sigma_next: float
+    proxy: str = ""
+    proxy_scale: float = math.nan
+
+
+@dataclass(frozen=True, slots=True)
+class FactorHistory:
+    """What filtered historical simulation needs, on the host.
+
+    `residuals` [dates, sources] are standardised by the volatility known before each date, NaN where a fill is needed;
+    `sigma_next` [sources] is the daily volatility of the day after the last date. A missing price cell is
+    `loadings` [sources, anchors] times `anchor_residuals` [dates, anchors] plus a draw from `own_residuals` of the
+    source; a missing implied volatility cell follows its entry of `fill_rules`. `columns` maps a factor to its source
+    column and the factor on its volatility (1, or the scale of its proxy); `rules` are the implied volatilities without
+    a history. Factors that are in neither have a failure.
+    """
+
+    dates: np.ndarray
+    sources: tuple[str, ...]
+    residuals: np.ndarray
+    sigma_next: np.ndarray
+    anchor_residuals: np.ndarray
+    loadings: np.ndarray
+    own_residuals: tuple[np.ndarray, ...]
+    columns: Mapping[str, tuple[int, float]]
+    rules: Mapping[str, VolatilityRule]
+    fill_rules: Mapping[str, VolatilityRule]
+    diagnostics: tuple[FactorDiagnostics, ...]
+    failures: tuple[Failure, ...]
+
+
+# ---- tables in, returns out ----------------------------------------------------------------------------------------
+
+
+def read_history_table(path: str | Path) -> pa.Table:
+    """The table in a Parquet, CSV (.csv, .csv.gz) or Arrow (.arrow, .feather) file; ConfigurationError otherwise."""
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigurationError(f"market history {path} does not exist")
+    name = path.name.lower()
+    if name.endswith((".parquet", ".pq")):
+        return pa.parquet.read_table(path)
+    if name.endswith((".csv", ".csv.gz")):
+        # numbers stay text so that one bad cell is one failure instead of an unreadable file
+        types = {"close": pa.string(), "value": pa.string()}
+        options = pa.csv.ConvertOptions(column_types=types, strings_can_be_null=True)
+        return pa.csv.read_csv(path, convert_options=options)
+    if name.endswith((".arrow", ".feather")):
+        return pa.feather.read_table(path)
+    raise ConfigurationError(f"market history {path} is not Parquet, CSV or Arrow by its suffix")
+
+
+def return_panel(
+    table: pa.Table,
+    assets: Sequence[str],
+    *,
+    as_of: datetime | None = None,
+    anchors: Sequence[str] = ANCHORS,
+    markets: Sequence[str] = MARKETS,
+    splice: bool = False,
+    payload: str = "market history",
+) -> tuple[ReturnPanel, tuple[Failure, ...]]:
+    """Returns of the anchors and `assets` from a table with columns asset, market, ts (open time), close.
+
+    Bars that are not complete at `as_of` are cut, and so is a last bar whose `nbars` (if the table has it) is below
+    that of the full bars of its series. An asset takes the first of `markets` that has a row; with `splice`, dates
+    without a return there take that of the next market (returns are joined, levels never). Order of rows does not
+    matter. An asset without rows has an empty column. Failures name asset, market and date; all copies of a duplicate
+    are rejected. Raises DataError when a column or an anchor is missing or the bars are not daily.
+    """
+    names = tuple(dict.fromkeys((*anchors, *assets)))
+    series, failures = _daily_series(
+        table, names, label="market", value="close", labels=markets, every_label=splice, as_of=as_of, payload=payload
+    )
+    if not series:
+        raise DataError(_anchor_failure(anchors[0], payload))
+    start = min(int(days[0]) for days, _ in series.values())
+    end = max(int(days[-1]) for days, _ in series.values())
+    returns = np.full((end - start + 1, len(names)), np.nan)
+    used: list[str] = []
+    for column, asset in enumerate(names):
+        sources = [market for market in markets if (asset, market) in series]
+        for market in sources:
+            days, closes = series[asset, market]
+            own = _daily_changes(days, closes, start, len(returns))
+            gaps = np.isnan(returns[:, column])
+            returns[gaps, column] = own[gaps]
+        used.append("+".join(sources))
+    columns = tuple(names.index(anchor) for anchor in anchors)
+    kept = np.isfinite(returns[:, columns]).all(axis=1)
+    if not kept.any():
+        lacking = [a for a, c in zip(anchors, columns, strict=True) if not np.isfinite(returns[:, c]).any()]
+        raise DataError(_anchor_failure((lacking or list(anchors))[0], payload))
+    dates = (np.flatnonzero(kept) + start).astype("datetime64[D]")
+    return ReturnPanel(dates, names, returns[kept], tuple(used), columns), failures
+
+
+def implied_vol_changes(
+    table: pa.Table,
+    underlyings: Sequence[str],
+    *,
+    dates: np.ndarray,
+    as_of: datetime | None = None,
+    series: str = IMPLIED_VOL_SERIES,
+    payload: str = "market context",
+) -> tuple[dict[str, np.ndarray], tuple[Failure, ...]]:
+    """Daily log-changes [dates] of the implied volatilities that a context table (asset, series, ts, value) has.
+
+    A value is dated like a bar: it closes the day that opens at ts. Underlyings without a row are absent.
+    """
+    found, failures = _daily_series(
+        table, underlyings, label="series", value="value", labels=(series,), every_label=False, as_of=as_of,
+        payload=payload,
+    )  # fmt: skip
+    positions = dates.astype("datetime64[D]").astype(np.int64)
+    first = int(positions[0])
+    length = int(positions[-1]) - first + 1
+    changes = {}
+    for (asset, _), (days, values) in found.items():
+        changes[asset] = _daily_changes(days, values, first, length)[positions - first]
+    return changes, failures
+
+
+def _daily_series(
+    table: pa.Table,
+    assets: Sequence[str],
+    *,
+    label: str,
+    value: str,
+    labels: Sequence[str],
+    every_label: bool,
+    as_of: datetime | None,
+    payload: str,
+) -> tuple[dict[tuple[str, str], tuple[np.ndarray, np.ndarray]], tuple[Failure, ...]]:
+    """Days since 1970, ascending, and positive values of each (asset, label) in use; and what was rejected.
+
+    A rejected row keeps its day with the value NaN, so that a gap does not move.
+    """
+    for column in ("asset", label, "ts", value):
+        if column not in table.column_names:
+            message = f"the table has no column {column}; it has {', '.join(table.column_names)}"
+            raise DataError(Failure(FailureReason.MISSING_FIELD, message, payload=payload, path=column))
+    wanted = pa.array(list(dict.fromkeys(assets)), type=pa.string())
+    table = table.filter(pc.is_in(pc.cast(table["asset"], pa.string()), value_set=wanted))
+    asset_of, label_of = _texts(table["asset"]), _texts(table[label])
+    opened = _microseconds(table["ts"])
+    known = opened != np.iinfo(np.int64).min
+    cut = np.iinfo(np.int64).max if as_of is None else _instant(as_of)
+    complete = ~known | (opened <= cut - _DAY_US)
+    off_grid = known & (opened % _DAY_US != 0)
+    if 2 * np.count_nonzero(off_grid) > max(1, len(opened)):
+        message = "most rows do not open at 00:00 UTC; expected one bar per asset, market and UTC day"
+        raise DataError(Failure(FailureReason.MALFORMED, message, payload=payload, path="ts"))
+    absent, numbers = _numbers(table[value])
+    bars = None
+    if "nbars" in table.column_names:
+        bars = _numbers(table["nbars"])[1]
+
+    series = {}
+    failures: list[Failure] = []
+    for asset in dict.fromkeys(assets):
+        rows_of_asset = np.flatnonzero((asset_of == asset) & complete)
+        for name in labels:
+            rows = rows_of_asset[label_of[rows_of_asset] == name]
+            if not len(rows):
+                continue
+            rows = rows[np.argsort(opened[rows], kind="stable")]
+            if bars is not None:
+                while len(rows) and known[rows[-1]] and bars[rows[-1]] < np.nanmax(bars[rows]):
+                    rows = rows[:-1]
+            days = opened[rows] // _DAY_US
+            values = numbers[rows].copy()
+            reasons = np.full(len(rows), "", object)
+            _mark(reasons, ~known[rows], FailureReason.MISSING_FIELD)
+            _mark(reasons, off_grid[rows], FailureReason.MALFORMED)
+            _mark(reasons, _repeated(days), FailureReason.DUPLICATE)
+            _mark(reasons, absent[rows], FailureReason.MISSING_FIELD)
+            _mark(reasons, ~np.isfinite(values), FailureReason.NOT_A_NUMBER)
+            with np.errstate(invalid="ignore"):
+                _mark(reasons, values <= 0.0, FailureReason.OUT_OF_RANGE)
+            _mark(reasons, _flat(days, values, reasons == ""), FailureReason.STALE)
+            failures.extend(
+                _row_failure(reasons[i], asset, name, value, opened[rows[i]], values[i], payload)
+                for i in np.flatnonzero(reasons != "")
+            )
+            usable = known[rows] & ~off_grid[rows]
+            values[reasons != ""] = np.nan
+            days, first = np.unique(days[usable], return_index=True)
+            if len(days):
+                series[asset, name] = days, values[usable][first]
+            if not every_label:
+                break
+    return series, tuple(failures)
+
+
+def _mark(reasons: np.ndarray, where: np.ndarray, reason: FailureReason) -> None:
+    reasons[where & (reasons == "")] = reason
+
+
+def _repeated(days: np.ndarray) -> np.ndarray:
+    _, inverse, counts = np.unique(days, return_inverse=True, return_counts=True)
+    return counts[inverse] > 1
+
+
+def _flat(days: np.ndarray, values: np.ndarray, usable: np.ndarray) -> np.ndarray:
+    """Repetitions of a value in runs of at least FLAT_RUN consecutive days."""
+    same = np.zeros(len(values), bool)
+    same[1:] = usable[1:] & usable[:-1] & (values[1:] == values[:-1]) & (np.diff(days) == 1)
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], same, [False]]).astype(np.int8)))
+    flat = np.zeros(len(values), bool)
+    for begin, end in zip(edges[::2], edges[1::2], strict=True):
+        flat[begin:end] = end - begin + 1 >= FLAT_RUN
+    return flat
+
+
+def _row_failure(
+    reason: FailureReason, asset: str, label: str, column: str, opened: int, value: float, payload: str
+) -> Failure:
+    date = str(np.datetime64(int(opened), "us").astype("datetime64[D]"))
+    text = {
+        FailureReason.MISSING_FIELD: "has no open time or no value",
+        FailureReason.MALFORMED: "does not open at 00:00 UTC",
+        FailureReason.DUPLICATE: "is given more than once; all copies are rejected",
+        FailureReason.NOT_A_NUMBER: "is not a finite number",
+        FailureReason.OUT_OF_RANGE: f"is {value!r}; expected a positive number",
+        FailureReason.STALE: f"repeats {value!r} for {FLAT_RUN} days or more",
+    }[reason]
+    message = f"{column} of {asset} {label} on {date} {text}"
+    return Failure(reason, message, payload=payload, path=f"{asset}/{label}/{date}", subject=asset)
+
+
+def _anchor_failure(anchor: str, payload: str) -> Failure:
+    message = f"anchor {anchor} has no daily returns; the dates of the panel are those of the anchors"
+    return Failure(FailureReason.MISSING_PARAMETER, message, payload=payload, subject=anchor)
+
+
+def _daily_changes(days: np.ndarray, values: np.ndarray, start: int, length: int) -> np.ndarray:
+    """Log-changes [length] from one calendar day to the next, position 0 being day `start`; NaN across a gap."""
+    changes = np.full(length, np.nan)
+    change = np.diff(np.log(values))
+    position = days[1:] - start
+    usable = (np.diff(days) == 1) & (position >= 0) & (position < length)
+    changes[position[usable]] = change[usable]
+    return changes
+
+
+def _microseconds(column: pa.ChunkedArray) -> np.ndarray:
+    """Microseconds since 1970 UTC (naive times are UTC), the smallest int64 for null."""
+    if pa.types.is_date(column.type) or pa.types.is_string(column.type):
+        column = pc.cast(column, pa.timestamp("us"))
+    column = pc.cast(column, pa.timestamp("us", tz=getattr(column.type, "tz", None)))
+    return column.combine_chunks().to_numpy(zero_copy_only=False).astype("datetime64[us]").astype(np.int64)
+
+
+def _texts(column: pa.ChunkedArray) -> np.ndarray:
+    return np.asarray(pc.cast(column, pa.string()).to_pylist(), dtype=object)
+
+
+def _numbers(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    """Which cells are null, and the values as float64 with NaN for a null or a text that is no number."""
+    absent = pc.is_null(column).combine_chunks().to_numpy(zero_copy_only=False)
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        values = np.array([_number(text) for text in column.to_pylist()], dtype=np.float64)
+    else:
+        filled = pc.cast(column, pa.float64()).combine_chunks()
+        values = filled.to_numpy(zero_copy_only=False).astype(np.float64)
+    return absent, values
+
+
+def _number(text: str | None) -> float:
+    try:
+        return float(text) if text is not None else math.nan
+    except ValueError:
+        return math.nan
+
+
+def _instant(moment: datetime) -> int:
+    if moment.tzinfo is None:
+        raise ConfigurationError(f"as_of {moment.isoformat()} has no time zone")
+    since = moment - datetime(1970, 1, 1, tzinfo=UTC)
+    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+
+
+# ---- volatility and residuals --------------------------------------------------------------------------------------
+
+
+def ewma_volatility(
+    returns: np.ndarray,
+    *,
+    decay: float = DECAY,
+    burn_in: int = BURN_IN_DAYS,
+    floor_fraction: float = FLOOR_FRACTION,
+    floor_window: int = FLOOR_WINDOW_DAYS,
+) -> np.ndarray:
+    """Daily volatility [dates + 1, columns] known before each date; the last row is that of the next day.
+
+    sigma2_{t+1} = decay sigma2_t + (1 - decay) r_t^2 (J.P. Morgan/Reuters, RiskMetrics Technical Document, 1996), from
+    the mean of the first `burn_in` squares of the column on; NaN before. A missing return leaves the variance as it is.
+    The result is floored at `floor_fraction` times the root mean square of the returns among the last `floor_window`
+    dates (when at least `burn_in` of them are there); the floor does not enter the recursion.
+    """
+    dates, columns = returns.shape
+    present = np.isfinite(returns)
+    squares = np.where(present, returns, 0.0) ** 2
+    variance = np.full((dates + 1, columns), np.nan)
+    count = np.zeros(columns, dtype=np.int64)
+    total = np.zeros(columns)
+    running = np.full(columns, np.nan)
+    for t in range(dates):
+        started = count >= burn_in
+        updated = np.where(started, decay * running + (1.0 - decay) * squares[t], running)
+        total = total + np.where(started, 0.0, squares[t])
+        count = count + present[t]
+        running = np.where(present[t], updated, running)
+        running = np.where(~started & (count >= burn_in), total / burn_in, running)
+        variance[t + 1] = running
+    begin = np.zeros((1, columns))
+    summed = np.concatenate([begin, np.cumsum(squares, axis=0)])
+    counted = np.concatenate([begin, np.cumsum(present, axis=0)])
+    earlier = np.maximum(np.arange(dates + 1) - floor_window, 0)
+    inside = counted - counted[earlier]
+    mean = (summed - summed[earlier]) / np.maximum(inside, 1.0)
+    floor = np.where(inside >= burn_in, floor_fraction * np.sqrt(np.maximum(mean, 0.0)), 0.0)
+    return np.maximum(np.sqrt(variance), floor, where=np.isfinite(variance), out=np.full_like(variance, np.nan))
+
+
+def volatility_rule(
+    underlying: str, changes: np.ndarray, returns: np.ndarray, *, minimum_days: int = MINIMUM_DAYS
+) -> VolatilityRule | None:
+    """Least squares through the origin of implied volatility changes [dates] on returns; None if too few dates."""
+    both = np.isfinite(changes) & np.isfinite(returns)
+    if np.count_nonzero(both) < minimum_days:
+        return None
+    x, y = returns[both], changes[both]
+    beta = float(np.sum(x * y) / np.sum(x * x))
+    return VolatilityRule(underlying, beta, float(np.sqrt(np.mean((y - beta * x) ** 2))))
+
+
+def factor_history(
+    panel: ReturnPanel,
+    factors: Sequence[str],
+    *,
+    proxies: Mapping[str, Proxy] | None = None,
+    implied_vols: Mapping[str, np.ndarray] | None = None,
+    volatility_rules: Mapping[str, VolatilityRule] | None = None,
+    minimum_days: int = MINIMUM_DAYS,
+    maximum_age_days: int = MAXIMUM_AGE_DAYS,
+    decay: float = DECAY,
+) -> FactorHistory:
+    """Residuals, volatilities and fill rules of the price and vol factors among `factors` (pegs are parametric).
+
+    A price with at least `minimum_days` returns, the last at most `maximum_age_days` before the end of the panel, has
+    its own residuals, with the loadings of a regression on those of all anchors over the overlap. Else it takes its
+    entry of `proxies`, else it has a failure (`stale` when long but ended, `missing_parameter` otherwise). An implied
+    volatility (`implied_vols` [panel dates] by underlying) is treated alike with beta and eta from `volatility_rules`,
+    else from its own history, else from the first anchor that has one; it needs the price factor of its underlying.
+    Residuals begin when every anchor has one. Raises ConfigurationError for a factor of another kind or a bad proxy.
+    """
+    proxies = {} if proxies is None else proxies
+    implied_vols = {} if implied_vols is None else implied_vols
+    rules_given = {} if volatility_rules is None else volatility_rules
+    price_names, vol_names = _named(factors, "price"), _named(factors, "vol")
+    for asset, proxy in proxies.items():
+        if not (math.isfinite(proxy.scale) and proxy.scale > 0.0):
+            raise ConfigurationError(f"proxy of {asset}: scale is {proxy.scale!r}; expected a positive number")
+        if proxy.asset == asset:
+            raise ConfigurationError(f"proxy of {asset} is {asset} itself")
+
+    volatility = ewma_volatility(panel.returns, decay=decay)
+    standardised = _standardised(panel.returns, volatility)
+    kept = np.isfinite(standardised[:, panel.anchors]).all(axis=1)
+    if not kept.any():
+        message = f"the anchors have {len(panel.dates)} common daily returns; more than {BURN_IN_DAYS} are needed"
+        raise DataError(Failure(FailureReason.MISSING_PARAMETER, message))
+    anchor_residuals = standardised[kept][:, panel.anchors]
+
+    origin, failures = _price_origins(
+        panel, list(dict.fromkeys(price_names + vol_names)), proxies, minimum_days, maximum_age_days
+    )
+    positions = {asset: panel.assets.index(asset) for asset, _ in origin.values()}
+    sources = [
+        _price_source(asset, standardised[kept, position], float(volatility[-1, position]), anchor_residuals)
+        for asset, position in positions.items()
+    ]
+    order = list(positions)
+    columns = {f"price:{asset}": (order.index(source), scale) for asset, (source, scale) in origin.items()}
+
+    rules: dict[str, VolatilityRule] = {}
+    fill_rules: dict[str, VolatilityRule] = {}
+    default = next(
+        (
+            rule
+            for column in panel.anchors
+            if (rule := _own_rule(panel, panel.assets[column], implied_vols, minimum_days))
+        ),
+        None,
+    )
+    for asset in vol_names:
+        name = f"vol:{asset}"
+        rule = rules_given.get(asset) or _own_rule(panel, asset, implied_vols, minimum_days) or default
+        if asset not in origin or rule is None:
+            lacking = (
+                f"the price of {asset}" if asset not in origin else "a history, a rule or an anchor with a history"
+            )
+            message = f"{name} needs {lacking}, and there is none"
+            failures.append(Failure(FailureReason.MISSING_PARAMETER, message, subject=name))
+            continue
+        rule = rule._replace(underlying=f"price:{asset}")
+        changes = implied_vols.get(asset)
+        if changes is None or _state(panel.dates, changes, minimum_days, maximum_age_days) != "own":
+            rules[name] = rule
+            continue
+        sigma = ewma_volatility(changes[:, None], decay=decay)
+        residuals = _standardised(changes[:, None], sigma)[kept, 0]
+        no_loading = np.full(len(panel.anchors), np.nan)
+        fill_rules[name] = rule
+        columns[name] = len(sources), 1.0
+        sources.append(_Source(name, residuals, float(sigma[-1, 0]), no_loading, np.zeros(0)))
+
+    for source in sources:
+        if not (math.isfinite(source.sigma_next) and source.sigma_next > 0.0):
+            message = f"{source.name} has the volatility {source.sigma_next!r}; its returns are all zero"
+            raise DataError(Failure(FailureReason.CALCULATION, message, subject=source.name))
+    dates = panel.dates[kept]
+    history = FactorHistory(
+        dates=dates,
+        sources=tuple(source.name for source in sources),
+        residuals=np.array([source.residuals for source in sources]).reshape(len(sources), len(dates)).T.copy(),
+        sigma_next=np.array([source.sigma_next for source in sources]),
+        anchor_residuals=anchor_residuals,
+        loadings=np.array([source.loadings for source in sources]).reshape(len(sources), len(panel.anchors)),
+        own_residuals=tuple(source.own_residuals for source in sources),
+        columns=columns,
+        rules=rules,
+        fill_rules=fill_rules,
+        diagnostics=(),
+        failures=tuple(failures),
+    )
+    listed = [name for name in factors if name in columns or name in rules]
+    return replace(history, diagnostics=tuple(_diagnostics(name, panel, history, implied_vols) for name in listed))
+
+
+class _Source(NamedTuple):
+    """One column of residuals with what fills its gaps."""
+
+    name: str
+    residuals: np.ndarray
+    sigma_next: float
+    loadings: np.ndarray
+    own_residuals: np.ndarray
+
+
+def _standardised(returns: np.ndarray, volatility: np.ndarray) -> np.ndarray:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(volatility[:-1] > 0.0, returns / volatility[:-1], np.nan)
+
+
+def _price_source(asset: str, residuals: np.ndarray, sigma_next: float, anchor_residuals: np.ndarray) -> _Source:
+    present = np.isfinite(residuals)
+    loadings = np.linalg.lstsq(anchor_residuals[present], residuals[present], rcond=None)[0]
+    own = residuals[present] - (anchor_residuals[present] * loadings).sum(axis=1)
+    return _Source(f"price:{asset}", residuals, sigma_next, loadings, own)
+
+
+def _price_origins(
+    panel: ReturnPanel,
+    assets: Sequence[str],
+    proxies: Mapping[str, Proxy],
+    minimum_days: int,
+    maximum_age_days: int,
+) -> tuple[dict[str, tuple[str, float]], list[Failure]]:
+    """For each asset the asset whose returns it takes, and their scale; a failure where there is none."""
+    state = {
+        asset: _state(panel.dates, panel.returns[:, column], minimum_days, maximum_age_days)
+        for column, asset in enumerate(panel.assets)
+    }
+    state |= {panel.assets[column]: "own" for column in panel.anchors}
+    origin: dict[str, tuple[str, float]] = {}
+    failures: list[Failure] = []
+    for asset in assets:
+        if state.get(asset) == "own":
+            origin[asset] = asset, 1.0
+        elif asset in proxies and state.get(proxies[asset].asset) == "own":
+            origin[asset] = proxies[asset].asset, float(proxies[asset].scale)
+        else:
+            failures.append(_price_failure(asset, state.get(asset, "none"), proxies.get(asset), minimum_days))
+    return origin, failures
+
+
+def _own_rule(
+    panel: ReturnPanel, asset: str, implied_vols: Mapping[str, np.ndarray], minimum_days: int
+) -> VolatilityRule | None:
+    if asset not in implied_vols or asset not in panel.assets:
+        return None
+    returns = panel.returns[:, panel.assets.index(asset)]
+    return volatility_rule(f"price:{asset}", implied_vols[asset], returns, minimum_days=minimum_days)
+
+
+def _named(factors: Sequence[str], wanted: str) -> list[str]:
+    names = []
+    for factor in factors:
+        kind, separator, name = factor.partition(":")
+        if kind not in ("price", "vol", "peg") or not separator or not name:
+            raise ConfigurationError(f"factor {factor!r} is not of the form price:NAME, vol:NAME or peg:NAME")
+        if kind == wanted:
+            names.append(name)
+    return names
+
+
+def _state(dates: np.ndarray, changes: np.ndarray, minimum_days: int, maximum_age_days: int) -> str:
+    """Whether daily changes [dates] are a history of their own: own, stale (ended early), short or none."""
+    present = np.flatnonzero(np.isfinite(changes))
+    if len(present) < max(minimum_days, BURN_IN_DAYS + 1):
+        return "short" if len(present) else "none"
+    age = int((dates[-1] - dates[present[-1]]).astype(np.int64))
+    return "own" if age <= maximum_age_days else "stale"
+
+
+def _price_failure(asset: str, state: str, proxy: Proxy | None, minimum_days: int) -> Failure:
+    found = {
+        "none": "has no price history",
+        "short": f"has fewer than {minimum_days} daily returns",
+        "stale": "has a price history that ended before the end of the panel",
+    }[state]
+    hint = "and no proxy" if proxy is None else f"and its proxy {proxy.asset} has no usable history of its own"
+    reason = FailureReason.STALE if state == "stale" else FailureReason.MISSING_PARAMETER
+    return Failure(reason, f"price:{asset} {found} {hint}", subject=f"price:{asset}")
+
+
+def _diagnostics(
+    name: str, panel: ReturnPanel, history: FactorHistory, implied_vols: Mapping[str, np.ndarray]
+) -> FactorDiagnostics:
+    kind, _, asset = name.partition(":")
+    if name in history.rules:
+        rule = history.rules[name]
+        column, scale = history.columns[rule.underlying]
+        sigma = math.hypot(rule.beta * history.sigma_next[column] * scale, rule.eta)
+        return FactorDiagnostics(name, "rule", "", "", "", 0, 1.0, sigma)
+    column, scale = history.columns[name]
+    source = history.sources[column].partition(":")[2]
+    changes = implied_vols[asset] if kind == "vol" else panel.returns[:, panel.assets.index(source)]
+    present = panel.dates[np.isfinite(changes)]
+    return FactorDiagnostics(
+        factor=name,
+        origin="own" if source == asset else "proxy",
+        market="" if kind == "vol" else panel.markets[panel.assets.index(source)],
+        first_date=str(present[0]),
+        last_date=str(present[-1]),
+        days=len(present),
+        filled_share=float(np.isnan(history.residuals[:, column]).mean()),
+        sigma_next=float(history.sigma_next[column] * scale),
+        proxy="" if source == asset else source,
+        proxy_scale=math.nan if source == asset else scale,
+    )

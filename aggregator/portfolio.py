@@ -1,0 +1,181 @@
+"""Snapshots to book: the accounts of every portfolio, packed as rows over the instrument cube and rows of their rule
+sets.
+
+Host code in NumPy and plain Python; batch.py pads and stacks the result. Everything is sorted by id before it is
+packed, so the order of input rows never reaches a result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+import numpy as np
+
+from .account import AccountDraft, AccountInfo, Line, UnitRow, account_info
+from .cube import CubeBuilder
+from .errors import ConfigurationError, Failure, FailureReason
+from .market import IncompleteAccountError, Market
+from .rule_forms import Verdict
+from .snapshot import Snapshot
+
+
+@dataclass
+class PackedPortfolio:
+    """All complete accounts of one owner as unpadded rows; index arrays refer to its own accounts, lines, nodes,
+    groups.
+
+    `legs` of a line: (line, row in USD, coefficient in USD); coefficients are money today per unit of the row's value.
+    `native_legs`: (group, row, coefficient in the account's unit). `groups`: (account, asset weight, liability weight).
+    `requirements`: (account, row, initial coefficient, maintenance coefficient). `tiers`: (account, notional row,
+    notional today, conversion row, conversion today, inverse leverage, floors, increments, initial rates).
+    """
+
+    portfolio_id: str
+    accounts: list[AccountInfo] = field(default_factory=list)
+    nodes: list[tuple[str, str]] = field(default_factory=list)
+    lines: list[Line] = field(default_factory=list)
+    line_node: list[int] = field(default_factory=list)
+    legs: list[tuple[int, int, float]] = field(default_factory=list)
+    native_legs: list[tuple[int, int, float]] = field(default_factory=list)
+    groups: list[tuple[int, float, float]] = field(default_factory=list)
+    requirements: list[tuple[int, int, float, float]] = field(default_factory=list)
+    tiers: list[tuple[int, int, float, int, float, float, np.ndarray, np.ndarray, np.ndarray]] = field(
+        default_factory=list
+    )
+    fixed: list[tuple[float, float]] = field(default_factory=list)
+    line_equity: list[float] = field(default_factory=list)
+    """What each line adds to market equity today, USD: its value, for a perp or future its profit."""
+    debts: dict[int, float] = field(default_factory=dict)
+    """Debt of each account in its unit, for a lender's own health."""
+    units: list[UnitRow] = field(default_factory=list)
+    accounts_left_out: list[str] = field(default_factory=list)
+    left_out_gross_usd: float | None = None
+    left_out: list[AccountInfo] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Book:
+    """Packed portfolios sorted by id, the builder of the cube rows they share, and the failures of packing."""
+
+    portfolios: tuple[PackedPortfolio, ...]
+    cube: CubeBuilder
+    failures: tuple[Failure, ...]
+
+    def factors(self) -> tuple[str, ...]:
+        """Every factor that moves something in the book, sorted."""
+        of_units = {unit.price_factor for portfolio in self.portfolios for unit in portfolio.units}
+        return tuple(sorted({*self.cube.factors(), *of_units}))
+
+
+def pack_book(
+    snapshots: Mapping[str, Snapshot],
+    portfolios: Mapping[str, Sequence[str]],
+    *,
+    as_of: datetime,
+    missing: frozenset[str] = frozenset(),
+) -> tuple[Book, list[str]]:
+    """The book of all snapshots, and the account ids that no portfolio claims (the caller refuses them).
+
+    Accounts that need one of the `missing` factors are left out: nothing can move what they hold.
+
+    A portfolio entry claims the account of that id and every account whose id starts with it and a colon. A portfolio
+    whose entry finds no account is incomplete, with a failure that says so. An account that cannot be packed is left
+    out whole.
+    """
+    cube = CubeBuilder()
+    markets = {name: Market(snapshot, cube, as_of, missing) for name, snapshot in sorted(snapshots.items())}
+    owners: dict[str, Market] = {}
+    failures: list[Failure] = []
+    for market in markets.values():
+        for account_id in market.account_ids():
+            if account_id in owners:
+                raise ConfigurationError(
+                    f"account {account_id!r} is in two snapshots; give their sources different owners"
+                )
+            owners[account_id] = market
+    claimed: set[str] = set()
+    packed = []
+    for portfolio_id, entries in sorted(portfolios.items()):
+        portfolio = PackedPortfolio(portfolio_id)
+        members: set[str] = set()
+        for entry in entries:
+            found = [a for a in owners if a == entry or a.startswith(entry + ":")]
+            if not found:
+                portfolio.accounts_left_out.append(entry)
+                message = f"no account {entry!r} was read for portfolio {portfolio_id!r}"
+                failures.append(
+                    Failure(
+                        FailureReason.MISSING_FIELD, message, entry.partition(":")[0], path="portfolios", subject=entry
+                    )
+                )
+            members.update(found)
+        if again := sorted(members & claimed):
+            raise ConfigurationError(f"accounts in two portfolios: {', '.join(again)}")
+        claimed |= members
+        for account_id in sorted(members):
+            _pack_account(portfolio, owners[account_id], account_id, failures)
+        packed.append(portfolio)
+    for portfolio in packed:
+        _resolve_rows(portfolio, cube)
+    return Book(tuple(packed), cube, tuple(failures)), sorted(set(owners) - claimed)
+
+
+def _resolve_rows(portfolio: PackedPortfolio, cube: CubeBuilder) -> None:
+    """Row numbers of options are only known once all factor rows are; this writes them in."""
+    at = cube.finished_row
+    portfolio.legs = [(line, at(row), coefficient) for line, row, coefficient in portfolio.legs]
+    portfolio.native_legs = [(group, at(row), coefficient) for group, row, coefficient in portfolio.native_legs]
+
+
+def _pack_account(portfolio: PackedPortfolio, market: Market, account_id: str, failures: list[Failure]) -> None:
+    """Add one account, or leave it out whole with a failure."""
+    if account_id in market.snapshot.incomplete or account_id not in market.accounts:
+        _leave_out(portfolio, market, account_id)
+        return
+    draft = AccountDraft(market, market.accounts[account_id])
+    try:
+        draft.pack()
+    except IncompleteAccountError as problem:
+        failures.append(
+            Failure(problem.reason, str(problem), draft.venue, "", "", problem.subject or account_id, account_id)
+        )
+        _leave_out(portfolio, market, account_id)
+        return
+    _append(portfolio, draft)
+
+
+def _leave_out(portfolio: PackedPortfolio, market: Market, account_id: str) -> None:
+    portfolio.accounts_left_out.append(account_id)
+    gross = market.last_known_gross(account_id)
+    if gross is not None:
+        portfolio.left_out_gross_usd = (portfolio.left_out_gross_usd or 0.0) + gross
+    row = market.accounts.get(account_id)
+    if row is not None:
+        portfolio.left_out.append(
+            account_info(row, float("nan"), Verdict(liquidates_when="below"), reported_parts=False)
+        )
+
+
+def _append(portfolio: PackedPortfolio, draft: AccountDraft) -> None:
+    """Move the finished account into the portfolio, indices shifted."""
+    account = len(portfolio.accounts)
+    first_line, first_group = len(portfolio.lines), len(portfolio.groups)
+    node = (draft.row["node"], draft.venue)
+    if node not in portfolio.nodes:
+        portfolio.nodes.append(node)
+    portfolio.accounts.append(draft.info)
+    portfolio.lines += draft.lines
+    portfolio.line_node += [portfolio.nodes.index(node)] * len(draft.lines)
+    portfolio.legs += [(first_line + h.line, h.usd_row, h.usd_coefficient) for h in draft.holdings]
+    portfolio.groups += [(account, asset, liability) for asset, liability in draft.groups]
+    portfolio.native_legs += [(first_group + group, row, coefficient) for group, row, coefficient in draft.native_legs]
+    portfolio.requirements += [(account, *entry) for entry in draft.requirements]
+    portfolio.tiers += [(account, *entry) for entry in draft.tiers]
+    portfolio.fixed.append((draft.fixed[0], draft.fixed[1]))
+    portfolio.line_equity += draft.line_equity
+    debt = sum(-h.native_coefficient for h in draft.holdings if h.balance_side == "liability")
+    if debt > 0:
+        portfolio.debts[account] = debt
+    portfolio.units += [unit._replace(account=account) for unit in draft.units]

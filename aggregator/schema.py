@@ -1,0 +1,700 @@
+"""Canonical Arrow tables: one schema per table, with name and version in the metadata and the unit of every field.
+
+Conventions of every table: ids are strings; times `timestamp[us, UTC]`; exact quantities and money at the edge are
+`decimal128(38, 18)`, measured values `float64`; long positive; balances carry a side instead of a sign; rates are
+fractions (0.02 is 2 %). `cast_table` is the one door: what passed it may be trusted to have these types.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from .errors import DataError, Failure, FailureReason, nearest_name
+
+DECIMAL = pa.decimal128(38, 18)
+TIME = pa.timestamp("us", tz="UTC")
+# Arrow casts and sums decimals without noticing an overflow; beyond this bound decimal128(38, 18) is garbage.
+DECIMAL_BOUND = Decimal(10) ** 20
+
+MARK_FIELDS = (
+    "mark",
+    "index",
+    "oracle",
+    "oracle_twap",
+    "stable_price",
+    "price_min",
+    "price_max",
+    "bid",
+    "ask",
+    "forward",
+    "rate",
+    "implied_vol",
+    "funding_rate",
+    "spread",
+    "adv",
+    "depth_bid",
+    "depth_ask",
+)
+"""Closed list of mark fields. Prices per unit of the subject in the mark's own quote; vols and rates as fractions."""
+
+
+def _field(name: str, kind: pa.DataType, unit: str, *, nullable: bool = False) -> pa.Field:
+    return pa.field(name, kind, nullable=nullable, metadata={"unit": unit})
+
+
+def _text(name: str, unit: str = "id", *, nullable: bool = False) -> pa.Field:
+    return _field(name, pa.string(), unit, nullable=nullable)
+
+
+def _decimal(name: str, unit: str, *, nullable: bool = False) -> pa.Field:
+    return _field(name, DECIMAL, unit, nullable=nullable)
+
+
+def _float(name: str, unit: str, *, nullable: bool = False) -> pa.Field:
+    return _field(name, pa.float64(), unit, nullable=nullable)
+
+
+def _time(name: str, *, nullable: bool = False) -> pa.Field:
+    return _field(name, TIME, "UTC time", nullable=nullable)
+
+
+def _flag(name: str, *, nullable: bool = False) -> pa.Field:
+    return _field(name, pa.bool_(), "flag", nullable=nullable)
+
+
+def _schema(name: str, version: int, fields: Sequence[pa.Field]) -> pa.Schema:
+    return pa.schema(list(fields), metadata={"crossmargin.table": name, "crossmargin.version": str(version)})
+
+
+ACCOUNTS = _schema(
+    "accounts",
+    1,
+    [
+        _text("account_id"),
+        _text("parent_account_id", nullable=True),
+        _text("node"),
+        _text("venue"),
+        _text("chain", nullable=True),
+        _text("owner"),
+        _text("margin_mode", "cross | isolated | portfolio | lending"),
+        _text("rule_set"),
+        _text("settlement_asset", "asset whose unit the venue's own numbers carry; USD for a plain dollar base"),
+        _text("emode", "lending category", nullable=True),
+        _flag("multi_assets_mode", nullable=True),
+        _time("event_at", nullable=True),
+        _time("received_at", nullable=True),
+        _decimal("reported_equity", "settlement asset", nullable=True),
+        _decimal("reported_initial_margin", "settlement asset", nullable=True),
+        _decimal("reported_maintenance_margin", "settlement asset", nullable=True),
+        _decimal("reported_health", "ratio as the venue defines it", nullable=True),
+    ],
+)
+
+BALANCES = _schema(
+    "balances",
+    1,
+    [
+        _text("account_id"),
+        _text("asset_id"),
+        _text("side", "asset | liability"),
+        _decimal("quantity", "tokens, positive"),
+        _decimal("accrued_interest", "tokens not yet in quantity", nullable=True),
+        _flag("collateral_enabled"),
+        _decimal("locked", "tokens not withdrawable", nullable=True),
+    ],
+)
+
+POSITIONS = _schema(
+    "positions",
+    1,
+    [
+        _text("account_id"),
+        _text("instrument_id"),
+        _text("side_mode", "net | long | short"),
+        _decimal("quantity", "contracts, signed, long positive"),
+        _decimal("entry_price", "quote per unit", nullable=True),
+        _decimal("unsettled_funding", "settlement asset, positive when owed to the account", nullable=True),
+        _decimal("realized_pnl", "settlement asset, not yet in the balance", nullable=True),
+        _decimal("leverage", "chosen leverage", nullable=True),
+        _decimal("initial_rate_override", "fraction of notional", nullable=True),
+        _decimal("isolated_collateral", "settlement asset", nullable=True),
+        _decimal("reported_initial_margin", "settlement asset", nullable=True),
+        _decimal("reported_maintenance_margin", "settlement asset", nullable=True),
+        _decimal("reported_liquidation_price", "quote per unit", nullable=True),
+    ],
+)
+
+OPEN_ORDERS = _schema(
+    "open_orders",
+    1,
+    [
+        _text("order_id"),
+        _text("account_id"),
+        _text("instrument_id"),
+        _text("side", "buy | sell"),
+        _decimal("remaining_quantity", "contracts, positive"),
+        _decimal("limit_price", "quote per unit", nullable=True),
+        _flag("reduce_only"),
+    ],
+)
+
+ASSETS = _schema(
+    "assets",
+    1,
+    [
+        _text("asset_id"),
+        _text("symbol"),
+        _text("chain", nullable=True),
+        _field("decimals", pa.int32(), "digits of a token integer", nullable=True),
+        _text("risk_factor", "price factor that moves the asset; empty for a pure stable asset", nullable=True),
+        _decimal("multiplier", "units of the risk factor's asset per unit of this asset"),
+        _text("peg_of", "peg factor of the asset (a stable or a wrapped token)", nullable=True),
+        _text("issuer", "issuer group", nullable=True),
+    ],
+)
+
+INSTRUMENTS = _schema(
+    "instruments",
+    1,
+    [
+        _text("instrument_id"),
+        _text("venue"),
+        _text("symbol"),
+        _text("kind", "spot | perp | future | option"),
+        _text("underlying", "asset_id of the unit that the price refers to"),
+        _text("settlement_asset", "asset_id of profit and loss"),
+        _text("payoff", "linear | inverse"),
+        _decimal("contract_size", "linear: units per contract; inverse: USD per contract"),
+        _decimal("strike", "quote per unit", nullable=True),
+        _time("expiry", nullable=True),
+        _text("option_type", "call | put", nullable=True),
+    ],
+)
+
+MARKS = _schema(
+    "marks",
+    1,
+    [
+        _text("venue"),
+        _text("account_id", "set when the mark came inside this account's own payload", nullable=True),
+        _text("subject", "instrument_id, asset_id, `<underlying>@<expiry>` or pair"),
+        _text("field", " | ".join(MARK_FIELDS)),
+        _float("value", "as the field says"),
+        _float("confidence", "0 to 1", nullable=True),
+        _time("as_of", nullable=True),
+        _text("source"),
+    ],
+)
+
+MARKET_STATE = _schema(
+    "market_state",
+    1,
+    [
+        _text("venue"),
+        _text("market"),
+        _text("field"),
+        _float("value", "base units or as the field says", nullable=True),
+        _text("text", "status words", nullable=True),
+        _time("as_of", nullable=True),
+        _text("source"),
+    ],
+)
+
+RULE_SETS = _schema(
+    "rule_sets",
+    1,
+    [
+        _text("rule_set"),
+        _field("component_no", pa.int32(), "order within the rule set"),
+        _text("form"),
+        _text("side", "equity | requirement | verdict"),
+        _text("level", "initial | maintenance | both"),
+        _text("group_by", "position | instrument | expiry | underlying | settlement_asset | risk_unit | account"),
+        _text("parameters", "JSON text of the form's model, numbers as decimal strings"),
+        _time("valid_from", nullable=True),
+        _text("source"),
+        _time("read_at", nullable=True),
+    ],
+)
+
+MARGIN_TIERS = _schema(
+    "margin_tiers",
+    1,
+    [
+        _text("rule_set"),
+        _text("market", "instrument_id"),
+        _field("tier", pa.int32(), "1 is the smallest notional"),
+        _decimal("notional_floor", "settlement asset"),
+        _decimal("notional_cap", "settlement asset", nullable=True),
+        _decimal("initial_rate", "fraction of notional"),
+        _decimal("maintenance_rate", "fraction of notional, marginal"),
+        _decimal("deduction", "settlement asset"),
+        _text("source", "venue | model"),
+    ],
+)
+
+COLLATERAL_TIERS = _schema(
+    "collateral_tiers",
+    1,
+    [
+        _text("rule_set"),
+        _text("asset_id"),
+        _text("emode", "lending category, empty for none"),
+        _field("tier", pa.int32(), "1 is the smallest floor"),
+        _decimal("floor", "tokens"),
+        _decimal("asset_weight_initial", "fraction of value that counts for initial margin"),
+        _decimal("asset_weight_maintenance", "fraction of value that counts for maintenance margin"),
+        _decimal("liability_weight_initial", "multiple of value that a debt counts for initial margin"),
+        _decimal("liability_weight_maintenance", "multiple of value that a debt counts for maintenance margin"),
+        _decimal("liquidation_bonus", "fraction", nullable=True),
+        _decimal("cap", "tokens", nullable=True),
+        _text("source"),
+    ],
+)
+
+ROUTES = _schema(
+    "routes",
+    1,
+    [
+        _text("source_node"),
+        _text("target_node"),
+        _text("asset_id"),
+        _float("transfer_median_s", "s"),
+        _float("transfer_p99_s", "s"),
+        _float("capacity_usd", "USD", nullable=True),
+        _float("fee_rate", "fraction"),
+        _float("failure_probability", "probability per transfer"),
+    ],
+)
+
+FAILURES = _schema(
+    "failures",
+    1,
+    [
+        _text("venue", nullable=True),
+        _text("payload", nullable=True),
+        _text("path", "path of the field", nullable=True),
+        _text("subject", nullable=True),
+        _text("account_id", "account made incomplete by this failure", nullable=True),
+        _text("reason", " | ".join(FailureReason)),
+        _text("message"),
+    ],
+)
+
+CANONICAL: Mapping[str, pa.Schema] = {
+    "accounts": ACCOUNTS,
+    "balances": BALANCES,
+    "positions": POSITIONS,
+    "open_orders": OPEN_ORDERS,
+    "assets": ASSETS,
+    "instruments": INSTRUMENTS,
+    "marks": MARKS,
+    "market_state": MARKET_STATE,
+    "rule_sets": RULE_SETS,
+    "margin_tiers": MARGIN_TIERS,
+    "collateral_tiers": COLLATERAL_TIERS,
+    "routes": ROUTES,
+    "failures": FAILURES,
+}
+"""Every canonical table by name."""
+
+KEYS: Mapping[str, tuple[str, ...]] = {
+    "accounts": ("account_id",),
+    "balances": ("account_id", "asset_id", "side"),
+    "positions": ("account_id", "instrument_id", "side_mode"),
+    "open_orders": ("order_id",),
+    "assets": ("asset_id",),
+    "instruments": ("instrument_id",),
+    "marks": ("venue", "account_id", "subject", "field"),
+    "market_state": ("venue", "market", "field"),
+    "rule_sets": ("rule_set", "component_no"),
+    "margin_tiers": ("rule_set", "market", "tier"),
+    "collateral_tiers": ("rule_set", "asset_id", "emode", "tier"),
+    "routes": ("source_node", "target_node", "asset_id"),
+}
+"""Key columns by table: two rows of equal key are duplicates and all copies are rejected."""
+
+
+@dataclass(frozen=True)
+class ArrowStream:
+    """Anything that speaks the Arrow C stream interface, as one pyarrow table."""
+
+    table: pa.Table
+
+    @classmethod
+    def of(cls, source: Any) -> ArrowStream:
+        """Take a pyarrow table, a record batch, or any object with `__arrow_c_stream__` or `__arrow_c_array__`."""
+        if isinstance(source, pa.Table):
+            return cls(source)
+        if hasattr(source, "__arrow_c_stream__"):
+            return cls(pa.table(source))
+        if hasattr(source, "__arrow_c_array__"):
+            return cls(pa.Table.from_batches([pa.record_batch(source)]))
+        raise TypeError(f"expected an object with the Arrow C interface, got {type(source).__name__}")
+
+
+def describe(schema: pa.Schema) -> list[dict[str, Any]]:
+    """Name, type, unit and nullability of every column, for people and for machines."""
+    return [
+        {"name": f.name, "type": str(f.type), "unit": (f.metadata or {}).get(b"unit", b"").decode(), "nullable": f.nullable}
+        for f in schema
+    ]
+
+
+def table_version(schema: pa.Schema) -> tuple[str, str]:
+    """(table name, version) from a schema's metadata; empty strings when the schema carries none."""
+    metadata = schema.metadata or {}
+    return metadata.get(b"crossmargin.table", b"").decode(), metadata.get(b"crossmargin.version", b"").decode()
+
+
+def cast_table(name: str, source: Any) -> pa.Table:
+    """The canonical table `name` from any Arrow source: columns by name, types cast, metadata set.
+
+    All missing and unknown columns are listed in one error. A source that states another table name or version than the
+    canonical one is refused. Decimals are bound-checked, because Arrow overflows silently. Nullable columns may be
+    absent. Raises `DataError` with reason malformed, missing_field, not_a_number or out_of_range.
+    """
+    schema = CANONICAL[name]
+    table = ArrowStream.of(source).table
+    stated = table_version(table.schema)
+    if stated != ("", "") and stated != table_version(schema):
+        raise DataError(
+            Failure(
+                FailureReason.MALFORMED,
+                f"schema says table {stated[0]!r} version {stated[1]!r}, "
+                f"expected {name!r} version {table_version(schema)[1]!r}",
+                subject=name,
+            )
+        )
+    unknown = [column for column in table.column_names if column not in schema.names]
+    missing = [f.name for f in schema if f.name not in table.column_names and not f.nullable]
+    if unknown or missing:
+        hints = "".join(f"; unknown {column!r}{nearest_name(column, schema.names)}" for column in unknown)
+        raise DataError(
+            Failure(
+                FailureReason.MISSING_FIELD if missing else FailureReason.MALFORMED,
+                f"table {name!r}: missing columns {missing}{hints}",
+                subject=name,
+            )
+        )
+    columns = [_cast_column(name, table, f) for f in schema]
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _cast_column(name: str, table: pa.Table, target: pa.Field) -> pa.ChunkedArray:
+    if target.name not in table.column_names:
+        return pa.chunked_array([pa.nulls(table.num_rows, target.type)])
+    column = table.column(target.name)
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    where = f"{name}.{target.name}"
+    try:
+        if pa.types.is_decimal(target.type):
+            column = pa.chunked_array([exact_decimals(column.to_pylist(), where=where)])
+        elif column.type != target.type:
+            column = column.cast(target.type)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise DataError(Failure(FailureReason.MALFORMED, f"{where}: {error}", subject=name)) from None
+    if not target.nullable and column.null_count:
+        raise DataError(
+            Failure(FailureReason.MISSING_FIELD, f"{where}: {column.null_count} rows are null", subject=name)
+        )
+    if pa.types.is_floating(target.type) and column.null_count < len(column):
+        finite = pc.all(pc.is_finite(column)).as_py()
+        if finite is False:
+            raise DataError(Failure(FailureReason.NOT_A_NUMBER, f"{where}: not finite", subject=name))
+    return column
+
+
+def exact_decimals(values: Iterable[Any], *, where: str) -> pa.Array:
+    """`decimal128(38, 18)` from decimals, integers, floats or decimal strings; null stays null.
+
+    Digits beyond the 18th decimal are rounded half to even. Raises `DataError` (not_a_number, out_of_range) instead of
+    the silent garbage that a cast of an overlong string or an overflowing value would give.
+    """
+    out: list[Decimal | None] = []
+    for value in values:
+        if value is None:
+            out.append(None)
+            continue
+        try:
+            number = value if isinstance(value, Decimal) else Decimal(str(value))
+        except ArithmeticError:
+            raise DataError(
+                Failure(FailureReason.NOT_A_NUMBER, f"{where}: {str(value)[:40]!r} is not a number")
+            ) from None
+        if not number.is_finite():
+            raise DataError(Failure(FailureReason.NOT_A_NUMBER, f"{where}: {number} is not finite"))
+        if abs(number) >= DECIMAL_BOUND:
+            raise DataError(Failure(FailureReason.OUT_OF_RANGE, f"{where}: |{number:.3e}| is not below 1e20"))
+        out.append(quantize(number))
+    return pa.array(out, DECIMAL)
+
+
+_QUANTUM = Decimal(1).scaleb(-18)
+
+
+def quantize(number: Decimal) -> Decimal:
+    """`number` with exactly 18 decimals, rounded half to even; |number| must be below 1e20."""
+    import decimal
+
+    with decimal.localcontext(prec=60):
+        return number.quantize(_QUANTUM)
+
+
+def decimal_sum(column: pa.ChunkedArray | pa.Array) -> Decimal:
+    """Exact sum of a decimal128 column (Arrow's own decimal128 sum wraps silently); 0 for an empty column."""
+    total = pc.sum(column.cast(pa.decimal256(76, 18))).as_py()
+    return Decimal(0) if total is None else total
+
+
+def table_from_rows(name: str, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """The canonical table `name` from Python rows (one mapping per row; absent keys are null), checked like any other."""
+    schema = CANONICAL[name]
+    known = set(schema.names)
+    for row in rows:
+        if unknown := set(row) - known:
+            raise KeyError(f"table {name!r} has no column {sorted(unknown)}")
+    arrays = []
+    for f in schema:
+        values = [row.get(f.name) for row in rows]
+        if pa.types.is_decimal(f.type):
+            arrays.append(exact_decimals(values, where=f"{name}.{f.name}"))
+        else:
+            arrays.append(pa.array(values, f.type))
+    return cast_table(name, pa.Table.from_arrays(arrays, schema=schema))
+
+
+def failures_table(failures: Sequence[Failure]) -> pa.Table:
+    """The canonical failures table."""
+    return table_from_rows(
+        "failures",
+        [
+            {
+                "venue": f.venue,
+                "payload": f.payload,
+                "path": f.path,
+                "subject": f.subject,
+                "account_id": f.account_id,
+                "reason": str(f.reason),
+                "message": f.message,
+            }
+            for f in failures
+        ],
+    )
+
+
+def _result(name: str, fields: Sequence[pa.Field]) -> pa.Schema:
+    return _schema(name, 1, [_text("run_id"), *fields])
+
+
+RUNS = _result(
+    "runs",
+    [
+        _time("started_at"),
+        _time("finished_at"),
+        _float("duration_s", "s"),
+        _time("as_of"),
+        _text("snapshot_hash", "SHA-256"),
+        _text("configuration_digest", "SHA-256"),
+        _text("run_digest", "SHA-256 of snapshot, configuration, seed and code version"),
+        _text("configuration", "resolved configuration, JSON"),
+        _text("inputs", "JSON list of {venue, request, name, sha256}"),
+        _text("code_version"),
+        _text("versions", "JSON of library versions"),
+        _text("device", "device kind and count"),
+        _field("seed", pa.int64(), "seed"),
+        _text("generator"),
+        _field("scenarios", pa.int64(), "count"),
+        _float("horizon_days", "days"),
+        _field("shards", pa.int32(), "count"),
+        _field("portfolios", pa.int64(), "count"),
+        _field("portfolios_incomplete", pa.int64(), "count"),
+        _field("accounts", pa.int64(), "count"),
+        _field("failures", pa.int64(), "count"),
+        _text("conditions", "JSON list of {condition, code, message}"),
+    ],
+)
+
+PORTFOLIO_MARGIN = _result(
+    "portfolio_margin",
+    [
+        _text("portfolio_id"),
+        _flag("complete"),
+        _text("accounts_left_out", "JSON list of account ids"),
+        _float("left_out_gross_usd", "USD, last known gross value of what is left out", nullable=True),
+        _text("status", "ok | incomplete | no_complete_account | calculation"),
+        _field("accounts", pa.int64(), "complete accounts counted"),
+        _field("positions", pa.int64(), "balances and positions counted"),
+        _float("equity_usd", "USD at market value", nullable=True),
+        _float("gross_notional_usd", "USD, sum of absolute values", nullable=True),
+        _float("native_initial_usd", "USD, sum over accounts", nullable=True),
+        _float("native_maintenance_usd", "USD, sum over accounts", nullable=True),
+        _float("health_minimum", "ratio, smallest over accounts", nullable=True),
+        _text("health_minimum_account", nullable=True),
+        _float("p_liquidation_any_at_horizon", "probability", nullable=True),
+        _float("mean_loss_usd", "USD over the horizon", nullable=True),
+        _float("worst_loss_usd", "USD over the horizon", nullable=True),
+        _float("var_99_pooled_usd", "USD", nullable=True),
+        _float("es_99_pooled_usd", "USD", nullable=True),
+        _float("var_995_pooled_usd", "USD", nullable=True),
+        _float("es_995_pooled_usd", "USD", nullable=True),
+        _float("var_99_silo_sum_usd", "USD, sum over nodes", nullable=True),
+        _float("es_99_silo_sum_usd", "USD, sum over nodes", nullable=True),
+        _float("var_995_silo_sum_usd", "USD, sum over nodes", nullable=True),
+        _float("es_995_silo_sum_usd", "USD, sum over nodes", nullable=True),
+        _float("es_99_isolated_sum_usd", "USD, sum over positions alone", nullable=True),
+        _float("es_995_isolated_sum_usd", "USD, sum over positions alone", nullable=True),
+        _float("offset_within_nodes_99_usd", "USD, isolated sum minus silo sum", nullable=True),
+        _float("offset_across_nodes_99_usd", "USD, silo sum minus pooled", nullable=True),
+        _float("pooled_to_silo_99", "ratio", nullable=True),
+        _float("equity_to_es_99", "equity over pooled ES", nullable=True),
+    ],
+)
+
+ACCOUNT_MARGIN = _result(
+    "account_margin",
+    [
+        _text("portfolio_id"),
+        _text("account_id"),
+        _text("node"),
+        _text("venue"),
+        _text("margin_mode"),
+        _text("status", "ok | no_requirement | incomplete | calculation"),
+        _text("unit", "asset whose unit the native figures carry"),
+        _float("unit_price_usd", "USD per unit", nullable=True),
+        _float("equity", "unit, as the venue counts it", nullable=True),
+        _float("initial_requirement", "unit", nullable=True),
+        _float("maintenance_requirement", "unit", nullable=True),
+        _float("health", "ratio as the venue defines it", nullable=True),
+        _float("trigger", "health at which the venue liquidates", nullable=True),
+        _flag("liquidatable", nullable=True),
+        _flag("near_boundary", nullable=True),
+        _float("p_liquidation_at_horizon", "probability", nullable=True),
+        _float("equity_usd", "USD at market value", nullable=True),
+        _float("gross_notional_usd", "USD", nullable=True),
+        _float("reported_equity", "unit", nullable=True),
+        _float("reported_initial_margin", "unit", nullable=True),
+        _float("reported_maintenance_margin", "unit", nullable=True),
+        _float("reported_health", "ratio", nullable=True),
+        _float("equity_difference", "unit, recomputed minus reported", nullable=True),
+        _float("maintenance_difference", "unit, recomputed minus reported", nullable=True),
+        _flag("reported_parts", nullable=True),
+    ],
+)
+
+NODE_MARGIN = _result(
+    "node_margin",
+    [
+        _text("portfolio_id"),
+        _text("node"),
+        _text("venue"),
+        _float("equity_usd", "USD at market value"),
+        _float("var_99_usd", "USD"),
+        _float("es_99_usd", "USD"),
+        _float("var_995_usd", "USD"),
+        _float("es_995_usd", "USD"),
+    ],
+)
+
+ALLOCATION = _result(
+    "allocation",
+    [
+        _text("portfolio_id"),
+        _text("level", "venue | asset | position"),
+        _text("key", "venue id, asset symbol, or account and position"),
+        _text("venue", nullable=True),
+        _text("asset", nullable=True),
+        _text("account_id", nullable=True),
+        _float("value_usd", "USD, signed market value of the exposure"),
+        _float("es_99_usd", "USD, Euler contribution to the pooled ES"),
+        _float("es_995_usd", "USD, Euler contribution to the pooled ES"),
+        _float("es_99_isolated_usd", "USD, ES of the position alone", nullable=True),
+        _float("es_995_isolated_usd", "USD, ES of the position alone", nullable=True),
+        _float("var_99_isolated_usd", "USD", nullable=True),
+        _float("var_995_isolated_usd", "USD", nullable=True),
+    ],
+)
+
+SCENARIOS_WORST = _result(
+    "scenarios_worst",
+    [
+        _text("portfolio_id"),
+        _field("rank", pa.int32(), "1 is the worst"),
+        _field("scenario", pa.int64(), "scenario index"),
+        _float("weight", "probability weight"),
+        _float("loss_usd", "USD"),
+        _text("drivers", "JSON list of {key, loss_usd}, largest first"),
+        _text("moves", "JSON of factor to relative move"),
+        _text("liquidated", "JSON list of account ids liquidated in it"),
+    ],
+)
+
+GREEKS = _result(
+    "greeks",
+    [
+        _text("portfolio_id"),
+        _text("underlying"),
+        _float("delta_usd", "USD of profit per +100 % of the underlying, linearised"),
+        _float("gamma_usd", "0.01 * S^2 * d2V/dS2, USD: change of the hedge per +1 % of the underlying"),
+        _float("vega_usd", "USD of profit per +1 vol point"),
+        _float("theta_usd", "USD of profit per day"),
+    ],
+)
+
+LOSS_HISTOGRAM = _result(
+    "loss_histogram",
+    [
+        _text("portfolio_id"),
+        _field("bin", pa.int32(), "0 is the largest profit"),
+        _float("loss_from_usd", "USD, inclusive"),
+        _float("loss_to_usd", "USD, exclusive (the last bin inclusive)"),
+        _float("probability", "probability"),
+    ],
+)
+
+FACTORS = _result(
+    "factors",
+    [
+        _text("factor", "price:ASSET | vol:ASSET | peg:ASSET"),
+        _float("std_horizon", "weighted standard deviation of the log move over the horizon"),
+        _float("filled_share", "fraction of history cells that were filled"),
+        _text("source", "history | proxy | rule | figures"),
+    ],
+)
+
+RUN_FAILURES = pa.schema([_text("run_id"), *FAILURES], metadata=FAILURES.metadata)
+
+RESULTS: Mapping[str, pa.Schema] = {
+    "runs": RUNS,
+    "portfolio_margin": PORTFOLIO_MARGIN,
+    "account_margin": ACCOUNT_MARGIN,
+    "node_margin": NODE_MARGIN,
+    "allocation": ALLOCATION,
+    "scenarios_worst": SCENARIOS_WORST,
+    "greeks": GREEKS,
+    "loss_histogram": LOSS_HISTOGRAM,
+    "factors": FACTORS,
+    "failures": RUN_FAILURES,
+}
+"""Every result table by name. `runs` is written last; readers ignore rows of a run that has no row in it."""
+
+RESULT_KEYS: Mapping[str, tuple[str, ...]] = {
+    "runs": ("run_id",),
+    "portfolio_margin": ("run_id", "portfolio_id"),
+    "account_margin": ("run_id", "portfolio_id", "account_id"),
+    "node_margin": ("run_id", "portfolio_id", "node"),
+    "allocation": ("run_id", "portfolio_id", "level", "key"),
+    "scenarios_worst": ("run_id", "portfolio_id", "rank"),
+    "greeks": ("run_id", "portfolio_id", "underlying"),
+    "loss_histogram": ("run_id", "portfolio_id", "bin"),
+    "factors": ("run_id", "factor"),
+    "failures": ("run_id", "venue", "payload", "path", "subject", "reason", "message"),
+}
+"""Key columns by result table, which is also its sort order."""

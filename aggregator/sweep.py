@@ -1,0 +1,492 @@
+"""One scheduled run, end to end: payloads, snapshot, book, scenarios, shards of results, report.
+
+The only module (with the command line) where adapters and engine meet. Nothing here reads the clock but to stamp the
+run and to find one to resume: numbers depend on the snapshot, the configuration, the seed and the code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import pyarrow as pa
+
+from adapters.adapter import AssetBook, Context, find_adapter
+from adapters.asset_book import read_asset_book
+from adapters.transport import Payload, PayloadRequest, RecordedTransport
+
+from . import __version__
+from .config import Configuration, Limit, Resolved, Source
+from .engine import Cube, draw_cube, evaluate_details, evaluate_headlines
+from .errors import PRECEDENCE, ConfigurationError, ExitCode, Failure, FailureReason
+from .factors import Generation, build_generator
+from .greeks import greeks_by_underlying, row_sensitivities
+from .portfolio import Book, PackedPortfolio, pack_book
+from .results import (
+    Evaluated,
+    account_rows,
+    allocation_rows,
+    calculation_failures,
+    histogram_rows,
+    is_calculated,
+    node_rows,
+    portfolio_row,
+    result_table,
+    worst_rows,
+)
+from .snapshot import Snapshot, take_snapshot
+from .store import ResultStore
+
+Progress = Callable[[str, int, int], None]
+"""Called with (stage, done, total) while the run goes on."""
+
+_VERSIONS = ("jax", "jaxlib", "equinox", "numpy", "pyarrow", "deltalake", "pydantic")
+_ACCOUNT_METRICS = ("health", "p_liquidation_at_horizon")
+
+
+class Condition(NamedTuple):
+    """Something that holds after the run and that a scheduler must hear of."""
+
+    condition: str
+    code: int
+    message: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished run leaves: where its results are, its headline rows, and every condition that holds."""
+
+    run_id: str
+    store: str
+    report: str | None
+    conditions: tuple[Condition, ...]
+    portfolios: tuple[dict[str, Any], ...]
+    resumed: bool
+    duration_s: float
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """The first code of the precedence that some condition carries; OK when none does."""
+        codes = {condition.code for condition in self.conditions}
+        return next((code for code in PRECEDENCE if code in codes), ExitCode.OK)
+
+
+class Inputs(NamedTuple):
+    """Everything read: checked snapshots by name, the payloads behind them, the instant of the run."""
+
+    snapshots: dict[str, Snapshot]
+    payloads: list[tuple[str, Payload]]
+    failures: list[Failure]
+    as_of: datetime
+    digest: str
+
+
+def run_sweep(resolved: Resolved, *, fresh: bool = False, progress: Progress | None = None) -> Outcome:
+    """Run `resolved` to the end, or finish the uncommitted run of equal digest that a kill left behind.
+
+    `fresh` starts anew whatever lies there. Raises `ConfigurationError` before anything is written when the
+    configuration cannot be run; every problem with data becomes a failure row and a condition instead.
+    """
+    say = progress or (lambda stage, done, total: None)
+    configuration = resolved.configuration
+    started = datetime.now(UTC)
+    inputs = read_inputs(resolved, say)
+    say("book", 0, 1)
+    book, unclaimed = pack_book(inputs.snapshots, configuration.portfolios, as_of=inputs.as_of)
+    if unclaimed:
+        raise ConfigurationError(f"accounts that no portfolio maps: {', '.join(unclaimed)}; add them to [portfolios]")
+    generation = build_generator(resolved, book.factors(), inputs.as_of)
+    if generation.missing:
+        book, _ = pack_book(inputs.snapshots, configuration.portfolios, as_of=inputs.as_of, missing=generation.missing)
+    run_digest = _run_digest(resolved, inputs)
+    store = ResultStore(_location(resolved, configuration.store.path))
+    shards = -(-len(book.portfolios) // configuration.engine.shard_portfolios) + 1
+    within = timedelta(seconds=configuration.store.resume_within_s)
+    pending = None if fresh else store.pending_run(run_digest, now=started, within=within)
+    if pending is not None:
+        run_id, started, shards = pending.run_id, pending.started_at, pending.shards
+    else:
+        run_id = f"{started:%Y%m%dT%H%M%S}.{started.microsecond // 1000:03d}Z-{run_digest[:8]}"
+        store.start_run(run_id, run_digest=run_digest, started_at=started, shards=shards)
+
+    cube = draw_cube(
+        book.cube.build(generation.factors),
+        generation.generator,
+        seed=configuration.run.seed,
+        scenarios=generation.scenarios,
+        chunk=configuration.engine.scenario_chunk,
+        horizon_days=configuration.run.horizon_days,
+    )
+    devices = _devices(configuration)
+    calculated = _write_portfolio_shards(store, run_id, shards - 1, book, generation, cube, devices, say)
+    failures = _ordered([*inputs.failures, *book.failures, *generation.failures, *calculated])
+    _write_detail_shard(store, run_id, shards - 1, book, generation, cube, devices, failures, configuration, say)
+
+    rows = store.rows_in_progress("portfolio_margin", run_id).to_pylist()
+    accounts = store.rows_in_progress("account_margin", run_id).to_pylist()
+    conditions = _conditions(configuration, rows, accounts, failures)
+    finished = datetime.now(UTC)
+    scenarios = int(np.count_nonzero(np.asarray(cube.weights)))
+    run_row = {
+        "run_id": run_id,
+        "started_at": started,
+        "finished_at": finished,
+        "duration_s": (finished - started).total_seconds(),
+        "as_of": inputs.as_of,
+        "snapshot_hash": inputs.digest,
+        "configuration_digest": resolved.digest(),
+        "run_digest": run_digest,
+        "configuration": resolved.text(),
+        "inputs": json.dumps(
+            [{"venue": venue, "request": p.request, "name": p.name, "sha256": p.sha256} for venue, p in inputs.payloads]
+        ),
+        "code_version": __version__,
+        "versions": json.dumps(
+            {"python": platform.python_version()} | {name: metadata.version(name) for name in _VERSIONS}
+        ),
+        "device": f"{jax.devices()[0].device_kind} x {devices}",
+        "seed": configuration.run.seed,
+        "generator": configuration.scenarios.generator,
+        "scenarios": scenarios,
+        "horizon_days": configuration.run.horizon_days,
+        "shards": shards,
+        "portfolios": len(book.portfolios),
+        "portfolios_incomplete": sum(not row["complete"] for row in rows),
+        "accounts": len(accounts),
+        "failures": len(failures),
+        "conditions": json.dumps([condition._asdict() for condition in conditions]),
+    }
+    store.write_run(run_row)
+    say("report", 0, 1)
+    report = None
+    if configuration.report.path:
+        from .report import write_report
+
+        folder = resolved.path(configuration.report.path)
+        report = str(write_report(store.read_run(run_id), folder / f"{run_id}.html"))
+    say("report", 1, 1)
+    return Outcome(
+        run_id=run_id,
+        store=str(store.root),
+        report=report,
+        conditions=conditions,
+        portfolios=tuple(sorted(rows, key=lambda row: row["portfolio_id"])),
+        resumed=pending is not None,
+        duration_s=(datetime.now(UTC) - started).total_seconds(),
+    )
+
+
+# ---- inputs ----------------------------------------------------------------------------------------------------------
+
+
+def read_inputs(resolved: Resolved, say: Progress) -> Inputs:
+    """Payloads of every source, normalised by its venue's adapter and checked snapshot by snapshot."""
+    configuration = resolved.configuration
+    assets = read_asset_book(resolved.path(configuration.assets))
+    names = list(dict.fromkeys(source.snapshot for source in configuration.sources))
+    payloads: list[tuple[str, Payload]] = []
+    read: dict[str, tuple[list[Mapping[str, pa.Table]], list[Failure]]] = {}
+    for number, name in enumerate(names):
+        say("read", number, len(names))
+        batches: list[Mapping[str, pa.Table]] = []
+        failures: list[Failure] = []
+        for venue, of_venue in _by_venue(s for s in configuration.sources if s.snapshot == name).items():
+            normalized = _normalize(resolved, venue, of_venue, assets, payloads, failures)
+            batches.append(normalized.batches)
+            failures += normalized.failures
+        read[name] = batches, failures
+    say("read", len(names), len(names))
+    as_of = configuration.run.as_of or _newest(
+        [p for _, p in payloads], [b for batches, _ in read.values() for b in batches]
+    )
+    max_age = None if configuration.data.max_age_s is None else timedelta(seconds=configuration.data.max_age_s)
+    snapshots = {
+        name: take_snapshot(
+            batches, failures, as_of=as_of, max_age=max_age, max_mark_gap=configuration.data.max_mark_gap
+        )
+        for name, (batches, failures) in read.items()
+    }
+    digest = hashlib.sha256(
+        "".join(f"{n}:{s.content_hash};" for n, s in sorted(snapshots.items())).encode()
+    ).hexdigest()
+    failures = [failure for snapshot in snapshots.values() for failure in snapshot.failures]
+    return Inputs(snapshots, payloads, failures, as_of, digest)
+
+
+def _by_venue(sources: Any) -> dict[str, list[Source]]:
+    out: dict[str, list[Source]] = {}
+    for source in sources:
+        out.setdefault(source.venue, []).append(source)
+    return out
+
+
+def _normalize(
+    resolved: Resolved,
+    venue: str,
+    sources: Sequence[Source],
+    assets: AssetBook,
+    payloads: list[tuple[str, Payload]],
+    failures: list[Failure],
+) -> Any:
+    """One venue's canonical tables of one snapshot; payloads that could not be brought become failures."""
+    adapter = find_adapter(venue)
+    transport = RecordedTransport(resolved.folder)
+    brought: list[Payload] = []
+    for source in sources:
+        for file in source.payloads:
+            answer = transport.fetch(venue, PayloadRequest(file.request, file.file, source.owner))
+            if isinstance(answer, Failure):
+                failures.append(answer)
+            elif answer.request.partition(":")[0] not in {r.partition(":")[0] for r in adapter.requests}:
+                raise ConfigurationError(
+                    f"{venue}: unknown request {answer.request!r} of {answer.name}; known: {', '.join(adapter.requests)}"
+                )
+            else:
+                brought.append(answer)
+                payloads.append((venue, answer))
+    return adapter.normalize(brought, Context(assets, _parameters(resolved, venue, sources)))
+
+
+def _parameters(resolved: Resolved, venue: str, sources: Sequence[Source]) -> Mapping[str, Any]:
+    files = sorted({source.parameters for source in sources if source.parameters})
+    if len(files) > 1:
+        raise ConfigurationError(f"{venue}: one snapshot, but several parameter files: {', '.join(files)}")
+    if not files:
+        return {}
+    try:
+        return tomllib.loads(resolved.path(files[0]).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError(f"{venue}: cannot read the parameter file {files[0]!r}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{venue}: parameter file {files[0]!r} is not valid TOML: {error}") from None
+
+
+def _newest(payloads: Sequence[Payload], batches: Sequence[Mapping[str, pa.Table]]) -> datetime:
+    """The newest receive time, else the newest event time of an account."""
+    times = [p.received_at for p in payloads if p.received_at is not None]
+    if not times:
+        times = [t for batch in batches for t in batch["accounts"].column("event_at").to_pylist() if t is not None]
+    if not times:
+        raise ConfigurationError("no payload carries a time: set run.as_of, for example 2024-06-30T00:00:00Z")
+    return max(times)
+
+
+def _run_digest(resolved: Resolved, inputs: Inputs) -> str:
+    text = f"{inputs.digest}|{resolved.digest()}|{resolved.configuration.run.seed}|{__version__}|{inputs.as_of.isoformat()}"
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _location(resolved: Resolved, path: str) -> str | Path:
+    return path if "://" in path else resolved.path(path)
+
+
+def _devices(configuration: Configuration) -> int:
+    wanted = configuration.engine.host_devices
+    available = len(jax.devices())
+    return min(wanted, available) if wanted else available
+
+
+# ---- shards ----------------------------------------------------------------------------------------------------------
+
+
+def shard_of(portfolio_id: str, shards: int) -> int:
+    """Shard of a portfolio: its hash range among `shards`, the same whatever else is in the book."""
+    return int.from_bytes(hashlib.sha256(portfolio_id.encode()).digest()[:8], "big") * shards >> 64
+
+
+def _write_portfolio_shards(
+    store: ResultStore,
+    run_id: str,
+    shards: int,
+    book: Book,
+    generation: Generation,
+    cube: Cube,
+    devices: int,
+    say: Progress,
+) -> list[Failure]:
+    written = store.shards_written(run_id)
+    failures: list[Failure] = []
+    for shard in range(shards):
+        say("portfolios", shard, shards)
+        if shard in written:
+            continue
+        members = [p for p in book.portfolios if shard_of(p.portfolio_id, shards) == shard]
+        headlines = evaluate_headlines(members, generation.factors, cube, devices=devices)
+        evaluated = [Evaluated(p, h) for p, h in zip(members, headlines, strict=True)]
+        rows = {
+            "portfolio_margin": [portfolio_row(e) for e in evaluated],
+            "account_margin": [row for e in evaluated for row in account_rows(e)],
+            "node_margin": [row for e in evaluated for row in node_rows(e)],
+            "failures": [asdict(failure) for failure in calculation_failures(evaluated)],
+        }
+        store.write_shard(run_id, shard, {name: result_table(name, run_id, of) for name, of in rows.items()})
+        failures += calculation_failures(evaluated)
+    say("portfolios", shards, shards)
+    return failures
+
+
+def _write_detail_shard(
+    store: ResultStore,
+    run_id: str,
+    shard: int,
+    book: Book,
+    generation: Generation,
+    cube: Cube,
+    devices: int,
+    failures: Sequence[Failure],
+    configuration: Configuration,
+    say: Progress,
+) -> None:
+    """The last shard: detail of the portfolios with the largest pooled requirement, the factors, and the failures of
+    the run.
+    """
+    if shard in store.shards_written(run_id):
+        return
+    rows = [
+        r for r in store.rows_in_progress("portfolio_margin", run_id).to_pylist() if r["es_99_pooled_usd"] is not None
+    ]
+    rows.sort(key=lambda r: (-r["es_99_pooled_usd"], r["portfolio_id"]))
+    chosen = {row["portfolio_id"] for row in rows[: configuration.run.detail_top]}
+    members = [p for p in book.portfolios if p.portfolio_id in chosen]
+    say("details", 0, 1)
+    headlines = evaluate_headlines(members, generation.factors, cube, devices=devices)
+    details = evaluate_details(
+        members, generation.factors, cube, devices=devices, worst=configuration.run.worst_scenarios
+    )
+    sensitivities = row_sensitivities(cube.rows, generation.factors)
+    tables: dict[str, list[dict[str, Any]]] = {
+        name: [] for name in ("allocation", "scenarios_worst", "greeks", "loss_histogram")
+    }
+    for portfolio, headline, found in zip(members, headlines, details, strict=True):
+        evaluated = Evaluated(portfolio, headline)
+        if found is None or not is_calculated(evaluated):
+            continue
+        tables["allocation"] += allocation_rows(evaluated, found)
+        tables["scenarios_worst"] += worst_rows(evaluated, found, cube, generation.factors)
+        tables["loss_histogram"] += histogram_rows(evaluated, found)
+        tables["greeks"] += _greek_rows(portfolio, sensitivities)
+    tables["factors"] = _factor_rows(generation, cube)
+    calculated = store.rows_in_progress("failures", run_id).num_rows
+    own = [f for f in failures if f.reason != FailureReason.CALCULATION or not calculated]
+    tables["failures"] = [asdict(failure) for failure in own]
+    store.write_shard(run_id, shard, {name: result_table(name, run_id, of) for name, of in tables.items()})
+    say("details", 1, 1)
+
+
+def _greek_rows(portfolio: PackedPortfolio, sensitivities: Any) -> list[dict[str, Any]]:
+    return [
+        {
+            "portfolio_id": portfolio.portfolio_id,
+            "underlying": name,
+            "delta_usd": delta,
+            "gamma_usd": gamma,
+            "vega_usd": vega,
+            "theta_usd": theta,
+        }
+        for name, (delta, gamma, vega, theta) in greeks_by_underlying(portfolio.legs, sensitivities).items()
+    ]
+
+
+def _factor_rows(generation: Generation, cube: Cube) -> list[dict[str, Any]]:
+    shocks, weights = np.asarray(cube.shocks), np.asarray(cube.weights)
+    mean = weights @ shocks
+    spread = np.sqrt(np.maximum(weights @ (shocks - mean) ** 2, 0.0))
+    return [
+        {
+            "factor": name,
+            "std_horizon": float(spread[number]),
+            "filled_share": generation.origins[name].filled_share,
+            "source": generation.origins[name].source,
+        }
+        for number, name in enumerate(generation.factors)
+    ]
+
+
+def _ordered(failures: Sequence[Failure]) -> list[Failure]:
+    """Sorted and without exact repeats (a payload read for two accounts fails once for each)."""
+    return sorted(
+        dict.fromkeys(failures),
+        key=lambda f: (f.venue, f.payload, f.path, f.subject, f.reason, f.message, f.account_id or ""),
+    )
+
+
+# ---- conditions ------------------------------------------------------------------------------------------------------
+
+
+def _conditions(
+    configuration: Configuration,
+    portfolios: Sequence[Mapping[str, Any]],
+    accounts: Sequence[Mapping[str, Any]],
+    failures: Sequence[Failure],
+) -> tuple[Condition, ...]:
+    out = [c for limit in configuration.limits for c in _limit_conditions(limit, portfolios, accounts)]
+    unreachable = [f for f in failures if f.reason == FailureReason.UNREACHABLE]
+    others = [f for f in failures if f.reason != FailureReason.UNREACHABLE]
+    if unreachable:
+        out.append(
+            Condition(
+                "unreachable",
+                ExitCode.VENUE_UNREACHABLE,
+                f"{len(unreachable)} payloads could not be brought: {unreachable[0].message}",
+            )
+        )
+    if others:
+        counts: dict[str, int] = {}
+        for failure in others:
+            counts[failure.reason] = counts.get(failure.reason, 0) + 1
+        text = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items()))
+        out.append(Condition("failures", ExitCode.BAD_DATA, f"{len(others)} rows could not be used: {text}"))
+    incomplete = sorted(row["portfolio_id"] for row in portfolios if not row["complete"])
+    if incomplete:
+        out.append(
+            Condition(
+                "incomplete", ExitCode.BAD_DATA, f"{len(incomplete)} portfolios are incomplete: {', '.join(incomplete)}"
+            )
+        )
+    return tuple(out)
+
+
+def _limit_conditions(
+    limit: Limit, portfolios: Sequence[Mapping[str, Any]], accounts: Sequence[Mapping[str, Any]]
+) -> list[Condition]:
+    is_account = limit.metric in _ACCOUNT_METRICS
+    rows = accounts if is_account else portfolios
+    key = "account_id" if is_account else "portfolio_id"
+    chosen = [
+        r
+        for r in rows
+        if limit.scope == "*" or r[key] == limit.scope or (is_account and r[key].startswith(limit.scope + ":"))
+    ]
+    out = []
+    if not chosen:
+        out.append(
+            Condition(
+                "limit_undecided",
+                ExitCode.BAD_DATA,
+                f"{limit.metric} of {limit.scope}: nothing of that name in this run",
+            )
+        )
+    for row in chosen:
+        value = row[limit.metric]
+        if value is None or row.get("complete") is False:
+            # A debt-free account has no health to fall short of; anything else without a number is undecided.
+            if row["status"] != "no_requirement":
+                message = f"{limit.metric} of {row[key]} is undecided ({row['status']})"
+                out.append(Condition("limit_undecided", ExitCode.BAD_DATA, message))
+        elif limit.minimum is not None and value < limit.minimum:
+            message = f"{limit.metric} of {row[key]} is {value:.6g}, below the limit {limit.minimum:g}"
+            out.append(Condition("limit_breached", ExitCode.LIMIT_BREACHED, message))
+        elif limit.maximum is not None and value > limit.maximum:
+            message = f"{limit.metric} of {row[key]} is {value:.6g}, above the limit {limit.maximum:g}"
+            out.append(Condition("limit_breached", ExitCode.LIMIT_BREACHED, message))
+    return out

@@ -1,0 +1,48 @@
+"""Settings that hold for every test, the `--vectors` option and the folder of recorded material.
+
+JAX computes in float64 and refuses to broadcast arrays of different rank, so that a missing `vmap` fails instead of
+quietly pairing the wrong axes. Compiled programs are kept in `.cache/jax` of the checkout, unless the environment names
+another folder (JAX_COMPILATION_CACHE_DIR) or switches the cache off (JAX_ENABLE_COMPILATION_CACHE).
+"""
+
+import os
+from pathlib import Path
+
+import jax
+import pytest
+from hypothesis import settings
+
+ROOT = Path(__file__).resolve().parent.parent
+RECORDED_VARIABLE = "CROSSMARGIN_RECORDED"
+
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "jax"))
+    # Most programs of the suite compile in less than the second that JAX deems worth keeping by default.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+# Times vary on shared machines and a slow example is no error; the same examples on every run and machine.
+settings.register_profile("suite", deadline=None, derandomize=True, database=None)
+settings.load_profile("suite")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--vectors",
+        metavar="DIR",
+        default=None,
+        help="folder of reference cases for test_vectors.py, in the layout of tests/vectors (the default)",
+    )
+
+
+@pytest.fixture(scope="session")
+def recorded() -> Path:
+    """Folder of recorded payloads and market history, which is not part of the repository."""
+    named = os.environ.get(RECORDED_VARIABLE)
+    if not named:
+        pytest.skip(f"{RECORDED_VARIABLE} does not name the folder of recorded material")
+    folder = Path(named)
+    if not folder.is_dir():
+        pytest.fail(f"{RECORDED_VARIABLE} names {named!r}, which is not a folder")
+    return folder
