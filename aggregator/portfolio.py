@@ -101,7 +101,7 @@ def pack_book(
         portfolio = PackedPortfolio(portfolio_id)
         members: set[str] = set()
         for entry in entries:
-            found = [a for a in owners if a == entry or a.startswith(entry + ":")]
+            found = [a for a, market in owners.items() if _claims(entry, a, is_read=a in market.accounts)]
             if not found:
                 portfolio.accounts_left_out.append(entry)
                 message = f"no account {entry!r} was read for portfolio {portfolio_id!r}"
@@ -111,7 +111,7 @@ def pack_book(
                     )
                 )
             members.update(found)
-        if again := sorted(members & claimed):
+        if again := sorted(a for a in members & claimed if a in owners[a].accounts):
             raise ConfigurationError(f"accounts in two portfolios: {', '.join(again)}")
         claimed |= members
         for account_id in sorted(members):
@@ -120,6 +120,16 @@ def pack_book(
     for portfolio in packed:
         _resolve_rows(portfolio, cube)
     return Book(tuple(packed), cube, tuple(failures)), sorted(set(owners) - claimed)
+
+
+def _claims(entry: str, account_id: str, *, is_read: bool) -> bool:
+    """Whether a portfolio entry claims an account.
+
+    An id without an accounts row stands for what an unreadable payload would have brought: it falls on every portfolio
+    that maps a part of it.
+    """
+    within = account_id == entry or account_id.startswith(entry + ":")
+    return within or (not is_read and entry.startswith(account_id + ":"))
 
 
 def _resolve_rows(portfolio: PackedPortfolio, cube: CubeBuilder) -> None:

@@ -115,7 +115,7 @@ def render_report(run_tables: Mapping[str, pa.Table]) -> str:
             for row in portfolios[:PORTFOLIO_ROWS]
             if not row["complete"]
         ],
-        nearest=_accounts_view(_nearest_accounts(run_tables["account_margin"]), len(portfolios) > 1),
+        nearest=_accounts_view(_nearest_accounts(run_tables["account_margin"]), True),
         ladder=_book_ladder(portfolios),
         details=[_detail(row, run_tables, anchors[row["portfolio_id"]]) for row in detailed[:DETAILED_PORTFOLIOS]],
         details_more=max(0, len(detailed) - DETAILED_PORTFOLIOS),
@@ -298,7 +298,7 @@ def _detail(row: Row, run_tables: Mapping[str, pa.Table], anchor: str) -> Row:
     ]
     bins = [(b["loss_from_usd"], b["loss_to_usd"], b["probability"]) for b in own["loss_histogram"]]
     tail_from = row["var_99_pooled_usd"]
-    tail_bins = 0 if tail_from is None else sum(to > tail_from for _, to, _ in bins)
+    tail_bins = 0 if tail_from is None else sum(start > tail_from for start, _, _ in bins)
     return {
         "anchor": anchor,
         "row": row,

@@ -25,6 +25,7 @@ ORANGE = "#d55e00"
 WHITE = "#ffffff"
 
 _WIDTH = 560.0
+NO_BREAK = "\u00a0"
 _MINUS = "−"
 
 
@@ -61,18 +62,18 @@ def compact(amount: float) -> str:
     rounded = round(amount, 2 - exponent)
     exponent = math.floor(math.log10(abs(rounded)))  # 999.9 became 1000
     scale, unit = next(
-        ((scale, unit) for scale, unit in ((12, " tn"), (9, " bn"), (6, " M"), (3, " k")) if exponent >= scale), (0, "")
+        ((scale, unit) for scale, unit in ((12, "tn"), (9, "bn"), (6, "M"), (3, "k")) if exponent >= scale), (0, "")
     )
     decimals = min(2, max(0, 2 - (exponent - scale)))
     text = f"{abs(rounded) / 10.0**scale:,.{decimals}f}"
     if float(text.replace(",", "")) == 0:
         return "0"
-    return f"{_MINUS if amount < 0 else ''}{text}{unit}"
+    return f"{_MINUS if amount < 0 else ''}{text}{NO_BREAK if unit else ''}{unit}"
 
 
 def _tick(value: float) -> str:
     """`compact` without trailing zeros, for round numbers on an axis."""
-    number, space, unit = compact(value).partition(" ")
+    number, space, unit = compact(value).partition(NO_BREAK)
     return (number.rstrip("0").rstrip(".") if "." in number else number) + space + unit
 
 
@@ -159,13 +160,13 @@ def histogram_chart(
 ) -> Markup:
     """Loss distribution from (from, to, probability) bins with labeled vertical `lines`; losses to the right.
 
-    Bins whose loss lies at or beyond `tail_from` are drawn in orange; `only_tail` shows these alone, on a scale of
+    Bins whose middle lies beyond `tail_from` are drawn in orange; `only_tail` shows these alone, on a scale of
     their own.
     Bars carry probability per width relative to the narrowest bin, so that unequal bins do not mislead.
     """
     shown = [b for b in bins if b[1] > b[0]]
     if only_tail and tail_from is not None:
-        shown = [b for b in shown if b[1] > tail_from]
+        shown = [b for b in shown if _is_tail(b, tail_from)]
     left, right, band, base, foot = 52.0, 12.0, 15.0, 208.0, 42.0
     top = 10 + band * len(lines)
     bottom = top + base
@@ -189,19 +190,20 @@ def histogram_chart(
         parts.append(_line(left, y, _WIDTH - right, y, GRID))
         parts.append(_text(left - 8, y + 4, _percent_tick(tick, tallest), anchor="end", color=QUIET, size=11))
     for (start, to, probability), height in zip(shown, heights, strict=True):
-        is_tail = tail_from is not None and start >= tail_from - 1e-9 * abs(tail_from)
         tip = f"loss USD {compact(start)} to {compact(to)}: {probability:.3%}"
         tall = height / tallest * base
         gap = 0.5 if x(to) - x(start) > 2 else 0.0
-        parts.append(_box(x(start), bottom - tall, x(to) - x(start) - gap, tall, ORANGE if is_tail else SKY, tip))
+        parts.append(_box(x(start), bottom - tall, x(to) - x(start) - gap, tall, ORANGE if _is_tail((start, to, probability), tail_from) else SKY, tip))
     parts.append(_line(left, bottom, _WIDTH - right, bottom, QUIET))
     if low < 0 < high:
         parts.append(_line(x(0.0), top, x(0.0), bottom, QUIET))
     for tick in nice_ticks(low, high, 6):
         parts.append(_text(x(tick), bottom + 15, _tick(tick), anchor="middle", color=QUIET, size=11))
-    caption = "loss in USD" if low >= 0 else "← profit        loss in USD →"
-    parts.append(_text((left + _WIDTH - right) / 2, bottom + 33, caption, anchor="middle", color=QUIET, size=11))
-    for index, (label, value) in enumerate(sorted(lines, key=lambda line: (-line[1], line[0]))):
+    parts.append(_text((left + _WIDTH - right) / 2, bottom + 33, "USD", anchor="middle", color=QUIET, size=11))
+    parts.append(_text(_WIDTH - right, bottom + 33, "loss →", anchor="end", color=QUIET, size=11))
+    if low < 0:
+        parts.append(_text(left, bottom + 33, "← profit", color=QUIET, size=11))
+    for index, (label, value) in enumerate(sorted(lines, key=lambda line: (line[1], line[0]))):
         if not low <= value <= high:
             continue
         y = 10 + band * index
@@ -211,7 +213,7 @@ def histogram_chart(
             _text(
                 x(value) + (-5 if near_right else 5),
                 y + 8,
-                f"{label}  {compact(value)}",
+                f"{label}: {compact(value)}",
                 anchor="end" if near_right else "start",
                 size=11,
             )
@@ -275,6 +277,10 @@ def _value_axis(
         parts.append(_text(x(tick), bottom + 16, _tick(tick), anchor="middle", color=QUIET, size=11))
     parts.append(_text((x(low) + x(high)) / 2, bottom + 32, label, anchor="middle", color=QUIET, size=11))
     return parts
+
+
+def _is_tail(part: tuple[float, float, float], tail_from: float | None) -> bool:
+    return tail_from is not None and (part[0] + part[1]) / 2 >= tail_from
 
 
 def _percent_tick(share: float, largest: float) -> str:

@@ -118,8 +118,8 @@ class PegLoss(Form):
 class PriceVolGrid(Form):
     """Requirement of one risk unit (an account's options, perp and risk-cancelling collateral of one underlying).
 
-    `requirement = -factor(level) * min(basis contingency, min over grid points of profit)`, the initial factor raised by the
-    peg loss. Options by Black-76 on their forward. Collateral moves with spot where its symbol is in `grid_collateral`.
+    `requirement = -factor(level) * min(basis contingency, min over grid points of profit)`, the initial factor raised by
+    the peg loss. Options by Black-76 on their forward. Collateral moves with spot where its symbol is in `grid_collateral`.
     """
 
     scenarios: tuple[GridPoint, ...]
@@ -153,15 +153,15 @@ class Confidence(Form):
 class Contingency(Form):
     """Requirement `measure * price * rate` of one risk unit.
 
-    Measures: `gross_perp` |perp quantity|; `naked_short_options` sum over expiry and strike of max(0, -(calls + puts));
-    `short_options` sum of short option quantity; `gross_options` sum of |option quantity|; `collateral` value of the non-cash
-    collateral in the account's unit, `collateral_usd` in plain dollars; `gross_perp_and_short_options` the sum of the first
-    and the third. The price does not apply to collateral.
-    The rate is `initial_rate`/`maintenance_rate`, or comes from `confidence` or `depeg` (stable price below the threshold); exactly
-    one of the three is set. Confidence and depeg charges fall on the initial level only.
-    The confidence that counts is the lowest of: spot and perp for the perp; per expiry the spot and the expiry's own feeds,
-    with `gross_options` and `naked_short_options` also the perp's where a perp is held; per collateral its own and spot's
-    (`collateral`) or its own alone (`collateral_usd`).
+    Measures: `gross_perp` |perp quantity|; `naked_short_options` per expiry and strike max(0, -(calls + puts));
+    `short_options` sum of short option quantity; `gross_options` sum of |option quantity|; `collateral` value of the
+    non-cash collateral in the account's unit, `collateral_usd` in plain dollars; `gross_perp_and_short_options` the sum
+    of the first and the third. The price does not apply to collateral.
+    The rate is `initial_rate`/`maintenance_rate`, or comes from `confidence` or `depeg` (stable price below the
+    threshold); exactly one of the three is set. Confidence and depeg charges fall on the initial level only.
+    The confidence that counts is the lowest of: spot and perp for the perp; per expiry the spot and the expiry's own
+    feeds, with `gross_options` and `naked_short_options` also the perp's where a perp is held; per collateral its own
+    and spot's (`collateral`) or its own alone (`collateral_usd`).
     """
 
     measure: Literal[
@@ -188,10 +188,10 @@ class Contingency(Form):
 
 
 class OptionFormula(Form):
-    """Standard margin per short option contract on spot S and mark price m, in place of its value; a long option counts 0.
+    """Standard margin per short option contract on spot S and mark price m, in place of its value; a long one counts 0.
 
     call MM = m + mm_call * S; call IM = m + S * max(min_rate, max_rate - OTM / S);
-    put MM = m + max(mm_put * S, mm_put_mark * m); put IM = max(m + S * max(min_rate, max_rate - OTM / S), mm_offset * put MM).
+    put MM = m + max(mm_put * S, mm_put_mark * m); put IM = the call's formula, at least mm_offset * put MM.
     The mark is undiscounted: whoever packs a unit for this form sets its expiry rates to 0.
     """
 

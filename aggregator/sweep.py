@@ -11,7 +11,7 @@ import json
 import platform
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from importlib import metadata
 from pathlib import Path
@@ -246,7 +246,9 @@ def _normalize(
         for file in source.payloads:
             answer = transport.fetch(venue, PayloadRequest(file.request, file.file, source.owner))
             if isinstance(answer, Failure):
-                failures.append(answer)
+                # What the payload would have told of its owner is unknown: the owner's portfolio is incomplete.
+                lost = f"{venue}:{source.owner}" if source.owner else None
+                failures.append(replace(answer, account_id=lost))
             elif answer.request.partition(":")[0] not in {r.partition(":")[0] for r in adapter.requests}:
                 raise ConfigurationError(
                     f"{venue}: unknown request {answer.request!r} of {answer.name}; known: {', '.join(adapter.requests)}"

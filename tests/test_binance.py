@@ -1031,9 +1031,9 @@ def test_at_a_cap_the_lower_bracket_applies_and_maintenance_is_continuous(number
 
 def test_bracket_margin_at_its_edges() -> None:
     zero = mechanics.bracket_margin(Decimal(0), BRACKETS, selected_leverage=Decimal(20))
-    assert zero == (0, 125, 0)
+    assert zero == mechanics.BracketMargin(Decimal(0), Decimal(125), Decimal(0))
     huge = mechanics.bracket_margin(Decimal("3e9"), BRACKETS, selected_leverage=Decimal(20))
-    assert (huge.max_leverage, huge.initial_margin) == (1, Decimal("3e9"))
+    assert (huge.max_leverage, huge.initial_margin) == (Decimal(1), Decimal("3e9"))
     assert mechanics.bracket_margin(
         Decimal(-55_000), BRACKETS[::-1], selected_leverage=Decimal(20)
     ) == mechanics.bracket_margin(Decimal(55_000), BRACKETS, selected_leverage=Decimal(20))
@@ -1099,7 +1099,7 @@ def test_uni_mmr_status_at_every_threshold(equity: str, status: str) -> None:
 
 def test_uni_mmr_at_its_edges() -> None:
     rate = Decimal("0.1")
-    assert mechanics.uni_mmr({}, loan_rate=rate) == (0, 0, None, "normal")
+    assert mechanics.uni_mmr({}, loan_rate=rate) == mechanics.UniMmr(Decimal(0), Decimal(0), None, "normal")
     assert mechanics.uni_mmr({"USDT": coin("10")}, loan_rate=rate).ratio is None
     assert mechanics.uni_mmr({}, loan_rate=rate, open_loss_usd=Decimal(1)).status == "bankrupt"
     # what is owed on balance is not haircut, what is held is
@@ -1119,8 +1119,8 @@ def test_portfolio_margin_parts() -> None:
         mechanics.InversePosition("BTCUSD_PERP", Decimal(10_000), 1, Decimal(50_000), Decimal(40_000), Decimal("0.005"))
     ]
     parts = mechanics.portfolio_margin_parts(margin, linear, inverse, loan_rate=Decimal("0.1"))
-    assert parts.linear_profit == (600,)
-    assert parts.linear_maintenance == (8,)  # 2000 * 0.005 - 2
+    assert parts.linear_profit == (Decimal(600),)
+    assert parts.linear_maintenance == (Decimal(8),)  # 2000 * 0.005 - 2
     # 10000 USD long from 50000 to 40000: 0.2 BTC less 0.25 BTC
     assert parts.inverse_profit == (Decimal("-0.05"),)
     assert parts.inverse_maintenance == (Decimal("0.00125"),)

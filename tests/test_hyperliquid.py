@@ -245,6 +245,20 @@ def test_market_marks_index_prices_and_flags() -> None:
         assert rows_of(result, "marks", subject=f"hyperliquid:{coin}") == []
 
 
+def test_the_index_price_is_the_oracle_of_the_venues_own_dex_or_of_the_only_one() -> None:
+    def other_dex(coins: list[str]) -> Payload:
+        own = fetched("meta_and_asset_ctxs.json")
+        contexts = [{**own.body[1][0], "oraclePx": "60000.0"} for _ in coins]
+        universe = [{"name": coin, "maxLeverage": 20} for coin in coins]
+        return replace(own, name="dex.json", body=[{"universe": universe, "collateralToken": 360}, contexts])
+
+    both = normalized(fetched("meta_and_asset_ctxs.json"), other_dex(["km:BTC", "km:ATOM"]))
+    assert both.failures == []
+    assert only(both, "marks", subject="BTC", field="index")["value"] == 62495.5
+    assert only(both, "marks", subject="hyperliquid:km:BTC", field="oracle")["value"] == 60000.0
+    assert only(both, "marks", subject="ATOM", field="index")["value"] == 60000.0
+
+
 def test_a_builder_dex_is_an_account_of_its_own_in_its_own_collateral() -> None:
     result = normalized(*desk())
     account = only(result, "accounts", account_id="hyperliquid:desk:cross:km")
@@ -642,6 +656,14 @@ def test_a_bad_field_makes_its_account_incomplete_and_no_other(
         assert abs(equity_of(result, CROSS) - Decimal("24887.123456")) < EQUITY_TOLERANCE
 
 
+def test_a_delisted_coin_makes_its_holder_incomplete() -> None:
+    markets = changed(fetched("meta_and_asset_ctxs.json"), at(0, "universe", 2, "isDelisted", value=True))
+    result = normalized(perp_payload(), markets)
+    assert [(f.reason, f.account_id) for f in result.failures] == [(FailureReason.UNKNOWN_MARKET, SOL)]
+    assert "delisted" in result.failures[0].message
+    assert rows_of(result, "instruments", symbol="SOL") == rows_of(result, "marks", subject="hyperliquid:SOL") == []
+
+
 def test_a_body_that_is_no_object_leaves_an_empty_account() -> None:
     result = normalized(replace(perp_payload(), body=None))
     assert {f.account_id for f in result.failures} == {CROSS}
@@ -738,6 +760,7 @@ def test_collateral_that_the_asset_book_does_not_know() -> None:
         (at(0, "universe", 0, "maxLeverage", value=0), FailureReason.OUT_OF_RANGE, "[0].universe[0]"),
         (at(0, "universe", 0, "name", value=...), FailureReason.MISSING_FIELD, "[0].universe[0].name"),
         (at(0, "collateralToken", value="USDC"), FailureReason.NOT_A_NUMBER, "[0].collateralToken"),
+        (at(0, "universe", 6, "isDelisted", value="yes"), FailureReason.MALFORMED, "[0].universe[6].isDelisted"),
         (at(0, "universe", 1, "name", value="BTC"), FailureReason.DUPLICATE, "[0].universe[1]"),
     ],
 )
@@ -773,6 +796,7 @@ def test_markets_and_contexts_must_match(change: Callable[[Any], Any], reason: F
         (at("balances", 1, "total", value="-1"), FailureReason.OUT_OF_RANGE, "balances[1].total"),
         (at("balances", 1, "total", value="Infinity"), FailureReason.NOT_A_NUMBER, "balances[1].total"),
         (at("balances", 1, "hold", value="400"), FailureReason.OUT_OF_RANGE, "balances[1].hold"),
+        (at("balances", 1, "coin", value=["HYPE"]), FailureReason.MALFORMED, "balances[1].coin"),
         (at("balances", 1, "coin", value="+10"), FailureReason.INCONSISTENT, "balances[1].coin"),
         (at("balances", 1, "token", value=9999), FailureReason.INCONSISTENT, "balances[1].coin"),
         (at("balances", 1, value={"coin": "PIP", "total": "1"}), FailureReason.UNKNOWN_ASSET, "balances[1].coin"),

@@ -127,7 +127,7 @@ def test_the_lock_pins_every_requirement_by_hash_and_names_no_index() -> None:
 
 def test_the_unpacked_wheel_runs_beside_a_folder_named_models(target: Path, elsewhere: Path) -> None:
     output = _run(target, elsewhere, "-m", "aggregator", "--help")
-    for verb in ("sweep", "report", "schema", "reconcile", "doctor"):
+    for verb in ("sweep", "report", "schema"):
         assert verb in output
 
 

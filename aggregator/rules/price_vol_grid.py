@@ -172,7 +172,7 @@ def collateral_values(unit: RiskUnit) -> Float[Array, " C"]:
 def grid_profits(unit: RiskUnit, parameters: GridParameters) -> Float[Array, " G"]:
     """Profit of the unit at each grid point, dampened; 0 at padded points.
 
-    expiry: dampening * (discount(sign of the shocked value) * shocked value - value today), minus its size where a skew;
+    expiry: dampening * (discount(sign of the shocked value) * shocked value - value today), minus its size if skewed;
     perp: dampening * quantity * price * (spot - 1); collateral in the grid likewise on its value.
     """
     return _grid_profits(unit, parameters, _expiry_values(unit, parameters))
