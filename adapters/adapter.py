@@ -1,8 +1,8 @@
 """The adapter protocol, and finding adapters by name.
 
-An adapter is an object with a `venue` and a pure `normalize`: payloads and dated parameters in, canonical Arrow tables and
-failures out. No network, no clock, no JAX, no state. It is found through the entry-point group `crossmargin.adapters`, so a
-venue in another distribution joins by installing it.
+An adapter is an object with a `venue` and a pure `normalize`: payloads and dated parameters in, canonical Arrow tables
+and failures out. No network, no clock, no JAX, no state. It is found through the entry-point group
+`crossmargin.adapters`, so a venue in another distribution joins by installing it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ GROUP = "crossmargin.adapters"
 
 @dataclass(frozen=True)
 class Context:
-    """What an adapter may know beside its payloads: the asset book and the venue's dated parameter file (parsed TOML)."""
+    """What an adapter may know beside its payloads: the asset book, and the venue's parameter file as parsed TOML."""
 
     assets: AssetBook
     parameters: Mapping[str, Any]
@@ -49,8 +49,8 @@ class Adapter(Protocol):
 def find_adapter(venue: str) -> Adapter:
     """The adapter registered under `venue`.
 
-    Raises `ConfigurationError` for an unknown name (with the nearest known one), for two distributions that claim the same
-    name, and for an object that is no adapter.
+    Raises `ConfigurationError` for an unknown name (with the nearest known one), for two distributions that claim the
+    same name, and for an object that cannot be imported or is no adapter.
     """
     found = [point for point in entry_points(group=GROUP) if point.name == venue]
     if not found:
@@ -58,7 +58,10 @@ def find_adapter(venue: str) -> Adapter:
         raise ConfigurationError(f"unknown venue {venue!r}{nearest_name(venue, known)}; known: {', '.join(known)}")
     if len({point.value for point in found}) > 1:
         raise ConfigurationError(f"venue {venue!r} is claimed by {', '.join(sorted(p.value for p in found))}")
-    adapter = found[0].load()
+    try:
+        adapter = found[0].load()
+    except (ImportError, AttributeError) as error:
+        raise ConfigurationError(f"venue {venue!r}: cannot import {found[0].value}: {error}") from error
     if not isinstance(adapter, Adapter):
         raise ConfigurationError(f"{found[0].value} is no adapter: it lacks venue, requests or normalize")
     return adapter

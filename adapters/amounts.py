@@ -1,8 +1,8 @@
 """Exact numbers from venue payloads: decimal strings, token integers with decimals, epoch times.
 
 Nothing here goes through binary floating point unless the venue itself sent a JSON float. A payload is parsed with
-`parse_json`, which keeps the digits of JSON numbers as `Decimal`. Every function raises `FieldError` with a reason of the
-closed list; the caller turns it into a failure row that names venue, payload and path.
+`parse_json`, which keeps the digits of JSON numbers as `Decimal`. Every function raises `FieldError` with a reason of
+the closed list; the caller turns it into a failure row that names venue, payload and path.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class FieldError(ValueError):
 
 
 def _refuse_constant(name: str) -> Decimal:
-    # json calls this for NaN, Infinity and -Infinity, which are not JSON; kept as a Decimal so that the field is named later.
+    # json calls this for NaN, Infinity and -Infinity, which are not JSON; kept so that the field is named later.
     return Decimal(name)
 
 
@@ -39,7 +39,8 @@ def parse_json(text: str | bytes) -> Any:
     """Python value of a JSON text with every number as int or exact `Decimal`; raises `FieldError(malformed)`."""
     try:
         return json.loads(text, parse_float=Decimal, parse_constant=_refuse_constant)
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, InvalidOperation, RecursionError) as error:
+        # ValueError: bad JSON, bad UTF-8, or an integer of thousands of digits; InvalidOperation: an absurd exponent.
         raise FieldError("", FailureReason.MALFORMED, f"not readable as JSON: {error}") from None
 
 
@@ -50,6 +51,10 @@ def member(record: Any, key: str, path: str = "") -> Any:
     if key not in record or record[key] is None:
         raise FieldError(joined(path, key), FailureReason.MISSING_FIELD, f"field {key!r} is missing")
     return record[key]
+
+
+def _optional(record: Any, key: str, path: str) -> Any:
+    return member(record, key, path) if not isinstance(record, Mapping) or record.get(key) is not None else None
 
 
 def members(record: Any, key: str, path: str = "") -> list[Any]:
@@ -67,6 +72,11 @@ def joined(path: str, key: str | int) -> str:
     return f"{path}.{key}" if path else key
 
 
+def _plain(text: str) -> str:
+    # Python reads 1_000 and the digits of every script as numbers; a venue that sends such text means something else.
+    return text.strip() if text.isascii() and "_" not in text else "?"
+
+
 def decimal_of(value: Any, path: str = "") -> Decimal:
     """The exact number in a decimal string, JSON integer or JSON decimal.
 
@@ -75,12 +85,13 @@ def decimal_of(value: Any, path: str = "") -> Decimal:
     if isinstance(value, bool) or value is None or not isinstance(value, str | int | Decimal):
         raise FieldError(path, FailureReason.NOT_A_NUMBER, f"expected a number, found {type(value).__name__}")
     try:
-        number = Decimal(value.strip() if isinstance(value, str) else value)
+        number = Decimal(_plain(value) if isinstance(value, str) else value)
     except InvalidOperation:
         raise FieldError(path, FailureReason.NOT_A_NUMBER, f"{str(value)[:40]!r} is not a number") from None
     if not number.is_finite():
         raise FieldError(path, FailureReason.NOT_A_NUMBER, f"{number} is not finite")
-    if abs(number) >= _LARGEST:
+    # By the exponent: abs() would round to 28 digits and raises on exponents beyond the context's range.
+    if number and number.adjusted() >= _LARGEST.adjusted():
         raise FieldError(path, FailureReason.OUT_OF_RANGE, f"|{number:.3e}| is not below 1e20")
     return number
 
@@ -92,7 +103,7 @@ def decimal_at(record: Any, key: str, path: str = "") -> Decimal:
 
 def optional_decimal_at(record: Mapping[str, Any], key: str, path: str = "") -> Decimal | None:
     """`decimal_of` the member `key`, or None where it is absent, null or an empty string."""
-    value = record.get(key)
+    value = _optional(record, key, path)
     return None if value is None or value == "" else decimal_of(value, joined(path, key))
 
 
@@ -117,7 +128,7 @@ def integer_of(value: Any, path: str = "") -> int:
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise FieldError(path, FailureReason.NOT_A_NUMBER, f"expected an integer, found {type(value).__name__}")
     try:
-        return int(value)
+        return int(_plain(value)) if isinstance(value, str) else value
     except ValueError:
         raise FieldError(path, FailureReason.NOT_A_NUMBER, f"{str(value)[:40]!r} is not an integer") from None
 
@@ -139,7 +150,10 @@ def _scaled(raw: int, decimals: int) -> Decimal:
 
 
 def time_of(value: Any, path: str = "") -> datetime:
-    """UTC time from epoch seconds, milliseconds, microseconds (told apart by size) or an ISO-8601 text with offset or Z."""
+    """UTC time from epoch seconds, milliseconds, microseconds (told apart by size) or ISO-8601 text with offset or Z.
+
+    Raises `FieldError`: malformed for other text, not_a_number for other values, out_of_range outside 1970 to 2100.
+    """
     if isinstance(value, str) and not value.strip().lstrip("-").isdigit():
         try:
             moment = datetime.fromisoformat(value.strip())
@@ -147,15 +161,16 @@ def time_of(value: Any, path: str = "") -> datetime:
             raise FieldError(path, FailureReason.MALFORMED, f"{value[:40]!r} is not a time") from None
         if moment.tzinfo is None:
             raise FieldError(path, FailureReason.MALFORMED, f"{value[:40]!r} has no time zone")
-        return moment.astimezone(UTC)
-    number = integer_of(value, path)
-    micros = number * (1_000_000 if number < 10**11 else 1_000 if number < 10**14 else 1)
+        micros = (moment - _EPOCH) // timedelta(microseconds=1)
+    else:
+        number = integer_of(value, path)
+        micros = number * (1_000_000 if number < 10**11 else 1_000 if number < 10**14 else 1)
     if not 0 <= micros < _LATEST_S * 1_000_000:
-        raise FieldError(path, FailureReason.OUT_OF_RANGE, f"{number} is not a time of this century")
+        raise FieldError(path, FailureReason.OUT_OF_RANGE, f"{str(value)[:40]} does not lie between 1970 and 2100")
     return _EPOCH + timedelta(microseconds=micros)
 
 
 def optional_time_at(record: Mapping[str, Any], key: str, path: str = "") -> datetime | None:
     """`time_of` the member `key`; None where it is absent, null or 0 (venues send 0 for never)."""
-    value = record.get(key)
+    value = _optional(record, key, path)
     return None if value in (None, 0, "0", "") else time_of(value, joined(path, key))

@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from aggregator.errors import ConfigurationError, nearest_name
 
 _PREFIX = re.compile(r"(1000000|1M|10000|1000|k)([A-Z][A-Z0-9]*)")
 _PREFIX_SCALE = {"k": 1000, "1M": 1_000_000}
+_WRAPPED_KEYS = ("of", "issuer", "peg")
 
 
 class Asset(NamedTuple):
@@ -33,7 +34,10 @@ class AssetBook:
     assets: Mapping[str, Asset]
 
     def resolve(self, symbol: str) -> Asset | None:
-        """The asset of a venue's token or underlying symbol, `1000X`, `1MX` and `kX` contract prefixes unfolded; None if unknown."""
+        """The asset of a venue's token or underlying symbol, or None if unknown.
+
+        A contract prefix (`1000X`, `10000X`, `1000000X`, `1MX`, `kX`) becomes a multiplier of the asset X.
+        """
         if symbol in self.assets:
             return self.assets[symbol]
         match = _PREFIX.fullmatch(symbol)
@@ -47,7 +51,8 @@ class AssetBook:
 def read_asset_book(path: Path) -> AssetBook:
     """The asset book in a TOML file with `factors`, `[stables]` and `[wrapped]`.
 
-    Raises `ConfigurationError` for an unreadable file, an unknown key, a symbol listed twice or a wrapped token of an unknown factor.
+    Raises `ConfigurationError` for an unreadable file, an unknown key, a symbol listed twice or a wrapped token of an
+    unknown factor, and for entries of another shape.
     """
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -59,11 +64,26 @@ def read_asset_book(path: Path) -> AssetBook:
     for key in document:
         if key not in known:
             raise ConfigurationError(f"asset book {path.name}: unknown key {key!r}{nearest_name(key, known)}")
+    if not (
+        _texts(document.get("factors", []), list)
+        and _texts(document.get("stables", {}), dict)
+        and isinstance(document.get("wrapped", {}), dict)
+    ):
+        raise ConfigurationError(
+            f"asset book {path.name}: expected `factors` as a list of symbols, `[stables]` as symbol = issuer, "
+            "and `[wrapped]` as symbol = {of, issuer, peg}"
+        )
     entries = [Asset(symbol, symbol, Decimal(1), None, None) for symbol in document.get("factors", [])]
     entries += [Asset(s, None, Decimal(1), s, issuer) for s, issuer in document.get("stables", {}).items()]
     factors = {entry.symbol for entry in entries if entry.risk_factor}
     for symbol, wrapped in document.get("wrapped", {}).items():
-        if set(wrapped) - {"of", "issuer", "peg"} or wrapped.get("of") not in factors:
+        if not isinstance(wrapped, dict) or not _texts({k: v for k, v in wrapped.items() if k != "peg"}, dict):
+            raise ConfigurationError(f"asset book {path.name}: wrapped token {symbol!r} is no {{of, issuer, peg}}")
+        for key in wrapped:
+            if key not in _WRAPPED_KEYS:
+                hint = nearest_name(key, _WRAPPED_KEYS)
+                raise ConfigurationError(f"asset book {path.name}: wrapped token {symbol!r}: unknown key {key!r}{hint}")
+        if wrapped.get("of") not in factors:
             raise ConfigurationError(f"asset book {path.name}: wrapped token {symbol!r} needs `of` a listed factor")
         peg = symbol if wrapped.get("peg") else None
         entries.append(Asset(symbol, wrapped["of"], Decimal(1), peg, wrapped.get("issuer")))
@@ -73,3 +93,10 @@ def read_asset_book(path: Path) -> AssetBook:
             raise ConfigurationError(f"asset book {path.name}: {entry.symbol!r} is listed twice")
         book[entry.symbol] = entry
     return AssetBook(book)
+
+
+def _texts(value: Any, kind: type[list[Any]] | type[dict[str, Any]]) -> bool:
+    """Whether `value` is a list of texts, or a mapping to texts."""
+    if not isinstance(value, kind):
+        return False
+    return all(isinstance(entry, str) for entry in (value.values() if isinstance(value, dict) else value))

@@ -45,18 +45,23 @@ class Rows:
         account_id: str | None = None,
     ) -> None:
         """One failure; with `account_id` it makes that account incomplete."""
-        self.failures.append(Failure(reason, message, self.venue, payload, path, subject, account_id))
+        account = None if account_id is None else _storable(account_id)
+        self.failures.append(
+            Failure(reason, _storable(message), self.venue, payload, _storable(path), _storable(subject), account)
+        )
 
     @contextmanager
     def guard(self, payload: str, *, subject: str = "", account_id: str | None = None) -> Iterator[None]:
-        """Turns a `FieldError` inside the block into a failure row; what the block had added to the tables is taken back."""
+        """Turns a `FieldError` of the block into a failure row, and takes back what the block added to the tables."""
         before = {name: len(rows) for name, rows in self.rows.items()}
         try:
             yield
         except FieldError as error:
             for name, length in before.items():
                 del self.rows[name][length:]
-            self.fail(error.reason, error.message, payload=payload, path=error.path, subject=subject, account_id=account_id)
+            self.fail(
+                error.reason, error.message, payload=payload, path=error.path, subject=subject, account_id=account_id
+            )
 
     def batches(self) -> Batches:
         """The canonical tables (all but failures). A row that the schema refuses becomes a failure, the others stay."""
@@ -79,3 +84,8 @@ class Rows:
             self.fail(error.failure.reason, error.failure.message, subject=subject, account_id=account)
             return False
         return True
+
+
+def _storable(text: str) -> str:
+    # A JSON text may hold half of a surrogate pair, which is no Unicode and which neither Arrow nor a terminal takes.
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

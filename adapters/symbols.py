@@ -59,7 +59,10 @@ _OPTION = re.compile(r"([A-Z0-9]+)-(\d{8}|\d{6})-(\d+(?:[._]\d+)?)-([CP])")
 
 
 def option_symbol(symbol: str, path: str = "") -> OptionSymbol:
-    """Parts of an option name `<underlying>-<YYYYMMDD or YYMMDD>-<strike>-<C|P>`; raises `FieldError(unknown_market)`."""
+    """Parts of an option name `<underlying>-<YYYYMMDD or YYMMDD>-<strike>-<C|P>`.
+
+    Raises `FieldError`: unknown_market for another shape, malformed for a date that does not exist.
+    """
     match = _OPTION.fullmatch(symbol)
     if match is None:
         raise FieldError(path, FailureReason.UNKNOWN_MARKET, f"{symbol[:60]!r} is no option name")

@@ -1,7 +1,7 @@
 """Where payloads come from: recorded files now, live read-only calls in a later release.
 
-A payload file is an envelope `{request, received_at, sha256, body}`, or a bare body, or a body under `raw` (then what else
-stands beside it is provenance). The SHA-256 is that of the file's bytes and enters the run's input hash.
+A payload file is an envelope `{request, received_at, sha256, body}`, or a bare body, or a body under `raw` (then what
+else stands beside it is provenance). The SHA-256 is that of the file's bytes and enters the run's input hash.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .amounts import FieldError, parse_json, time_of
 
 @dataclass(frozen=True, slots=True)
 class PayloadRequest:
-    """What to read: the venue's own name of the request, where it is, and whose account it concerns (empty: market-wide)."""
+    """What to read: the venue's own name of the request, where it is, and whose it is (empty: market-wide)."""
 
     request: str
     location: str
@@ -28,7 +28,7 @@ class PayloadRequest:
 
 @dataclass(frozen=True, slots=True)
 class Payload:
-    """One answer of a venue: `body` is parsed JSON with exact numbers; `received_at` is None when nobody wrote it down."""
+    """One answer of a venue: `body` is parsed JSON with exact numbers, `received_at` None when nobody wrote it down."""
 
     request: str
     name: str
@@ -51,7 +51,11 @@ class RecordedTransport:
     root: Path
 
     def fetch(self, venue: str, request: PayloadRequest) -> Payload | Failure:
-        """The payload of one file, or a failure: unreachable (no such file), malformed (truncated, not JSON, bad envelope)."""
+        """The payload of one file, or a failure.
+
+        Reasons: unreachable (no such file), malformed (truncated, not JSON, bad envelope), missing_field (nobody names
+        the request), and those of `time_of` for the receive time.
+        """
         path = self.root / request.location
         name = Path(request.location).name
         try:
@@ -81,11 +85,15 @@ def _opened(document: Any, request: PayloadRequest, name: str, sha256: str) -> P
     received_at, stated, body = None, request.request, document
     if isinstance(document, dict) and "body" in document and "request" in document:
         body = document["body"]
-        stated = request.request or str(document["request"])
+        if not isinstance(document["request"], str | None):
+            raise FieldError("request", FailureReason.MALFORMED, "the envelope's request is no text")
+        stated = request.request or document["request"] or ""
         if document.get("received_at") is not None:
             received_at = time_of(document["received_at"], "received_at")
     elif isinstance(document, dict) and "raw" in document:
         body = document["raw"]
     if not stated:
-        raise FieldError("request", FailureReason.MISSING_FIELD, "neither the file nor the configuration names the request")
+        raise FieldError(
+            "request", FailureReason.MISSING_FIELD, "neither the file nor the configuration names the request"
+        )
     return Payload(stated, name, request.account, received_at, sha256, body)

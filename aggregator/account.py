@@ -23,6 +23,7 @@ from .rule_forms import (
     ExpiryMaxLoss,
     Fixed,
     Form,
+    OptionFormula,
     PriceVolGrid,
     TieredNotional,
     Verdict,
@@ -68,7 +69,8 @@ class UnitRow(NamedTuple):
     spot: float
     spot_confidence: float
     stable_price: float
-    price_factor: str
+    price_factor: str | None
+    """None for a unit that holds nothing but a stable token."""
     vol_factor: str
     stable_exponents: tuple[tuple[str, float], ...]
     perp: tuple[float, float, float]
@@ -137,6 +139,8 @@ class AccountDraft:
         market = self.market
         components = market.rules.get(self.row["rule_set"], [])
         verdicts = [form for _, form in components if isinstance(form, Verdict)]
+        # The contract forms mark options undiscounted; value and requirement must agree, or their difference is no margin.
+        self.marks_undiscounted = any(isinstance(form, ExpiryMaxLoss | OptionFormula) for _, form in components)
         if len(verdicts) != 1:
             raise IncompleteAccountError(
                 FailureReason.MISSING_PARAMETER, f"rule set {self.row['rule_set']!r} has {len(verdicts)} verdicts"
@@ -235,7 +239,8 @@ class AccountDraft:
                 exponents = combined((underlying_exponents, -1.0), (settlement_exponents, 1.0))
                 cash += size * settlement_price / entry
             self._leg(line, settlement, exponents, value)
-        shown = value if instrument["payoff"] == "linear" else -value
+        # The value leg of an inverse perp or future is what it owes in coins; an option's is its worth.
+        shown = -value if instrument["payoff"] == "inverse" and instrument["kind"] != "option" else value
         self.lines.append(
             Line(key, self.account_id, self.venue, self.row["node"], market.risk_symbol(underlying), shown, abs(value))
         )
@@ -285,7 +290,7 @@ class AccountDraft:
             )
         market.require(f"vol:{factor}", position["instrument_id"])
         inverse = instrument["payoff"] == "inverse"
-        discount = float(np.exp(-max(rate, 0.0) * years))
+        discount = 1.0 if self.marks_undiscounted else float(np.exp(-max(rate, 0.0) * years))
 
         def row(exponents: Mapping[str, float], today: float) -> int:
             # An inverse option pays coins: its quote value over the forward, worth the coin's own price.
@@ -349,14 +354,15 @@ class AccountDraft:
 
     def _equity(self, form: WeightedValue) -> None:
         group_of: dict[str, int] = {}
-        for number, holding in enumerate(self.holdings):
+        for holding in self.holdings:
             if not holding.counts:
                 continue
             if form.weights == "unit":
                 key, weights = "", (1.0, 1.0)
             else:
                 tier = self._weights(holding.asset_id)
-                key = holding.asset_id if form.net_by_asset else str(number)
+                # A position's value and its cash are one profit, whatever else is netted.
+                key = holding.asset_id if form.net_by_asset else f"line {holding.line}"
                 weights = (
                     (1.0, 1.0)
                     if tier is None
@@ -429,7 +435,8 @@ class AccountDraft:
             arrays = pack_tiers(
                 floors,
                 np.array([float(r["maintenance_rate"]) for r in rows]),
-                np.array([float(r["initial_rate"]) for r in rows]),
+                # Where leverage is chosen the tiers' own initial rates say nothing.
+                np.array([0.0 if form.initial == "leverage" else float(r["initial_rate"]) for r in rows]),
                 size=len(rows),
             )
             self.tiers.append(
@@ -446,6 +453,10 @@ class AccountDraft:
     def _risk_units(self, forms: Sequence[Form]) -> None:
         grids = [form for form in forms if isinstance(form, PriceVolGrid)]
         max_losses = [form for form in forms if isinstance(form, ExpiryMaxLoss)]
+        if any(isinstance(form, OptionFormula) for form in forms):
+            raise IncompleteAccountError(
+                FailureReason.UNSUPPORTED, "option_formula outside of an expiry_max_loss component"
+            )
         contingencies = tuple(form for form in forms if isinstance(form, Contingency))
         if not grids and not max_losses and not contingencies:
             return
@@ -466,10 +477,16 @@ class AccountDraft:
         collateral: dict[str, list[Row]] = defaultdict(list)
         for balance in market.balances.get(self.account_id, ()):
             asset_id = balance["asset_id"]
-            if asset_id != self.row["settlement_asset"] and balance["side"] == "asset":
-                symbol = market.risk_symbol(asset_id)
-                collateral[symbol].append(balance)
-                underlying_id.setdefault(symbol, asset_id)
+            if asset_id == self.row["settlement_asset"] or balance["side"] != "asset":
+                continue
+            if not balance["collateral_enabled"]:
+                continue
+            # Every token stands in exactly one unit: its own underlying's, else that of the account's only underlying.
+            symbol = market.risk_symbol(asset_id)
+            if symbol not in holdings and len(holdings) == 1:
+                symbol = next(iter(holdings))
+            collateral[symbol].append(balance)
+            underlying_id.setdefault(symbol, asset_id)
         for symbol in sorted(set(holdings) | set(collateral)):
             self.units.append(
                 self._risk_unit(symbol, underlying_id[symbol], holdings[symbol], collateral[symbol], in_grid)._replace(
@@ -492,6 +509,12 @@ class AccountDraft:
         options = []
         for position, instrument in holdings:
             quantity = float(position["quantity"]) * float(instrument["contract_size"])
+            if instrument["payoff"] != "linear":
+                raise IncompleteAccountError(
+                    FailureReason.UNSUPPORTED,
+                    f"inverse {instrument['kind']} {position['instrument_id']} in a risk unit",
+                    position["instrument_id"],
+                )
             if instrument["kind"] == "option":
                 moment = instrument["expiry"]
                 years = self._years(instrument)
@@ -500,6 +523,7 @@ class AccountDraft:
                 if vol["confidence"] is not None:
                     confidence = min(confidence, vol["confidence"])
                 known = expiries.get(moment)
+                rate = 0.0 if self.marks_undiscounted else rate
                 expiries[moment] = (years, forward, rate, min(confidence, known[3]) if known else confidence)
                 options.append(
                     (quantity, float(instrument["strike"]), instrument["option_type"] == "call", vol["value"], moment)
@@ -523,14 +547,15 @@ class AccountDraft:
             price, confidence = market.asset_price(self.venue, self.account_id, balance["asset_id"])
             flag = 1.0 if market.assets[balance["asset_id"]]["symbol"] in in_grid else 0.0
             cube_row = self._row(market.exponents(balance["asset_id"]))
-            tokens.append((float(balance["quantity"]), price, confidence, flag, cube_row))
+            quantity = float(balance["quantity"] + (balance["accrued_interest"] or 0))
+            tokens.append((quantity, price, confidence, flag, cube_row))
         return UnitRow(
             account=0,
             underlying=symbol,
             spot=spot,
             spot_confidence=spot_confidence,
             stable_price=self.unit_price,
-            price_factor=f"price:{symbol}",
+            price_factor=f"price:{symbol}" if f"price:{symbol}" in market.exponents(underlying) else None,
             vol_factor=f"vol:{symbol}",
             stable_exponents=tuple(sorted(self.unit_exponents.items())),
             perp=perp,

@@ -41,6 +41,8 @@ class UnitArrays(eqx.Module):
     account: Int[Array, " U"]
     market: RiskUnit
     price_factor: Int[Array, " U"]
+    price_weight: Float[Array, " U"]
+    """0 where the unit has no price factor (a stable token alone)."""
     vol_factor: Int[Array, " U"]
     vol_weight: Float[Array, " U"]
     """0 where the unit holds no option and its vol factor need not exist."""
@@ -293,7 +295,8 @@ def _units(units: Sequence[UnitRow], sizes: _Sizes, index: Mapping[str, int]) ->
     return UnitArrays(
         account=_column([u.account for u in units], count, np.int32),
         market=market,
-        price_factor=_column([index[u.price_factor] for u in units], count, np.int32),
+        price_factor=_column([index[u.price_factor] if u.price_factor else 0 for u in units], count, np.int32),
+        price_weight=_column([float(u.price_factor is not None) for u in units], count, np.float64),
         vol_factor=_column([index.get(u.vol_factor, 0) for u in units], count, np.int32),
         vol_weight=_column([float(u.vol_factor in index) for u in units], count, np.float64),
         stable_factor=stable_factor,

@@ -186,7 +186,7 @@ def _print_outcome(outcome: Outcome, as_json: bool) -> None:
 
     from .headline import headline_table
 
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = Console(width=None if sys.stdout.isatty() else 180)
     console.print(headline_table(outcome.portfolios))
     for condition in outcome.conditions:
         typer.echo(f"{condition.condition}: {condition.message}", err=True)

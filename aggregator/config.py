@@ -26,7 +26,7 @@ TILE = 256
 class Section(BaseModel):
     """What all sections have in common."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, allow_inf_nan=False)
 
 
 class PayloadFile(Section):
@@ -39,8 +39,8 @@ class PayloadFile(Section):
 class Source(Section):
     """Payloads of one venue: of one owner, or market-wide when `owner` is empty.
 
-    Sources of equal `snapshot` form one snapshot: they share market data and are checked against each other. `parameters` is
-    the venue's dated parameter file.
+    Sources of equal `snapshot` form one snapshot: they share market data and are checked against each other.
+    `parameters` is the venue's dated parameter file.
     """
 
     venue: str
@@ -64,14 +64,17 @@ class Run(Section):
     def _zoned(cls, value: datetime | None) -> datetime | None:
         if value is not None and value.tzinfo is None:
             raise ValueError("as_of needs a time zone, for example 2024-06-30T00:00:00Z")
-        return value.astimezone(UTC) if value else None
+        try:
+            return value.astimezone(UTC) if value else None
+        except OverflowError:
+            raise ValueError("as_of is no time of this era") from None
 
 
 class Data(Section):
-    """Freshness and consistency bounds of the snapshot; None switches a bound off."""
+    """Freshness and consistency bounds of the snapshot; 0 switches a bound off."""
 
-    max_age_s: float | None = Field(default=3600.0, gt=0)
-    max_mark_gap: float | None = Field(default=0.02, gt=0)
+    max_age_s: float = Field(default=3600.0, ge=0)
+    max_mark_gap: float = Field(default=0.02, ge=0)
 
 
 class MultivariateTFigures(Section):
@@ -177,8 +180,9 @@ LimitMetric = Literal[
 class Limit(Section):
     """A bound that the run must keep: exactly one of `minimum` and `maximum`.
 
-    `scope`: "*" every portfolio, a portfolio id, or for the account metrics (health, p_liquidation_at_horizon) an account id or
-    its prefix. A metric that is null leaves the limit undecided, which is reported and never counts as kept.
+    `scope`: "*" every portfolio, a portfolio id, or for the account metrics (health, p_liquidation_at_horizon) an
+    account id or its prefix. A metric that is null leaves the limit undecided, which is reported and never counts as
+    kept.
     """
 
     metric: LimitMetric
@@ -230,6 +234,12 @@ class Resolved(Section):
         return hashlib.sha256(json.dumps(figures, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
+_GENERATORS: Mapping[str, type[Section]] = {
+    "multivariate_t": MultivariateTFigures,
+    "filtered_history": FilteredHistoryFigures,
+}
+
+
 def load_configuration(
     path: Path, *, overrides: Sequence[str] = (), environment: Mapping[str, str] | None = None
 ) -> Resolved:
@@ -241,7 +251,7 @@ def load_configuration(
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigurationError(f"cannot read the configuration {path.name!r}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigurationError(f"{path.name} is not valid TOML: {error}") from None
     for name, text in sorted((environment or {}).items()):
         if name.startswith(ENVIRONMENT_PREFIX):
@@ -259,9 +269,11 @@ def load_configuration(
 
 def _override(document: dict[str, Any], keys: Sequence[str], text: str, where: str) -> None:
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
+        parsed = tomllib.loads(f"value = {text}")
+    except (tomllib.TOMLDecodeError, RecursionError):
+        parsed = {}
+    # A text of several lines may parse as a value and further keys: then it is a text.
+    value = parsed["value"] if parsed.keys() == {"value"} else text
     section = document
     for key in keys[:-1]:
         section = section.setdefault(key, {})
@@ -272,25 +284,53 @@ def _override(document: dict[str, Any], keys: Sequence[str], text: str, where: s
 
 def _sentences(error: ValidationError) -> list[str]:
     out = []
-    for entry in error.errors(include_url=False, include_context=False, include_input=False):
-        place = ".".join(str(part) for part in entry["loc"])
+    entries = error.errors(include_url=False, include_context=False, include_input=False)
+    for entry in entries:
+        keys, _ = _followed(entry["loc"])
+        place = ".".join(keys)
         if entry["type"] == "extra_forbidden":
-            hint = nearest_name(str(entry["loc"][-1]), _known_keys(entry["loc"][:-1]))
+            _, models = _followed(entry["loc"][:-1])
+            hint = nearest_name(keys[-1], sorted({name for model in models for name in model.model_fields}))
             out.append(f"unknown key {place}{hint}")
         elif entry["type"] == "missing":
             out.append(f"missing key {place}")
+        elif entry["type"] == "union_tag_not_found":
+            out.append(f"missing key {place}.generator: one of {', '.join(_GENERATORS)}")
+        elif entry["type"] == "union_tag_invalid":
+            out.append(f"{place}.generator: expected one of {', '.join(_GENERATORS)}")
+        elif entry["type"] == "too_short" and any(_lies_in(other["loc"], entry["loc"]) for other in entries):
+            # The list is only short because its faulty entries, which are named themselves, do not count.
+            continue
         else:
             out.append(f"{place}: {entry['msg'].removeprefix('Value error, ')}")
     return out
 
 
-def _known_keys(location: Sequence[int | str]) -> list[str]:
-    """Keys of the section at `location`, followed through the models (list indices and union tags are skipped)."""
+def _lies_in(location: Sequence[int | str], outer: Sequence[int | str]) -> bool:
+    return len(location) > len(outer) and location[: len(outer)] == outer
+
+
+def _followed(location: Sequence[int | str]) -> tuple[list[str], list[type[BaseModel]]]:
+    """(Keys as the user wrote them, models that the last one may hold) of pydantic's `location`.
+
+    The tag that pydantic puts in for the chosen member of a union is no key; list indices and the keys of tables that
+    people name stay in the model that they are in.
+    """
+    keys: list[str] = []
     models: list[type[BaseModel]] = [Configuration]
     for part in location:
-        following = [m for model in models if part in model.model_fields for m in _models(model.model_fields[str(part)].annotation)]
+        if len(models) > 1 and part in _GENERATORS:
+            models = [_GENERATORS[str(part)]]
+            continue
+        keys.append(str(part))
+        following = [
+            inner
+            for model in models
+            if part in model.model_fields
+            for inner in _models(model.model_fields[str(part)].annotation)
+        ]
         models = following or models
-    return sorted({name for model in models for name in model.model_fields})
+    return keys, models
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:

@@ -61,8 +61,8 @@ PRECEDENCE = (
 class Failure:
     """One row or payload that could not be used.
 
-    `subject` names what is affected (an account id, an instrument, an asset); `account_id` is set when the failure makes
-    that account incomplete, and stays None for findings that leave every account computable.
+    `subject` names what is affected (an account id, an instrument, an asset); `account_id` is set when the failure
+    makes that account incomplete, and stays None for findings that leave every account computable.
     """
 
     reason: FailureReason

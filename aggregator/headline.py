@@ -16,7 +16,7 @@ def headline_table(portfolios: Sequence[Mapping[str, Any]]) -> Table:
     Names come from data and are shown as plain text: markup in them has no effect.
     """
     table = Table(title="Margin sweep (USD)", title_justify="left")
-    table.add_column("portfolio", overflow="fold")
+    table.add_column("portfolio", overflow="fold", min_width=14)
     for name in (
         "equity",
         "isolated ES 99",

@@ -129,11 +129,10 @@ def _group_values(portfolio: PortfolioArrays, today: Float[Array, " rows"]) -> F
 
 
 def _tier_initial(portfolio: PortfolioArrays, tier: Array) -> Array:
-    """Notional over the chosen leverage, or at the tier's own initial rate where no leverage is chosen."""
+    """Notional at the larger of the position's own rate (chosen leverage, override) and the tier's initial rate."""
     notional = portfolio.tier_notional[tier]
     table = TierTable(portfolio.tier_floor[tier], portfolio.tier_increment[tier], portfolio.tier_initial_rate[tier])
-    chosen = portfolio.tier_inverse_leverage[tier]
-    rate = jnp.where(chosen > 0.0, chosen, tier_initial_rate(notional, table))
+    rate = jnp.maximum(portfolio.tier_inverse_leverage[tier], tier_initial_rate(notional, table))
     return portfolio.tier_conversion[tier] * notional * rate
 
 
@@ -206,7 +205,7 @@ def _moved_market(unit: UnitArrays, shocks: Float[Array, " factors"], cube: Cube
     for term in range(1, TERMS):
         stable = stable + unit.stable_weight[term] * shocks[unit.stable_factor[term]]
     move = UnitMove(
-        price=shocks[unit.price_factor],
+        price=unit.price_weight * shocks[unit.price_factor],
         collateral_price=jax.vmap(lambda row: cube.log_change(shocks, row))(unit.collateral_row),
         vol=unit.vol_weight * shocks[unit.vol_factor],
         stable=stable,

@@ -65,7 +65,8 @@ class Book:
 
     def factors(self) -> tuple[str, ...]:
         """Every factor that moves something in the book, sorted."""
-        of_units = {unit.price_factor for portfolio in self.portfolios for unit in portfolio.units}
+        units = [unit for portfolio in self.portfolios for unit in portfolio.units]
+        of_units = {unit.price_factor for unit in units if unit.price_factor}
         return tuple(sorted({*self.cube.factors(), *of_units}))
 
 

@@ -22,6 +22,7 @@ from markupsafe import Markup, escape
 
 from .errors import ExitCode, StoreError
 from .report_charts import (
+    NO_BREAK,
     HeatCell,
     LadderStep,
     WaterfallStep,
@@ -222,7 +223,7 @@ def _tiles(run_tables: Mapping[str, pa.Table], portfolios: Sequence[Row]) -> lis
         {
             "label": "Largest P(any liquidation)",
             "value": _NOT_AVAILABLE if likely is None else percent(likely["p_liquidation_any_at_horizon"], 2),
-            "note": ""
+            "note": "at the horizon"
             if likely is None or count == 1
             else Markup("portfolio {}").format(short(likely["portfolio_id"])),
         },
@@ -317,6 +318,21 @@ def _detail(row: Row, run_tables: Mapping[str, pa.Table], anchor: str) -> Row:
         "accounts": _limited(_accounts_view(own["account_margin"], False), ACCOUNT_ROWS),
         "positions": _positions(positions, row),
         "greeks": own["greeks"],
+        "key_figures": [
+            (label, row[column])
+            for label, column in (
+                ("Equity", "equity_usd"),
+                ("Gross notional", "gross_notional_usd"),
+                ("Native maintenance margin", "native_maintenance_usd"),
+                ("Native initial margin", "native_initial_usd"),
+                ("Mean loss", "mean_loss_usd"),
+                ("VaR 99 %", "var_99_pooled_usd"),
+                ("ES 99 %: the unified margin", "es_99_pooled_usd"),
+                ("VaR 99.5 %", "var_995_pooled_usd"),
+                ("ES 99.5 %", "es_995_pooled_usd"),
+                ("Worst loss", "worst_loss_usd"),
+            )
+        ],
     }
 
 
@@ -377,25 +393,21 @@ def _heat_map(positions: Sequence[Row]) -> Markup | None:
     """The chart of Euler contributions by venue and asset; the smallest go into one row and one column."""
     if not positions:
         return None
-    cells: dict[tuple[str, str], HeatCell] = {}
-    rows = _largest(positions, "venue", HEAT_MAP_ROWS)
-    columns = _largest(positions, "asset", HEAT_MAP_COLUMNS)
+    rows: list[str | None] = [*_largest(positions, "venue", HEAT_MAP_ROWS)]
+    columns: list[str | None] = [*_largest(positions, "asset", HEAT_MAP_COLUMNS)]
+    cells: dict[tuple[str | None, str | None], HeatCell] = {}
     for position in positions:
-        place_row = position["venue"] or "no venue"
-        place_column = position["asset"] or "no asset"
-        place_row = place_row if place_row in rows else "other"
-        place_column = place_column if place_column in columns else "other"
-        for key in (
-            (place_row, place_column),
-            (place_row, "total"),
-            ("total", place_column),
-            ("total", "total"),
-        ):
+        # "" stands for all others and None for the total: no name from data is either
+        venue = name if (name := position["venue"] or "no venue") in rows else ""
+        asset = name if (name := position["asset"] or "no asset") in columns else ""
+        for key in ((venue, asset), (venue, None), (None, asset), (None, None)):
             before = cells.get(key, HeatCell(0.0, 0.0))
             cells[key] = HeatCell(before.value + position["es_99_usd"], before.note + position["value_usd"])
-    shown_rows = [*rows, *(["other"] if any(key[0] == "other" for key in cells) else []), "total"]
-    shown_columns = [*columns, *(["other"] if any(key[1] == "other" for key in cells) else []), "total"]
-    grid = [[cells.get((r, c)) for c in shown_columns] for r in shown_rows]
+    rows += [*([""] if ("", None) in cells else []), None]
+    columns += [*([""] if (None, "") in cells else []), None]
+    grid = [[cells.get((row, column)) for column in columns] for row in rows]
+    words = {"": "other", None: "total"}
+    shown_rows, shown_columns = ([words.get(name, name or "") for name in names] for names in (rows, columns))
     return heat_map(shown_rows, shown_columns, grid, title="Contribution to the pooled ES 99 % by venue and asset")
 
 
@@ -470,7 +482,8 @@ def _positions(positions: Sequence[Row], portfolio: Row) -> Row:
             "share": sum(p["es_99_usd"] for p in some) / pooled if pooled and pooled > 0 else None,
         }
 
-    return {"head": head, "foot": foot, "middle": sums(middle), "total": sums(rows)}
+    widest = max((abs(p["share"]) for p in rows if p["share"] is not None), default=0.0) or 1.0
+    return {"head": head, "foot": foot, "middle": sums(middle), "total": sums(rows), "widest": widest}
 
 
 # -- words and numbers ---------------------------------------------------------------------------------------------
@@ -504,7 +517,7 @@ def _signed(text: str) -> str:
 
 
 def _words(amount: float | None) -> str | Markup:
-    return _NOT_AVAILABLE if amount is None else f"USD {compact(amount)}"
+    return _NOT_AVAILABLE if amount is None else f"USD{NO_BREAK}{compact(amount)}"
 
 
 def full(amount: float | None, decimals: int = 0) -> str | Markup:
@@ -528,7 +541,7 @@ def difference(amount: float | None, reported: float | None) -> str | Markup:
         return native(amount)
     share = amount / abs(reported)
     if abs(share) < 5e-9:
-        return "0"
+        return "0 %"
     return percent(share, 4) if abs(share) >= 5e-7 else "< 0.0001 %"
 
 
@@ -541,6 +554,11 @@ def percent(share: float | None, decimals: int = 2) -> str | Markup:
         bound = f"{10.0**-decimals:.{decimals}f} %"
         return f"< {bound}" if share > 0 else f"> {_MINUS}{bound}"
     return f"{_signed(text)} %"
+
+
+def part(amount: float | None, whole: float | None) -> str | Markup:
+    """`amount` as a share of a positive `whole`; n/a otherwise."""
+    return _NOT_AVAILABLE if amount is None or whole is None or whole <= 0 else percent(amount / whole, 1)
 
 
 def move(share: float) -> str:
@@ -559,7 +577,7 @@ def ratio(number: float | None) -> str | Markup:
 
 def times(number: float | None) -> str | Markup:
     """A multiple such as 3.21 times, as 3.21 ×."""
-    return _NOT_AVAILABLE if number is None else f"{_signed(f'{number:,.2f}')} ×"
+    return _NOT_AVAILABLE if number is None else f"{_signed(f'{number:,.2f}')}{NO_BREAK}×"
 
 
 def far(share: float | None) -> str | Markup:
@@ -593,11 +611,11 @@ def _finished(value: Any) -> Any:
     """What every expression of the template passes: escaped, printable, and without anything that reads as an address.
 
     A data string may hold an address; written with a character reference it looks the same, and neither a browser, a
-    mail client nor a search over the file takes it for a link.
+    mail client nor a search over the file takes it for a link. A percent sign stays on the line of its figure.
     """
     if value is None:
         return _NOT_AVAILABLE
-    return Markup(str(escape(value)).translate(_UNPRINTABLE).replace("://", "&#58;//"))
+    return Markup(str(escape(value)).translate(_UNPRINTABLE).replace("://", "&#58;//").replace(" %", f"{NO_BREAK}%"))
 
 
 @cache
@@ -619,6 +637,7 @@ def _environment() -> Environment:
         "moment": moment,
         "move": move,
         "native": native,
+        "part": part,
         "percent": percent,
         "ratio": ratio,
         "short": short,

@@ -24,7 +24,8 @@ SKY = "#7fb8da"
 ORANGE = "#d55e00"
 WHITE = "#ffffff"
 
-_WIDTH = 560.0
+_WIDTH = 480.0
+_LETTER = 6.4  # about the width of a letter at size 11; browsers differ in their fonts
 NO_BREAK = "\u00a0"
 _MINUS = "−"
 
@@ -91,7 +92,7 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 def ladder_chart(steps: Sequence[LadderStep], *, title: str) -> Markup:
     """Horizontal bars from zero, one per step, each with its figure, and a diamond at the second figure."""
-    left, right, row, top = 148.0, 104.0, 42.0, 8.0
+    left, right, row, top = 138.0, 98.0, 40.0, 6.0
     numbers = [number for step in steps for number in (step.value, step.second) if number is not None]
     low, high = _range_with_zero(numbers)
     height = top + row * len(steps) + 38
@@ -119,7 +120,7 @@ def ladder_chart(steps: Sequence[LadderStep], *, title: str) -> Markup:
 
 def waterfall_chart(steps: Sequence[WaterfallStep], *, title: str) -> Markup:
     """Horizontal floating bars: each change starts where the one before ended, totals stand on zero."""
-    left, right, row, top = 168.0, 84.0, 27.0, 8.0
+    left, right, row, top = 158.0, 66.0, 25.0, 6.0
     spans: list[tuple[float, float]] = []
     running = 0.0
     for step in steps:
@@ -167,7 +168,7 @@ def histogram_chart(
     shown = [b for b in bins if b[1] > b[0]]
     if only_tail and tail_from is not None:
         shown = [b for b in shown if _is_tail(b, tail_from)]
-    left, right, band, base, foot = 52.0, 12.0, 15.0, 208.0, 42.0
+    left, right, band, base, foot = 46.0, 14.0, 14.0, 176.0, 42.0
     top = 10 + band * len(lines)
     bottom = top + base
     if not shown:
@@ -189,11 +190,13 @@ def histogram_chart(
         y = bottom - tick / tallest * base
         parts.append(_line(left, y, _WIDTH - right, y, GRID))
         parts.append(_text(left - 8, y + 4, _percent_tick(tick, tallest), anchor="end", color=QUIET, size=11))
-    for (start, to, probability), height in zip(shown, heights, strict=True):
+    for part, height in zip(shown, heights, strict=True):
+        start, to, probability = part
+        color = ORANGE if _is_tail(part, tail_from) else SKY
         tip = f"loss USD {compact(start)} to {compact(to)}: {probability:.3%}"
         tall = height / tallest * base
         gap = 0.5 if x(to) - x(start) > 2 else 0.0
-        parts.append(_box(x(start), bottom - tall, x(to) - x(start) - gap, tall, ORANGE if _is_tail((start, to, probability), tail_from) else SKY, tip))
+        parts.append(_box(x(start), bottom - tall, x(to) - x(start) - gap, tall, color, tip))
     parts.append(_line(left, bottom, _WIDTH - right, bottom, QUIET))
     if low < 0 < high:
         parts.append(_line(x(0.0), top, x(0.0), bottom, QUIET))
@@ -203,21 +206,14 @@ def histogram_chart(
     parts.append(_text(_WIDTH - right, bottom + 33, "loss →", anchor="end", color=QUIET, size=11))
     if low < 0:
         parts.append(_text(left, bottom + 33, "← profit", color=QUIET, size=11))
-    for index, (label, value) in enumerate(sorted(lines, key=lambda line: (line[1], line[0]))):
-        if not low <= value <= high:
-            continue
+    labeled = [(value, f"{label}: {compact(value)}", label) for label, value in lines if low <= value <= high]
+    # Every line starts at its own label and every label points away from the lines that start above it.
+    to_the_left = any(x(value) + 5 + _LETTER * len(text) > _WIDTH for value, text, _ in labeled)
+    for index, (value, text, label) in enumerate(sorted(labeled, reverse=to_the_left)):
         y = 10 + band * index
-        near_right = x(value) > _WIDTH * 0.66
         parts.append(_line(x(value), y - 2, x(value), bottom, INK, dashed=label.startswith("VaR")))
-        parts.append(
-            _text(
-                x(value) + (-5 if near_right else 5),
-                y + 8,
-                f"{label}: {compact(value)}",
-                anchor="end" if near_right else "start",
-                size=11,
-            )
-        )
+        anchor, gap = ("end", -5) if to_the_left else ("start", 5)
+        parts.append(_text(x(value) + gap, y + 8, text, anchor=anchor, size=11))
     return _svg(parts, _WIDTH, bottom + foot, title)
 
 
@@ -229,7 +225,7 @@ def heat_map(
     `cells[i][j]` belongs to rows[i] and columns[j]; None leaves the cell empty. The last row and the last column are
     taken as totals: they are set apart and not colored.
     """
-    left, top, wide, tall = 132.0, 30.0, 78.0, 40.0
+    left, top, wide, tall = 138.0, 30.0, 78.0, 40.0
     width = left + wide * len(columns) + 6
     height = top + tall * len(rows) + 6
     inner = [cell for row in cells[:-1] for cell in row[:-1] if cell is not None]
@@ -237,10 +233,10 @@ def heat_map(
     parts: list[Markup] = []
     for j, column in enumerate(columns):
         bold = j == len(columns) - 1
-        parts.append(_text(left + wide * (j + 0.5), top - 9, _shortened(column, 11), anchor="middle", bold=bold))
+        parts.append(_text(left + wide * (j + 0.5), top - 9, _shortened(column, 10), anchor="middle", bold=bold))
     for i, row in enumerate(rows):
         bold_row = i == len(rows) - 1
-        parts.append(_text(left - 10, top + tall * (i + 0.5) + 4, _shortened(row, 18), anchor="end", bold=bold_row))
+        parts.append(_text(left - 10, top + tall * (i + 0.5) + 4, _shortened(row, 17), anchor="end", bold=bold_row))
         for j, column in enumerate(columns):
             cell = cells[i][j]
             is_total = bold_row or j == len(columns) - 1
@@ -343,7 +339,8 @@ def _diamond(x: float, y: float, tip: str) -> Markup:
 
 
 def _svg(parts: Sequence[Markup], width: float, height: float, title: str, *, natural_width: bool = False) -> Markup:
-    style = Markup(' style="max-width:{}px"').format(_number(width)) if natural_width else Markup("")
+    # the page decides whether a chart of this natural width is scaled down or scrolled
+    style = Markup(' style="--natural:{}px"').format(_number(width)) if natural_width else Markup("")
     return Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}"{}><title>{}</title>{}</svg>').format(
         _number(width), _number(height), title, style, title, Markup("").join(parts)
     )

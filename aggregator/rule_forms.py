@@ -1,9 +1,9 @@
 """Parameters of each rule form, as frozen models without JAX: what an adapter emits and the engine packs.
 
-A rule set is a list of components (table `rule_sets`) and one verdict row. A component's `parameters` is the JSON text of
-the model here that its `form` names; numbers are decimal strings, so that a parameter is exactly what the venue publishes.
-Rows of tiers, weights and caps live in the tables `margin_tiers` and `collateral_tiers`, never here.
-A form says how; no form says who: a venue is data.
+A rule set is a list of components (table `rule_sets`) and one verdict row. A component's `parameters` is the JSON text
+of the model here that its `form` names; numbers are decimal strings, so that a parameter is exactly what the venue
+publishes. Rows of tiers, weights and caps live in the tables `margin_tiers` and `collateral_tiers`, never here. A form
+says how; no form says who: a venue is data.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class Form(BaseModel):
 class TieredNotional(Form):
     """Requirement of each position: the integral of a step function of rates over notional.
 
-    Maintenance: `sum_k rate_k * (min(N, floor_{k+1}) - floor_k)^+` over the instrument's rows of `margin_tiers`; the same
-    as `N * rate - deduction` in the tier of N. Initial: `N / leverage` with the leverage chosen on the position
-    (`initial = "leverage"`), or the initial rate of the tier of N on the whole notional (`initial = "tier_rate"`).
-    An initial-rate override of the position wins when it is larger. N is absolute notional in the settlement asset.
+    Maintenance: `sum_k rate_k * (min(N, floor_{k+1}) - floor_k)^+` over the instrument's rows of `margin_tiers`; the
+    same as `N * rate - deduction` in the tier of N. Initial: `N / leverage` with the leverage chosen on the position
+    (`initial = "leverage"`), or the initial rate of the tier of N on the whole notional (`initial = "tier_rate"`). An
+    initial-rate override of the position wins when it is larger. N is absolute notional in the settlement asset.
     """
 
     initial: Literal["leverage", "tier_rate"] = "leverage"
@@ -43,12 +43,13 @@ class TieredNotional(Form):
 class WeightedValue(Form):
     """Value of balances (and settled profit) of an account, weighted.
 
-    As an equity component: `sum value * weight`, with `weights = "unit"` (all 1) or `"collateral_tiers"` (asset weight of the
-    level on a positive net value, liability weight on a negative one). Values are netted per asset first when
-    `net_by_asset`, unrealised profit included in its settlement asset. Only balances with collateral enabled count.
-    As a requirement component: `sum value * (1 - asset weight)` on assets and `sum value * (liability weight - 1)` on debts, so
-    that equity minus requirement is the weighted value. With `weighted_at = "usd"` the weighted part counts at the plain dollar
-    price while the unweighted value counts in the account's own unit (they differ when the settlement stable is off peg).
+    As an equity component: `sum value * weight`, with `weights = "unit"` (all 1) or `"collateral_tiers"` (asset weight
+    of the level on a positive net value, liability weight on a negative one). Values are netted per asset first when
+    `net_by_asset`, unrealised profit included in its settlement asset. Only balances with collateral enabled count. As
+    a requirement component: `sum value * (1 - asset weight)` on assets and `sum value * (liability weight - 1)` on
+    debts, so that equity minus requirement is the weighted value. With `weighted_at = "usd"` the weighted part counts
+    at the plain dollar price while the unweighted value counts in the account's own unit (they differ when the
+    settlement stable is off peg).
     """
 
     weights: Literal["unit", "collateral_tiers"] = "unit"
@@ -57,7 +58,9 @@ class WeightedValue(Form):
 
 
 class GridPoint(Form):
-    """One scenario of a grid: spot multiplier, direction of the vol move, multiplier of the resulting profit or loss."""
+    """One scenario of a grid: spot multiplier, direction of the vol move, multiplier of the resulting profit or
+    loss.
+    """
 
     spot: Number
     vol: Literal["up", "down", "none", "skew_linear", "skew_abs"]
@@ -65,7 +68,9 @@ class GridPoint(Form):
 
 
 class VolShock(Form):
-    """Relative vol move `range * (30 / max(DTE, dte_floor_days))^power`, power by DTE <= 30 or above; floor on the way up."""
+    """Relative vol move `range * (30 / max(DTE, dte_floor_days))^power`, power by DTE <= 30 or above; floor on the way
+    up.
+    """
 
     range_up: Number
     range_down: Number
@@ -100,7 +105,9 @@ class StaticDiscount(Form):
 
 
 class BasisContingency(Form):
-    """Loss of each expiry's worse forward move alone, scaled by `add_factor + mult_factor * T`; competes with the grid."""
+    """Loss of each expiry's worse forward move alone, scaled by `add_factor + mult_factor * T`; competes with the
+    grid.
+    """
 
     spot_up: Number
     spot_down: Number
@@ -118,8 +125,9 @@ class PegLoss(Form):
 class PriceVolGrid(Form):
     """Requirement of one risk unit (an account's options, perp and risk-cancelling collateral of one underlying).
 
-    `requirement = -factor(level) * min(basis contingency, min over grid points of profit)`, the initial factor raised by
-    the peg loss. Options by Black-76 on their forward. Collateral moves with spot where its symbol is in `grid_collateral`.
+    `requirement = -factor(level) * min(basis contingency, min over grid points of profit)`, the initial factor raised
+    by the peg loss. Options by Black-76 on their forward. Collateral moves with spot where its symbol is in
+    `grid_collateral`.
     """
 
     scenarios: tuple[GridPoint, ...]
@@ -144,7 +152,9 @@ class PriceVolGrid(Form):
 
 
 class Confidence(Form):
-    """Oracle contingency: rate `(1 - confidence) * factor` when the lowest confidence involved is below the threshold."""
+    """Oracle contingency: rate `(1 - confidence) * factor` when the lowest confidence involved is below the
+    threshold.
+    """
 
     threshold: Number
     factor: Number
@@ -262,9 +272,9 @@ class Component(BaseModel):
     side: Side
     parameters: Form
     level: Level = "both"
-    group_by: Literal[
-        "position", "instrument", "expiry", "underlying", "settlement_asset", "risk_unit", "account"
-    ] = "account"
+    group_by: Literal["position", "instrument", "expiry", "underlying", "settlement_asset", "risk_unit", "account"] = (
+        "account"
+    )
 
     @property
     def form(self) -> str:
@@ -299,7 +309,9 @@ def component_rows(
 
 
 def parse_parameters(form: str, text: str) -> Form:
-    """The model of `form` from its JSON text; raises `KeyError` for an unknown form and pydantic's error for bad text."""
+    """The model of `form` from its JSON text; raises `KeyError` for an unknown form and pydantic's error for bad
+    text.
+    """
     return FORMS[form].model_validate_json(text)
 
 

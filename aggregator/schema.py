@@ -7,6 +7,7 @@ fractions (0.02 is 2 %). `cast_table` is the one door: what passed it may be tru
 
 from __future__ import annotations
 
+import decimal
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -342,7 +343,12 @@ class ArrowStream:
 def describe(schema: pa.Schema) -> list[dict[str, Any]]:
     """Name, type, unit and nullability of every column, for people and for machines."""
     return [
-        {"name": f.name, "type": str(f.type), "unit": (f.metadata or {}).get(b"unit", b"").decode(), "nullable": f.nullable}
+        {
+            "name": f.name,
+            "type": str(f.type),
+            "unit": (f.metadata or {}).get(b"unit", b"").decode(),
+            "nullable": f.nullable,
+        }
         for f in schema
     ]
 
@@ -372,14 +378,18 @@ def cast_table(name: str, source: Any) -> pa.Table:
                 subject=name,
             )
         )
+    twice = sorted({column for column in table.column_names if table.column_names.count(column) > 1})
+    if twice:
+        raise DataError(Failure(FailureReason.MALFORMED, f"table {name!r}: columns {twice} stand twice", subject=name))
     unknown = [column for column in table.column_names if column not in schema.names]
     missing = [f.name for f in schema if f.name not in table.column_names and not f.nullable]
     if unknown or missing:
-        hints = "".join(f"; unknown {column!r}{nearest_name(column, schema.names)}" for column in unknown)
+        problems = [f"missing columns {missing}"] if missing else []
+        problems += [f"unknown {column!r}{nearest_name(column, schema.names)}" for column in unknown]
         raise DataError(
             Failure(
                 FailureReason.MISSING_FIELD if missing else FailureReason.MALFORMED,
-                f"table {name!r}: missing columns {missing}{hints}",
+                f"table {name!r}: {'; '.join(problems)}",
                 subject=name,
             )
         )
@@ -431,10 +441,15 @@ def exact_decimals(values: Iterable[Any], *, where: str) -> pa.Array:
             ) from None
         if not number.is_finite():
             raise DataError(Failure(FailureReason.NOT_A_NUMBER, f"{where}: {number} is not finite"))
-        if abs(number) >= DECIMAL_BOUND:
+        if _reaches_bound(number) or _reaches_bound(rounded := quantize(number)):
             raise DataError(Failure(FailureReason.OUT_OF_RANGE, f"{where}: |{number:.3e}| is not below 1e20"))
-        out.append(quantize(number))
+        out.append(rounded)
     return pa.array(out, DECIMAL)
+
+
+def _reaches_bound(number: Decimal) -> bool:
+    # By the exponent: abs() would round to the context's 28 digits and raises on exponents beyond its range.
+    return bool(number) and number.adjusted() >= DECIMAL_BOUND.adjusted()
 
 
 _QUANTUM = Decimal(1).scaleb(-18)
@@ -442,8 +457,6 @@ _QUANTUM = Decimal(1).scaleb(-18)
 
 def quantize(number: Decimal) -> Decimal:
     """`number` with exactly 18 decimals, rounded half to even; |number| must be below 1e20."""
-    import decimal
-
     with decimal.localcontext(prec=60):
         return number.quantize(_QUANTUM)
 
@@ -455,7 +468,11 @@ def decimal_sum(column: pa.ChunkedArray | pa.Array) -> Decimal:
 
 
 def table_from_rows(name: str, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """The canonical table `name` from Python rows (one mapping per row; absent keys are null), checked like any other."""
+    """The canonical table `name` from Python rows (one mapping per row; absent keys are null), checked like any other.
+
+    Raises `DataError` as `cast_table` does, malformed also for a value that its column cannot hold, and `KeyError` for
+    a column that the table does not have.
+    """
     schema = CANONICAL[name]
     known = set(schema.names)
     for row in rows:
@@ -467,7 +484,10 @@ def table_from_rows(name: str, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
         if pa.types.is_decimal(f.type):
             arrays.append(exact_decimals(values, where=f"{name}.{f.name}"))
         else:
-            arrays.append(pa.array(values, f.type))
+            try:
+                arrays.append(pa.array(values, f.type))
+            except (pa.ArrowException, TypeError, OverflowError, UnicodeEncodeError) as error:
+                raise DataError(Failure(FailureReason.MALFORMED, f"{name}.{f.name}: {error}", subject=name)) from None
     return cast_table(name, pa.Table.from_arrays(arrays, schema=schema))
 
 

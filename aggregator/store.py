@@ -198,7 +198,9 @@ class ResultStore:
         return self._read_committed(tuple(RESULTS), run_id)
 
     def rows_in_progress(self, table: str, run_id: str) -> pa.Table:
-        """The rows of `table` that a run has written so far, committed or not: for the run itself, which goes on from them."""
+        """The rows of `table` that a run has written so far, committed or not: for the run itself, which goes on from
+        them.
+        """
         if table not in SHARD_TABLES:
             raise StoreError(f"{table!r} is no table of a shard{nearest_name(table, SHARD_TABLES)}")
         rows = self._rows_where(table, "run_id", run_id)

@@ -209,10 +209,10 @@ def read_inputs(resolved: Resolved, say: Progress) -> Inputs:
     as_of = configuration.run.as_of or _newest(
         [p for _, p in payloads], [b for batches, _ in read.values() for b in batches]
     )
-    max_age = None if configuration.data.max_age_s is None else timedelta(seconds=configuration.data.max_age_s)
+    max_age = timedelta(seconds=configuration.data.max_age_s) if configuration.data.max_age_s else None
     snapshots = {
         name: take_snapshot(
-            batches, failures, as_of=as_of, max_age=max_age, max_mark_gap=configuration.data.max_mark_gap
+            batches, failures, as_of=as_of, max_age=max_age, max_mark_gap=configuration.data.max_mark_gap or None
         )
         for name, (batches, failures) in read.items()
     }
@@ -251,7 +251,8 @@ def _normalize(
                 failures.append(replace(answer, account_id=lost))
             elif answer.request.partition(":")[0] not in {r.partition(":")[0] for r in adapter.requests}:
                 raise ConfigurationError(
-                    f"{venue}: unknown request {answer.request!r} of {answer.name}; known: {', '.join(adapter.requests)}"
+                    f"{venue}: unknown request {answer.request!r} of {answer.name}; "
+                    f"known: {', '.join(adapter.requests)}"
                 )
             else:
                 brought.append(answer)
@@ -284,8 +285,8 @@ def _newest(payloads: Sequence[Payload], batches: Sequence[Mapping[str, pa.Table
 
 
 def _run_digest(resolved: Resolved, inputs: Inputs) -> str:
-    text = f"{inputs.digest}|{resolved.digest()}|{resolved.configuration.run.seed}|{__version__}|{inputs.as_of.isoformat()}"
-    return hashlib.sha256(text.encode()).hexdigest()
+    parts = (inputs.digest, resolved.digest(), str(resolved.configuration.run.seed), __version__, inputs.as_of.isoformat())
+    return hashlib.sha256("|".join(parts).encode()).hexdigest()
 
 
 def _location(resolved: Resolved, path: str) -> str | Path:

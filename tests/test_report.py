@@ -1,15 +1,16 @@
 """The report of a run: complete, safe against what data may hold, equal for equal input, honest about what is missing.
 
-The sample run is a small desk simulated here with plain NumPy, so that its figures belong together: contributions add up
-to the pooled expected shortfall, the histogram is the one that VaR and ES come from. Run as a program
+The sample run is a small desk simulated here with plain NumPy, so that its figures belong together: contributions add
+up to the pooled expected shortfall, the histogram is the one that VaR and ES come from. Run as a program
 (`python tests/test_report.py FOLDER`) this file writes the sample reports into a folder, to be looked at.
 """
 
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,26 @@ COORDINATE = 0.051
 VENUES = ("aave_v3", "binance", "deribit", "derive", "hyperliquid")
 ASSETS = ("BTC", "ETH", "SOL", "USDC")
 DAILY_VOL = {"BTC": 0.028, "ETH": 0.036, "SOL": 0.052, "USDC": 0.0004}
+HARMLESS_TAGS = {
+    *(
+        "html",
+        "head",
+        "meta",
+        "title",
+        "style",
+        "body",
+        "header",
+        "main",
+        "section",
+        "footer",
+        "nav",
+        "div",
+        "p",
+        "pre",
+    ),
+    *("h1", "h2", "h3", "ul", "li", "dl", "dt", "dd", "table", "thead", "tbody", "tr", "th", "td", "a", "b", "i"),
+    *("code", "span", "svg", "text", "line", "rect", "polygon"),
+}
 SECTIONS = (
     "Margin report",
     "Portfolios",
@@ -326,6 +347,7 @@ def _factors() -> list[dict[str, Any]]:
     return rows
 
 
+@cache
 def one_desk() -> dict[str, pa.Table]:
     """One complete portfolio without any condition."""
     rows = _portfolio("quickstart", np.random.default_rng(SEED), 900_000.0)
@@ -357,6 +379,7 @@ def _uncomputed_portfolio(name: str, account: str) -> dict[str, list[dict[str, A
     return {"portfolio_margin": [portfolio], "account_margin": [margin]}
 
 
+@cache
 def many_desks(count: int = 15) -> dict[str, pa.Table]:
     """Portfolios of all sizes, one without any figure, one incomplete, one to be liquidated, a limit breached."""
     rng = np.random.default_rng(SEED)
@@ -417,6 +440,7 @@ def many_desks(count: int = 15) -> dict[str, pa.Table]:
     return tables_of(rows)
 
 
+@cache
 def hostile_run() -> dict[str, pa.Table]:
     """Every text column of every table holds text that must not be believed."""
     rows = _portfolio("p", np.random.default_rng(SEED), 50_000.0)
@@ -462,7 +486,12 @@ def empty_run() -> dict[str, pa.Table]:
     return tables_of({"runs": [_run_row(inputs="[]", configuration="{}")]})
 
 
-SAMPLES = {"one desk": one_desk, "many desks": many_desks, "hostile": hostile_run, "empty": empty_run}
+SAMPLES: dict[str, Callable[[], dict[str, pa.Table]]] = {
+    "one desk": one_desk,
+    "many desks": many_desks,
+    "hostile": hostile_run,
+    "empty": empty_run,
+}
 
 
 class Page(HTMLParser):
@@ -517,11 +546,7 @@ def test_tags_are_balanced_and_anchors_lead_somewhere(html: str) -> None:
 
 def test_nothing_runs_and_nothing_is_loaded(html: str) -> None:
     page = Page(html)
-    known = set(
-        "html head meta title style body header main section footer nav h1 h2 h3 p div span a b i ul li dl dt dd code pre "
-        "table thead tbody tr th td svg text line rect polygon".split()
-    )
-    assert {tag for tag, _ in page.tags} <= known
+    assert {tag for tag, _ in page.tags} <= HARMLESS_TAGS
     for tag, attributes in page.tags:
         assert not {name for name in attributes if name.startswith("on") or name in ("src", "xlink:href", "action")}, (
             tag
@@ -571,8 +596,10 @@ def test_equal_tables_give_equal_bytes(tmp_path: Path) -> None:
 def test_every_section_is_there_in_order() -> None:
     for sample in (one_desk, many_desks):
         text = re.sub(r"<style>.*?</style>", "", render_report(sample()), flags=re.S)
-        places = [re.search(rf"<h[123]>{re.escape(section)}", text) for section in SECTIONS]
-        assert all(places), [s for s, place in zip(SECTIONS, places, strict=True) if not place]
+        # the accounts of a single portfolio are listed once, in its own section
+        sections = [s for s in SECTIONS if sample is many_desks or s != "Accounts nearest to liquidation"]
+        places = [re.search(rf"<h[123]>{re.escape(section)}", text) for section in sections]
+        assert all(places), [s for s, place in zip(sections, places, strict=True) if not place]
         starts = [place.start() for place in places if place]
         assert starts == sorted(starts)
     assert render_report(many_desks()).count("<h3>Equity waterfall") == 14
@@ -590,7 +617,9 @@ def test_the_figures_are_those_of_the_tables() -> None:
         "es_99_silo_sum_usd",
     ):
         assert f"{row[column]:,.0f}" in page.text, column
-        assert f"USD {compact(row[column])}" in page.text or column.startswith(("es_995", "es_99_silo")), column
+        assert f"USD {compact(row[column])}".replace("\u00a0", " ") in page.text or column.startswith(
+            ("es_995", "es_99_silo")
+        ), column
     assert f"{row['health_minimum']:.3f}" in page.text
     assert "5" * 64 in page.text
     assert str(SEED) in page.text
@@ -601,7 +630,7 @@ def test_the_figures_are_those_of_the_tables() -> None:
     total = re.search(r'<tr class="sum">.*?</tr>', render_report(tables), flags=re.S)
     assert total
     assert full(row["es_99_pooled_usd"]) in total.group()
-    assert "100.0 %" in total.group()
+    assert "100.0\u00a0%" in total.group()
 
 
 @pytest.mark.parametrize(
@@ -615,7 +644,7 @@ def test_the_figures_are_those_of_the_tables() -> None:
     ],
 )
 def test_the_verdict_says_what_holds(change: dict[str, int], sentence: str, grade: str) -> None:
-    tables = one_desk()
+    tables = dict(one_desk())
     conditions = [{"condition": "x", "message": "why", **change}] if change else []
     run = {**tables["runs"].to_pylist()[0], "conditions": json.dumps(conditions)}
     tables["runs"] = pa.Table.from_pylist([run], schema=RESULTS["runs"])
@@ -633,7 +662,7 @@ def test_the_verdict_of_a_grave_run_names_everything() -> None:
 
 def test_what_is_missing_is_said_and_never_zero() -> None:
     html = render_report(many_desks())
-    row = re.search(r"<tr[^>]*>\s*<td class=\"id\">desk without marks</td>.*?</tr>", html, flags=re.S)
+    row = re.search(r"<tr[^>]*>\s*<td class=\"name\">desk without marks</td>.*?</tr>", html, flags=re.S)
     assert row
     cells = Page(row.group()).text
     assert "no complete account" in cells
@@ -641,10 +670,25 @@ def test_what_is_missing_is_said_and_never_zero() -> None:
     assert not re.search(r"\d", cells)
     assert "left out deribit:unknown; last known gross value left out USD 1.23 M" in Page(html).text
     assert "14 of 15 portfolios computed" in html
-    lost = re.search(r'<tr class="undecided">\s*<td class="id">okx:lost</td>.*?</tr>', html, flags=re.S)
+    lost = re.search(r'<tr class="undecided">\s*<td class="name">okx:lost</td>.*?</tr>', html, flags=re.S)
     assert lost
     assert "incomplete" in lost.group()
     assert lost.group().count("n/a") == 9
+
+
+def test_a_single_portfolio_without_figures_is_no_blank_page() -> None:
+    html = render_report(tables_of({**_uncomputed_portfolio("p", "deribit:x"), "runs": [_run_row()]}))
+    page = Page(html)
+    assert page.errors == []
+    for sentence in (
+        "1 of 1 portfolio incomplete: limits there are undecided.",
+        "0 of 1 portfolio computed",
+        "No portfolio of this run could be computed.",
+        "No account has a health figure.",
+        "No portfolio of this run has an allocation",
+    ):
+        assert sentence in page.text
+    assert "USD 0" not in page.text
 
 
 def test_an_empty_run_says_so() -> None:
@@ -670,6 +714,32 @@ def test_long_runs_are_cut_and_say_so() -> None:
     assert re.search(r"\d+ positions in between", many)
 
 
+def test_names_of_data_do_not_mix_with_the_totals_of_the_heat_map() -> None:
+    rows = _portfolio("p", np.random.default_rng(SEED), 1e6)
+    position = rows["allocation"][0]
+    rows["allocation"] = [
+        {
+            **position,
+            "key": f"{venue} {k}",
+            "venue": venue,
+            "asset": f"A{k:02d}",
+            "es_99_usd": 100.0 - k,
+            "value_usd": 1.0,
+        }
+        for venue in ("total", "other", None)
+        for k in range(13)
+    ]
+    rows["runs"] = [_run_row()]
+    html = render_report(tables_of(rows))
+    tips = re.findall(r"<title>(\w+(?: \w+)?, \w+): ES USD ([^,]+), value USD ([^<]+)</title>", html)
+    venue_sum = sum(100.0 - k for k in range(13))
+    assert tips.count(("total, total", "1.22\u00a0k", "13.0")) == 1, "the venue that is called total"
+    assert tips.count(("other, total", "1.22\u00a0k", "13.0")) == 1
+    assert tips.count(("no venue, total", "1.22\u00a0k", "13.0")) == 1
+    assert tips.count(("total, total", compact(3 * venue_sum), "39.0")) == 1
+    assert tips.count(("no venue, other", compact(90.0 + 89.0 + 88.0), "3.00")) == 1, "three assets beyond the tenth"
+
+
 def test_what_is_no_run_is_refused() -> None:
     tables = one_desk()
     with pytest.raises(StoreError, match=r"missing \['greeks'\]"):
@@ -677,7 +747,7 @@ def test_what_is_no_run_is_refused() -> None:
     with pytest.raises(StoreError, match="found 0 run rows"):
         render_report({**tables, "runs": tables["runs"].slice(0, 0)})
     run = {**tables["runs"].to_pylist()[0], "conditions": "{broken"}
-    with pytest.raises(StoreError, match="runs.conditions: expected JSON"):
+    with pytest.raises(StoreError, match=r"runs\.conditions: expected JSON"):
         render_report({**tables, "runs": pa.Table.from_pylist([run], schema=RESULTS["runs"])})
 
 
@@ -694,13 +764,13 @@ def test_what_is_no_run_is_refused() -> None:
         (0.05, "0.05"),
         (9.999, "10.0"),
         (812.4, "812"),
-        (999.9, "1.00 k"),
-        (-310_000.0, "−310 k"),
-        (1_236_000.0, "1.24 M"),
-        (999_999.0, "1.00 M"),
-        (12_345_678.0, "12.3 M"),
-        (4.5e9, "4.50 bn"),
-        (-1.2e15, "−1,200 tn"),
+        (999.9, "1.00\u00a0k"),
+        (-310_000.0, "−310\u00a0k"),
+        (1_236_000.0, "1.24\u00a0M"),
+        (999_999.0, "1.00\u00a0M"),
+        (12_345_678.0, "12.3\u00a0M"),
+        (4.5e9, "4.50\u00a0bn"),
+        (-1.2e15, "−1,200\u00a0tn"),
     ],
 )
 def test_compact_amounts(amount: float, text: str) -> None:
@@ -720,7 +790,7 @@ def test_full_figures() -> None:
     assert native(-250.0) == "−250.00"
     assert ratio(1.0500001) == "1.050"
     assert ratio(2.0**256) == "> 1,000,000"
-    assert difference(0.0, 5.0) == "0"
+    assert difference(0.0, 5.0) == "0 %"
     assert difference(1e-9, 1e-3) == "0.0001 %"
     assert difference(-1e-8, 1.0) == "< 0.0001 %"
     assert difference(-0.02, -2.0) == "−1.0000 %"
@@ -809,11 +879,14 @@ def test_histogram_heights_are_probability_per_width() -> None:
     assert svg.count("stroke-dasharray") == 1
     tail = str(histogram_chart(bins, [], title="t", tail_from=0.0, only_tail=True))
     assert len(_boxes(tail, ALL_COLORS)) == 1
+    far_right = str(histogram_chart(bins, [("VaR 99 %", 1.8), ("ES 99 %", 1.99)], title="t", tail_from=0.0))
+    labels = re.findall(r'text-anchor="(\w+)" fill="#1f2933" font-size="11">([^<]+)', far_right)
+    assert labels == [("end", "ES 99 %: 1.99"), ("end", "VaR 99 %: 1.80")], "no label leaves the picture or is crossed"
     assert "no scenario losses" in histogram_chart([], [], title="t")
 
 
 def test_heat_map_is_deep_where_the_figure_is_large() -> None:
-    cells = [
+    cells: list[list[HeatCell | None]] = [
         [HeatCell(100.0, 1e6), HeatCell(-100.0, -1e6), HeatCell(0.0, 0.0)],
         [HeatCell(1.0, 5.0), None, HeatCell(1.0, 5.0)],
         [HeatCell(101.0, 1e6), HeatCell(-100.0, -1e6), HeatCell(1.0, 5.0)],
@@ -838,7 +911,7 @@ def test_heat_map_is_deep_where_the_figure_is_large() -> None:
         waterfall_chart([WaterfallStep("a", 0.0, "total")], title="t"),
         histogram_chart([(0.0, 0.0, 1.0)], [], title="t"),
         histogram_chart([(0.0, 1.0, 0.0)], [("VaR", 40.0)], title="t"),
-        heat_map(["total"], ["total"], [[None]], title="t"),
+        heat_map([], [], [], title="t"),
     ],
 )
 def test_edge_cases_draw_something_sound(svg: str) -> None:

@@ -221,6 +221,17 @@ def test_readers_see_no_run_without_its_run_row(store: ResultStore) -> None:
     assert store.read("greeks", OTHER_RUN).to_pylist() == expected_rows("greeks", OTHER_RUN, 1)
 
 
+def test_a_run_sees_its_own_rows_before_it_is_committed(store: ResultStore) -> None:
+    store.start_run(RUN, run_digest=DIGEST, started_at=STARTED, shards=3)
+    assert store.rows_in_progress("greeks", RUN).num_rows == 0
+    for shard in (2, 0):
+        store.write_shard(RUN, shard, shard_of(RUN, shard))
+    both = [row for shard in (0, 2) for row in rows_of("greeks", RUN, shard).to_pylist()]
+    assert store.rows_in_progress("greeks", RUN).to_pylist() == sorted(both, key=lambda row: row["portfolio_id"])
+    with pytest.raises(StoreError, match="'runs' is no table of a shard"):
+        store.rows_in_progress("runs", RUN)
+
+
 def test_the_run_row_waits_for_every_shard(store: ResultStore) -> None:
     store.start_run(RUN, run_digest=DIGEST, started_at=STARTED, shards=3)
     store.write_shard(RUN, 1, shard_of(RUN, 1))
