@@ -1,0 +1,254 @@
+"""Derive's markets: instruments by name, tickers to marks, and what is shared while one snapshot is read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from decimal import Decimal
+from typing import Any, NamedTuple
+
+from aggregator.errors import FailureReason
+
+from ..adapter import Context
+from ..amounts import FieldError, member, non_negative_at, optional_decimal_at, positive_at, time_of
+from ..rows import Rows
+from ..symbols import expiry_subject, instrument_id, option_symbol
+from ..transport import Payload
+from .rules import SETTLEMENT, RuleBook, RuleSet
+
+VENUE = "derive"
+
+_SECONDS_PER_YEAR = 365 * 86400
+_RELATIVE_ROUNDING = Decimal("1e-9")
+_PERP_SUFFIX = "-PERP"
+
+
+class Instrument(NamedTuple):
+    """A perpetual, or an option when `expiry` is set."""
+
+    name: str
+    underlying: str
+    expiry: datetime | None = None
+    strike: Decimal | None = None
+    option_type: str | None = None
+
+    @property
+    def kind(self) -> str:
+        """`perp` or `option`."""
+        return "option" if self.expiry else "perp"
+
+
+class _Mark(NamedTuple):
+    value: Decimal
+    as_of: datetime | None
+    source: str
+    payload: str
+
+
+@dataclass
+class Reading:
+    """What is shared while one snapshot is read."""
+
+    rows: Rows
+    context: Context
+    book: RuleBook
+    assets: set[str] = field(default_factory=set)
+    """Symbols of everything that is used; the asset id is the symbol."""
+    instruments: dict[str, Instrument] = field(default_factory=dict)
+    marks: dict[tuple[str | None, str, str], _Mark] = field(default_factory=dict)
+    conflicts: set[tuple[str | None, str, str]] = field(default_factory=set)
+    rule_sets: dict[str, RuleSet] = field(default_factory=dict)
+
+    def asset(self, symbol: str, *, path: str, reason: FailureReason = FailureReason.UNKNOWN_ASSET) -> str:
+        """Asset id (the asset book's symbol) of the venue's symbol; raises `FieldError` with `reason`."""
+        known = self.context.assets.resolve(self.book.aliases.get(symbol, symbol))
+        if known is None:
+            raise FieldError(path, reason, f"{symbol!r} is not in the asset book")
+        self.assets.add(known.symbol)
+        return known.symbol
+
+    def instrument(self, name: Any, *, path: str) -> Instrument:
+        """The instrument of a venue name; raises `FieldError(unknown_market)`."""
+        if not isinstance(name, str):
+            raise FieldError(path, FailureReason.UNKNOWN_MARKET, f"expected an instrument name, found {name!r}")
+        if name not in self.instruments:
+            if name.endswith(_PERP_SUFFIX):
+                base = name.removesuffix(_PERP_SUFFIX)
+                known = Instrument(name, self.asset(base, path=path, reason=FailureReason.UNKNOWN_MARKET))
+            else:
+                option = option_symbol(name, path)
+                underlying = self.asset(option.underlying, path=path, reason=FailureReason.UNKNOWN_MARKET)
+                known = Instrument(name, underlying, option.expiry, option.strike, option.option_type)
+            self.instruments[name] = known
+        return self.instruments[name]
+
+    def mark(
+        self,
+        subject: str,
+        name: str,
+        value: Decimal,
+        *,
+        as_of: datetime | None,
+        source: str,
+        payload: Payload,
+        account: str | None = None,
+    ) -> None:
+        """Keeps the newest value of a mark; of two different ones of equal time neither."""
+        key = (account, subject, name)
+        known = self.marks.get(key)
+        new = _Mark(value, as_of, source, payload.name)
+        if known is None or _age(new) > _age(known):
+            self.marks[key] = new
+            self.conflicts.discard(key)
+        elif _age(new) == _age(known) and abs(value - known.value) > _RELATIVE_ROUNDING * abs(known.value):
+            self.conflicts.add(key)
+            self.rows.fail(
+                FailureReason.INCONSISTENT,
+                f"{name} of {subject} is {known.value} in {known.payload} and {value} here, at the same time",
+                payload=payload.name,
+                subject=subject,
+                account_id=account,
+            )
+
+    def use(self, rules: RuleSet) -> str:
+        """Registers a rule set that an account has and returns its name."""
+        self.rule_sets[rules.name] = rules
+        return rules.name
+
+    def add_shared_rows(self) -> None:
+        """Assets, instruments, marks, rule sets and collateral weights of everything that was used."""
+        rows = self.rows
+        self.assets.add(SETTLEMENT)
+        for rules in self.rule_sets.values():
+            for row in rules.rows():
+                rows.add("rule_sets", **row)
+            for symbol, weight in rules.collateral.items():
+                if self.context.assets.resolve(symbol) is None:
+                    continue  # a token that the asset book does not know is in no balance row either
+                self.assets.add(symbol)
+                rows.add(
+                    "collateral_tiers",
+                    rule_set=rules.name,
+                    asset_id=symbol,
+                    emode="",
+                    tier=1,
+                    floor=Decimal(0),
+                    asset_weight_initial=weight.initial,
+                    asset_weight_maintenance=weight.maintenance,
+                    liability_weight_initial=Decimal(1),
+                    liability_weight_maintenance=Decimal(1),
+                    source=rules.source,
+                )
+        for symbol in sorted(self.assets):
+            asset = self.context.assets.resolve(symbol)
+            if asset is None:
+                rows.fail(FailureReason.UNKNOWN_ASSET, f"{symbol!r} is not in the asset book", subject=symbol)
+                continue
+            rows.add(
+                "assets",
+                asset_id=symbol,
+                symbol=asset.symbol,
+                risk_factor=asset.risk_factor,
+                multiplier=asset.multiplier,
+                peg_of=asset.peg_of,
+                issuer=asset.issuer,
+            )
+        for _, instrument in sorted(self.instruments.items()):
+            rows.add(
+                "instruments",
+                instrument_id=instrument_id(VENUE, instrument.name),
+                venue=VENUE,
+                symbol=instrument.name,
+                kind=instrument.kind,
+                underlying=instrument.underlying,
+                settlement_asset=SETTLEMENT,
+                payoff="linear",
+                contract_size=Decimal(1),
+                strike=instrument.strike,
+                expiry=instrument.expiry,
+                option_type=instrument.option_type,
+            )
+        for account, subject, name in sorted(self.marks, key=lambda key: (key[0] or "", key[1], key[2])):
+            mark = self.marks[account, subject, name]
+            if (account, subject, name) not in self.conflicts:
+                rows.add(
+                    "marks",
+                    venue=VENUE,
+                    account_id=account,
+                    subject=subject,
+                    field=name,
+                    value=float(mark.value),
+                    as_of=mark.as_of,
+                    source=mark.source,
+                )
+
+
+def result_of(payload: Payload) -> Mapping[str, Any]:
+    """The answer itself, unwrapped from `result`; raises `FieldError(malformed)` for an error answer."""
+    body = payload.body
+    if isinstance(body, Mapping) and body.get("error") is not None:
+        raise FieldError("error", FailureReason.MALFORMED, "the venue answered with an error")
+    if isinstance(body, Mapping) and "result" in body:
+        body = body["result"]
+    if not isinstance(body, Mapping):
+        raise FieldError("result", FailureReason.MALFORMED, f"expected an object, found {type(body).__name__}")
+    return body
+
+
+def read_ticker(reading: Reading, payload: Payload) -> None:
+    """Marks of one `public/get_ticker`: mark and index; of an option implied vol, forward and rate."""
+    ticker = result_of(payload)
+    as_of = time_of(member(ticker, "timestamp"), "timestamp")
+    kind = member(ticker, "instrument_type")
+    index = positive_at(ticker, "index_price")
+    common: dict[str, Any] = {"as_of": as_of, "source": "public/get_ticker", "payload": payload}
+    if kind == "erc20":
+        base = reading.asset(str(member(ticker, "base_currency")), path="base_currency")
+        reading.mark(base, "index", index, **common)
+        return
+    instrument = reading.instrument(member(ticker, "instrument_name"), path="instrument_name")
+    if kind != instrument.kind:
+        raise FieldError("instrument_type", FailureReason.INCONSISTENT, f"{instrument.name} as {kind!r}")
+    price = non_negative_at if instrument.expiry else positive_at
+    marks = [
+        (instrument_id(VENUE, instrument.name), "mark", price(ticker, "mark_price")),
+        (instrument.underlying, "index", index),
+    ]
+    if instrument.expiry is not None:
+        marks += _option_marks(ticker, instrument, instrument.expiry, as_of)
+    # Only now, so that a ticker that is wrong anywhere leaves nothing behind.
+    for subject, name, value in marks:
+        reading.mark(subject, name, value, **common)
+
+
+def _option_marks(
+    ticker: Mapping[str, Any], instrument: Instrument, expiry: datetime, as_of: datetime
+) -> list[tuple[str, str, Decimal]]:
+    """(subject, field, value) of an option's vol and its expiry's forward and rate; raises `FieldError`."""
+    details = member(ticker, "option_details")
+    stated = time_of(member(details, "expiry", "option_details"), "option_details.expiry")
+    strike = positive_at(details, "strike", "option_details")
+    if stated != expiry or strike != instrument.strike:
+        message = f"{instrument.name} with expiry {stated:%Y-%m-%dT%H:%M:%SZ} and strike {strike}"
+        raise FieldError("option_details", FailureReason.INCONSISTENT, message)
+    pricing = member(ticker, "option_pricing")
+    subject = expiry_subject(instrument.underlying, expiry)
+    marks = [
+        (instrument_id(VENUE, instrument.name), "implied_vol", non_negative_at(pricing, "iv", "option_pricing")),
+        (subject, "forward", positive_at(pricing, "forward_price", "option_pricing")),
+    ]
+    discount = optional_decimal_at(pricing, "discount_factor", "option_pricing")
+    years = (expiry - as_of).total_seconds() / _SECONDS_PER_YEAR
+    if discount is not None and years > 0:
+        if discount <= 0:
+            path = "option_pricing.discount_factor"
+            raise FieldError(path, FailureReason.OUT_OF_RANGE, f"{discount} must be positive")
+        # Strikes of one expiry may differ in the last digits of the float logarithm, so it is rounded.
+        marks.append((subject, "rate", Decimal(repr(round(-math.log(discount) / years, 12)))))
+    return marks
+
+
+def _age(mark: _Mark) -> float:
+    return mark.as_of.timestamp() if mark.as_of else -math.inf
