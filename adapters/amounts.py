@@ -35,10 +35,22 @@ def _refuse_constant(name: str) -> Decimal:
     return Decimal(name)
 
 
+def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"key {repeated[:40]!r} stands twice in one object")
+    return members
+
+
 def parse_json(text: str | bytes) -> Any:
-    """Python value of a JSON text with every number as int or exact `Decimal`; raises `FieldError(malformed)`."""
+    """Python value of a JSON text with every number as int or exact `Decimal`; raises `FieldError(malformed)`.
+
+    A key that stands twice in one object is malformed too: which of the two the venue meant is not ours to choose.
+    """
     try:
-        return json.loads(text, parse_float=Decimal, parse_constant=_refuse_constant)
+        return json.loads(text, parse_float=Decimal, parse_constant=_refuse_constant, object_pairs_hook=_object_of)
     except (ValueError, InvalidOperation, RecursionError) as error:
         # ValueError: bad JSON, bad UTF-8, or an integer of thousands of digits; InvalidOperation: an absurd exponent.
         raise FieldError("", FailureReason.MALFORMED, f"not readable as JSON: {error}") from None

@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Float, Int
 from .account import UnitRow
 from .cube import TERMS
 from .portfolio import PackedPortfolio
-from .rule_forms import ExpiryMaxLoss, OptionFormula, PriceVolGrid, StaticDiscount, VolShock
+from .rule_forms import ExpiryMaxLoss, GridPoint, OptionFormula, PriceVolGrid, StaticDiscount, VolShock
 from .rules.contingency import ContingencyParameters, pack_contingencies
 from .rules.expiry_max_loss import ExpiryParameters, pack_expiry
 from .rules.price_vol_grid import GridParameters, pack_grid
@@ -324,7 +324,7 @@ def _stacked_expiry(losses: Sequence[ExpiryMaxLoss | None]) -> ExpiryParameters:
 
 _ZERO, _ONE = Decimal(0), Decimal(1)
 _NO_GRID = PriceVolGrid(
-    scenarios=(),
+    scenarios=(GridPoint(spot=_ONE, vol="none", dampening=_ZERO),),
     vol_shock=VolShock(
         range_up=_ZERO,
         range_down=_ZERO,

@@ -73,7 +73,7 @@ class Run(Section):
 class Data(Section):
     """Freshness and consistency bounds of the snapshot; 0 switches a bound off."""
 
-    max_age_s: float = Field(default=3600.0, ge=0)
+    max_age_s: float = Field(default=3600.0, le=1e10, ge=0)
     max_mark_gap: float = Field(default=0.02, ge=0)
 
 
@@ -155,7 +155,7 @@ class Store(Section):
     """Where results land: a folder, or a URL of an object store."""
 
     path: str = "../results"
-    resume_within_s: float = Field(default=86_400.0, ge=0)
+    resume_within_s: float = Field(default=86_400.0, le=1e10, ge=0)
 
 
 class ReportSection(Section):
@@ -276,10 +276,15 @@ def _override(document: dict[str, Any], keys: Sequence[str], text: str, where: s
     value = parsed["value"] if parsed.keys() == {"value"} else text
     section = document
     for key in keys[:-1]:
-        section = section.setdefault(key, {})
+        section = section.setdefault(_spelled(section, key), {})
         if not isinstance(section, dict):
             raise ConfigurationError(f"{where}: {key!r} is no section")
-    section[keys[-1]] = value
+    section[_spelled(section, keys[-1])] = value
+
+
+def _spelled(section: Mapping[str, Any], key: str) -> str:
+    """`key` as the section spells it: environment variables carry no case, portfolio ids and symbols do."""
+    return next((known for known in section if known.lower() == key.lower()), key)
 
 
 def _sentences(error: ValidationError) -> list[str]:

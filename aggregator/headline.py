@@ -27,9 +27,9 @@ def headline_table(portfolios: Sequence[Mapping[str, Any]]) -> Table:
         "lowest health",
     ):
         table.add_column(name, justify="right")
-    table.add_column("at", overflow="fold")
-    table.add_column("p(liquidation)", justify="right")
-    table.add_column("status")
+    table.add_column("p(liquidation)", justify="right", no_wrap=True)
+    table.add_column("most likely", overflow="fold", min_width=24)
+    table.add_column("status", overflow="fold", min_width=10)
     for row in portfolios:
         table.add_row(
             Text(row["portfolio_id"]),
@@ -40,8 +40,8 @@ def headline_table(portfolios: Sequence[Mapping[str, Any]]) -> Table:
             _money(row["es_99_pooled_usd"]),
             _money(row["es_995_pooled_usd"]),
             _ratio(row["health_minimum"]),
-            Text(row["health_minimum_account"] or ""),
-            "n/a" if row["p_liquidation_any_at_horizon"] is None else f"{row['p_liquidation_any_at_horizon']:.2%}",
+            _probability(row["p_liquidation_any_at_horizon"]),
+            Text(row["p_liquidation_largest_account"] or ""),
             row["status"],
         )
     return table
@@ -49,6 +49,10 @@ def headline_table(portfolios: Sequence[Mapping[str, Any]]) -> Table:
 
 def _money(value: float | None) -> str:
     return "n/a" if value is None else f"{value:,.0f}"
+
+
+def _probability(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.2%}"
 
 
 def _ratio(value: float | None) -> str:

@@ -40,6 +40,8 @@ Row = Mapping[str, Any]
 PORTFOLIO_ROWS = 100
 DETAILED_PORTFOLIOS = 20
 ACCOUNT_ROWS = 60
+NOTABLE_PROBABILITY = 0.01
+"""From here on the first line names the account that is most likely to be liquidated."""
 NEAREST_ACCOUNTS = 12
 POSITION_ROWS_TOP = 30
 POSITION_ROWS_BOTTOM = 8
@@ -181,6 +183,16 @@ def _verdict(run_tables: Mapping[str, pa.Table], portfolios: Sequence[Row], cond
             sentences.append(f"the run reports {_count(len(conditions), 'condition')}")
         else:
             sentences.append("no account can be liquidated now, no limit is breached, all data are complete")
+    likeliest = max(
+        (row for row in portfolios if row["p_liquidation_largest_account"] is not None),
+        key=lambda row: row["p_liquidation_largest"],
+        default=None,
+    )
+    if likeliest is not None and likeliest["p_liquidation_largest"] >= NOTABLE_PROBABILITY:
+        account = likeliest["p_liquidation_largest_account"]
+        sentences.append(
+            f"{account} is liquidated within the horizon in {likeliest['p_liquidation_largest']:.1%} of cases"
+        )
     text = "; ".join(sentences)
     grade = "bad" if grave else "good" if portfolios and not conditions and not incomplete else "attention"
     return {"text": f"{text[0].upper()}{text[1:]}.", "grade": grade}
@@ -231,10 +243,18 @@ def _tiles(run_tables: Mapping[str, pa.Table], portfolios: Sequence[Row]) -> lis
 
 
 def _nearest_accounts(accounts: pa.Table) -> list[dict[str, Any]]:
-    """The accounts with the smallest distance between health and trigger, over all portfolios."""
+    """The accounts most likely to be liquidated over all portfolios, then those whose health is nearest to its trigger.
+
+    Health alone does not compare across venues: a lender at 1.3 may be safer than a perpetual account at 3.
+    """
     known = accounts.filter(pc.and_(pc.is_valid(accounts.column("health")), pc.is_valid(accounts.column("trigger"))))
     rows = known.append_column("distance", pc.divide(known.column("health"), known.column("trigger")))
-    order = [("distance", "ascending"), ("portfolio_id", "ascending"), ("account_id", "ascending")]
+    order = [
+        ("p_liquidation_at_horizon", "descending"),
+        ("distance", "ascending"),
+        ("portfolio_id", "ascending"),
+        ("account_id", "ascending"),
+    ]
     return rows.sort_by(order).slice(0, NEAREST_ACCOUNTS).to_pylist()
 
 
@@ -439,7 +459,9 @@ def _worst(scenario: Row) -> Row:
 
 
 def _accounts_view(accounts: Sequence[Row], across_portfolios: bool) -> list[Row]:
-    """Account rows by distance to their trigger, those without one after them, incomplete ones last."""
+    """Account rows, most likely liquidated first, then by distance to their trigger; those without one after them,
+    incomplete ones last.
+    """
     rows: list[Row] = []
     for account in accounts:
         health, trigger = account["health"], account["trigger"]
@@ -449,6 +471,7 @@ def _accounts_view(accounts: Sequence[Row], across_portfolios: bool) -> list[Row
         key=lambda a: (
             not a["liquidatable"],
             a["distance"] is None,
+            -(a["p_liquidation_at_horizon"] or 0.0),
             a["distance"] if a["distance"] is not None else 0.0,
             a["status"] != "no_requirement",
             a["portfolio_id"] if across_portfolios else "",

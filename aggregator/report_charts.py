@@ -143,7 +143,7 @@ def waterfall_chart(steps: Sequence[WaterfallStep], *, title: str) -> Markup:
             color = BLUE if step.amount >= 0 else ORANGE
         signed = compact(step.amount) if step.kind == "total" or step.amount <= 0 else f"+{compact(step.amount)}"
         bold = step.kind == "total"
-        parts.append(_text(left - 10, y + row / 2 + 4, _shortened(step.label, 25), anchor="end", bold=bold))
+        parts.append(_text(left - 10, y + row / 2 + 4, _shortened(step.label, 21), anchor="end", bold=bold))
         parts.append(_bar(x(start), x(end), y + 5, row - 10, color, f"{step.label}: USD {signed}"))
         parts.append(_text(_WIDTH - right + 10, y + row / 2 + 4, signed, bold=bold))
         if index + 1 < len(steps) and steps[index + 1].kind == "change":

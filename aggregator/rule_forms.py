@@ -13,7 +13,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, PlainSerializer, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, model_validator
 
 Number = Annotated[Decimal, PlainSerializer(str, return_type=str, when_used="json")]
 """An exact number; travels as a decimal string."""
@@ -130,7 +130,7 @@ class PriceVolGrid(Form):
     `grid_collateral`.
     """
 
-    scenarios: tuple[GridPoint, ...]
+    scenarios: tuple[GridPoint, ...] = Field(min_length=1)
     vol_shock: VolShock
     skew: SkewShock | None = None
     discount: StaticDiscount

@@ -428,6 +428,10 @@ def exact_decimals(values: Iterable[Any], *, where: str) -> pa.Array:
     Digits beyond the 18th decimal are rounded half to even. Raises `DataError` (not_a_number, out_of_range) instead of
     the silent garbage that a cast of an overlong string or an overflowing value would give.
     """
+
+    def refusal(reason: FailureReason, message: str) -> DataError:
+        return DataError(Failure(reason, f"{where}: {message}", subject=where.partition(".")[0]))
+
     out: list[Decimal | None] = []
     for value in values:
         if value is None:
@@ -436,13 +440,11 @@ def exact_decimals(values: Iterable[Any], *, where: str) -> pa.Array:
         try:
             number = value if isinstance(value, Decimal) else Decimal(str(value))
         except ArithmeticError:
-            raise DataError(
-                Failure(FailureReason.NOT_A_NUMBER, f"{where}: {str(value)[:40]!r} is not a number")
-            ) from None
+            raise refusal(FailureReason.NOT_A_NUMBER, f"{str(value)[:40]!r} is not a number") from None
         if not number.is_finite():
-            raise DataError(Failure(FailureReason.NOT_A_NUMBER, f"{where}: {number} is not finite"))
+            raise refusal(FailureReason.NOT_A_NUMBER, f"{number} is not finite")
         if _reaches_bound(number) or _reaches_bound(rounded := quantize(number)):
-            raise DataError(Failure(FailureReason.OUT_OF_RANGE, f"{where}: |{number:.3e}| is not below 1e20"))
+            raise refusal(FailureReason.OUT_OF_RANGE, f"|{number:.3e}| is not below 1e20")
         out.append(rounded)
     return pa.array(out, DECIMAL)
 
@@ -485,7 +487,10 @@ def table_from_rows(name: str, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
             arrays.append(exact_decimals(values, where=f"{name}.{f.name}"))
         else:
             try:
-                arrays.append(pa.array(values, f.type))
+                # Given an integer type, pa.array would cut fractions off in silence; a cast does not.
+                arrays.append(
+                    pa.array(values).cast(f.type) if pa.types.is_integer(f.type) else pa.array(values, f.type)
+                )
             except (pa.ArrowException, TypeError, OverflowError, UnicodeEncodeError) as error:
                 raise DataError(Failure(FailureReason.MALFORMED, f"{name}.{f.name}: {error}", subject=name)) from None
     return cast_table(name, pa.Table.from_arrays(arrays, schema=schema))
@@ -559,6 +564,8 @@ PORTFOLIO_MARGIN = _result(
         _float("health_minimum", "ratio, smallest over accounts", nullable=True),
         _text("health_minimum_account", nullable=True),
         _float("p_liquidation_any_at_horizon", "probability", nullable=True),
+        _float("p_liquidation_largest", "probability, of the account most likely to be liquidated", nullable=True),
+        _text("p_liquidation_largest_account", nullable=True),
         _float("mean_loss_usd", "USD over the horizon", nullable=True),
         _float("worst_loss_usd", "USD over the horizon", nullable=True),
         _float("var_99_pooled_usd", "USD", nullable=True),

@@ -237,6 +237,10 @@ class _Check:
                 return FailureReason.MISSING_FIELD, "an option needs strike, expiry and option_type"
             if row["strike"] is not None and row["strike"] <= 0:
                 return FailureReason.OUT_OF_RANGE, "strike must be positive"
+        if name == "collateral_tiers":
+            for level in ("initial", "maintenance"):
+                if not 0 <= row[f"asset_weight_{level}"] <= 1 or row[f"liability_weight_{level}"] < 0:
+                    return FailureReason.OUT_OF_RANGE, f"weights of {row['asset_id']}: assets in 0..1, liabilities >= 0"
         if name == "margin_tiers" and not (0 <= row["maintenance_rate"] <= 1 and 0 < row["initial_rate"] <= 1):
             return FailureReason.OUT_OF_RANGE, f"rates of tier {row['tier']} of {row['market']} must lie in 0..1"
         if name == "rule_sets":
@@ -348,10 +352,11 @@ class _Check:
         """Accounts that need a rejected row are incomplete: without it they would be computed by other rules.
 
         A rule set without one of its components, a ladder of tiers without one of its steps and an asset without its
-        weight are not the venue's. A stable whose only price was rejected must not count at par.
+        weight are not the venue's. A rejected price is not replaced by another field of the asset, nor by par.
         """
         lost: dict[tuple[str, str], set[str]] = defaultdict(set)
-        stables = {row["asset_id"] for row in tables["assets"] if row["risk_factor"] is None}
+        assets = {row["asset_id"] for row in tables["assets"]}
+        priced = {(r["venue"], r["subject"], r["field"]) for r in tables["marks"] if self._venue_price(r)}
         for table, row in self.rejected:
             if table == "rule_sets":
                 lost[table, row["rule_set"]].add(row["rule_set"])
@@ -359,11 +364,13 @@ class _Check:
                 lost[table, row["rule_set"]].add(row["market"])
             elif table == "collateral_tiers":
                 lost[table, row["rule_set"]].add(row["asset_id"])
-            elif table == "marks" and row["field"] in _PRICE_MARKS and row["subject"] in stables:
+            elif (
+                table == "marks"
+                and self._venue_price(row)
+                and row["subject"] in assets
+                and (row["venue"], row["subject"], row["field"]) not in priced
+            ):
                 lost[table, row["venue"]].add(row["subject"])
-        for row in tables["marks"]:
-            if row["field"] in _PRICE_MARKS:
-                lost["marks", row["venue"]].discard(row["subject"])
         if not any(lost.values()):
             return
         settlement = {row["instrument_id"]: row["settlement_asset"] for row in tables["instruments"]}
@@ -384,6 +391,11 @@ class _Check:
                 for name in sorted(lost.get((table, owner), set()) & names):
                     row = {"account_id": account_id, "subject": name}
                     self.fail(reason, f"a row of {table} for {name} was rejected", row, table=table)
+
+    @staticmethod
+    def _venue_price(row: Row) -> bool:
+        """Whether a mark is a price that the venue states for everybody."""
+        return row["account_id"] is None and row["field"] in _PRICE_MARKS
 
     def mark_gaps(self, tables: Mapping[str, Sequence[Row]], largest: float) -> None:
         """Prices of one asset on several venues that lie further apart than `largest` (relative to the lowest)."""

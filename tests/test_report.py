@@ -138,6 +138,7 @@ def _portfolio(name: str, rng: np.random.Generator, size_usd: float) -> dict[str
     isolated = {c: sum(max(_tail_mean(x, c), 0.0) for x in losses) for c in (0.99, 0.995)}
     silo = {c: sum(max(_tail_mean(x, c), 0.0) for x in by_account.values()) for c in (0.99, 0.995)}
     pooled = {c: _tail_mean(total, c) for c in (0.99, 0.995)}
+    likeliest = max(liquidated, key=lambda account: float(np.mean(liquidated[account])))
     rows["portfolio_margin"].append(
         {
             "portfolio_id": name,
@@ -154,6 +155,8 @@ def _portfolio(name: str, rng: np.random.Generator, size_usd: float) -> dict[str
             "health_minimum": health[weakest],
             "health_minimum_account": weakest,
             "p_liquidation_any_at_horizon": float(np.mean(np.any(list(liquidated.values()), axis=0))),
+            "p_liquidation_largest": float(np.mean(liquidated[likeliest])),
+            "p_liquidation_largest_account": likeliest,
             "mean_loss_usd": float(total.mean()),
             "worst_loss_usd": float(total.max()),
             "var_99_pooled_usd": _quantile(total, 0.99),
@@ -648,14 +651,27 @@ def test_the_verdict_says_what_holds(change: dict[str, int], sentence: str, grad
     conditions = [{"condition": "x", "message": "why", **change}] if change else []
     run = {**tables["runs"].to_pylist()[0], "conditions": json.dumps(conditions)}
     tables["runs"] = pa.Table.from_pylist([run], schema=RESULTS["runs"])
-    assert f'<p class="verdict {grade}">{sentence}</p>' in render_report(tables)
+    row = tables["portfolio_margin"].to_pylist()[0]
+    likely = (
+        f"; {row['p_liquidation_largest_account']} is liquidated within the horizon "
+        f"in {row['p_liquidation_largest']:.1%} of cases."
+    )
+    assert row["p_liquidation_largest"] >= 0.01
+    assert f'<p class="verdict {grade}">{sentence.removesuffix(".")}{likely}</p>' in render_report(tables)
+
+
+def test_the_verdict_leaves_out_an_unlikely_liquidation() -> None:
+    tables = dict(one_desk())
+    row = tables["portfolio_margin"].to_pylist()[0] | {"p_liquidation_largest": 0.0099}
+    tables["portfolio_margin"] = pa.Table.from_pylist([row], schema=RESULTS["portfolio_margin"])
+    assert "all data are complete.</p>" in render_report(tables)
 
 
 def test_the_verdict_of_a_grave_run_names_everything() -> None:
     html = render_report(many_desks())
     assert (
         '<p class="verdict bad">1 account can be liquidated now; a limit is breached; 2 of 15 portfolios incomplete: '
-        "limits there are undecided.</p>" in html
+        "limits there are undecided; " in html
     )
     assert "the bound is 1.0" in html
 
@@ -666,7 +682,7 @@ def test_what_is_missing_is_said_and_never_zero() -> None:
     assert row
     cells = Page(row.group()).text
     assert "no complete account" in cells
-    assert cells.count("n/a") == 8
+    assert cells.count("n/a") == 9
     assert not re.search(r"\d", cells)
     assert "left out deribit:unknown; last known gross value left out USD 1.23 M" in Page(html).text
     assert "14 of 15 portfolios computed" in html
