@@ -139,7 +139,8 @@ class AccountDraft:
         market = self.market
         components = market.rules.get(self.row["rule_set"], [])
         verdicts = [form for _, form in components if isinstance(form, Verdict)]
-        # The contract forms mark options undiscounted; value and requirement must agree, or their difference is no margin.
+        # The contract forms mark options undiscounted; value and requirement must agree, or their difference is no
+        # margin.
         self.marks_undiscounted = any(isinstance(form, ExpiryMaxLoss | OptionFormula) for _, form in components)
         if len(verdicts) != 1:
             raise IncompleteAccountError(
@@ -162,7 +163,10 @@ class AccountDraft:
         self.info = account_info(self.row, self.unit_price, verdicts[0], reported_parts=self.reported_parts)
 
     def _row(self, exponents: Mapping[str, float]) -> int:
-        return self.market.cube.factor_row(exponents)
+        try:
+            return self.market.cube.factor_row(exponents)
+        except ValueError as problem:
+            raise IncompleteAccountError(FailureReason.UNSUPPORTED, str(problem)) from None
 
     def _leg(
         self,
@@ -295,20 +299,22 @@ class AccountDraft:
         def row(exponents: Mapping[str, float], today: float) -> int:
             # An inverse option pays coins: its quote value over the forward, worth the coin's own price.
             conversion = combined((exponents, 1.0), ({f"price:{factor}": 1.0}, -1.0 if inverse else 0.0))
-            return market.cube.option_row(
-                OptionTerms(
-                    forward=forward,
-                    strike=float(instrument["strike"]),
-                    years=years,
-                    vol=vol,
-                    discount=discount,
-                    is_call=instrument["option_type"] == "call",
-                    price_factor=f"price:{factor}",
-                    vol_factor=f"vol:{factor}",
-                    conversion=tuple(sorted((n, p) for n, p in conversion.items() if p)),
-                    conversion_today=today / forward if inverse else today,
-                )
+            terms = OptionTerms(
+                forward=forward,
+                strike=float(instrument["strike"]),
+                years=years,
+                vol=vol,
+                discount=discount,
+                is_call=instrument["option_type"] == "call",
+                price_factor=f"price:{factor}",
+                vol_factor=f"vol:{factor}",
+                conversion=tuple(sorted((n, p) for n, p in conversion.items() if p)),
+                conversion_today=today / forward if inverse else today,
             )
+            try:
+                return market.cube.option_row(terms)
+            except ValueError as problem:
+                raise IncompleteAccountError(FailureReason.UNSUPPORTED, str(problem)) from None
 
         native_exponents = combined((settlement_exponents, 1.0), (self.unit_exponents, -1.0))
         rows = row(settlement_exponents, settlement_price), row(native_exponents, settlement_price / self.unit_price)
@@ -325,14 +331,19 @@ class AccountDraft:
         return rows, price / forward if inverse else price, settlement_exponents
 
     def _component(self, row: Row, form: Form) -> None:
-        if isinstance(form, WeightedValue):
+        if isinstance(form, Fixed):
+            self.fixed[0] += float(form.initial) if row["level"] != "maintenance" else 0.0
+            self.fixed[1] += float(form.maintenance) if row["level"] != "initial" else 0.0
+            self.reported_parts = True
+        elif row["side"] == "requirement" and row["level"] != "both":
+            raise IncompleteAccountError(
+                FailureReason.UNSUPPORTED, f"{row['form']} of rule set {row['rule_set']!r} at level {row['level']!r}
+                alone"
+            )
+        elif isinstance(form, WeightedValue):
             self._equity(form) if row["side"] == "equity" else self._haircut(form)
         elif isinstance(form, TieredNotional):
             self._tiers(form)
-        elif isinstance(form, Fixed):
-            self.fixed[0] += float(form.initial)
-            self.fixed[1] += float(form.maintenance)
-            self.reported_parts = True
 
     def _weights(self, asset_id: str) -> Row | None:
         """Collateral weights of an asset in the account's e-mode, else outside; the unit itself needs none."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import __version__
-from .errors import ConfigurationError, CrossmarginError, ExitCode
+from .errors import ConfigurationError, CrossmarginError, ExitCode, nearest_name
 
 if TYPE_CHECKING:
     from .sweep import Outcome
@@ -93,11 +93,15 @@ def report(
         from .store import ResultStore
 
         results = ResultStore(store)
+        runs = results.committed_runs()
+        if not runs:
+            raise ConfigurationError(f"the store {store!r} holds no finished run")
         if run == "latest":
-            runs = results.committed_runs()
-            if not runs:
-                raise ConfigurationError(f"the store {store!r} holds no finished run")
             run = runs[-1]
+        elif run not in runs:
+            raise ConfigurationError(
+                f"the store {store!r} holds no finished run {run!r}{nearest_name(run, runs)}; the newest is {runs[-1]}"
+            )
         if output is None:
             if "://" in store:
                 raise ConfigurationError("give --output: the report of a remote store is written to a local file")
@@ -113,7 +117,6 @@ def schema(
 ) -> None:
     """Print the canonical tables and the result tables: columns, types, units."""
     with _exit_codes(as_json):
-        from .errors import nearest_name
         from .schema import CANONICAL, RESULTS, describe
 
         kinds = {"canonical": CANONICAL, "result": RESULTS}
@@ -139,12 +142,17 @@ def schema(
 
 
 def _start_engine(host_devices: int) -> None:
-    """Switch on x64 and split the CPU into devices; must run before JAX first looks at its devices."""
+    """Switch on x64 and split the CPU into devices, if JAX has not looked at its devices yet."""
     import jax
 
     jax.config.update("jax_enable_x64", True)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    jax.config.update("jax_num_cpu_devices", host_devices or cores)
+    try:
+        jax.config.update("jax_num_cpu_devices", host_devices or cores)
+    except RuntimeError:
+        # A program that calls verbs in its own process has started JAX before. It keeps its devices, of which no
+        # figure depends on; the run row says how many there were.
+        typer.echo(f"JAX runs already: {len(jax.devices())} devices as they are", err=True)
 
 
 @contextmanager
@@ -162,7 +170,9 @@ def _exit_codes(as_json: bool) -> Iterator[None]:
 
 
 def _fail(as_json: bool, code: ExitCode, kind: str, message: str) -> None:
-    typer.echo(f"crossmargin: {message}", err=True)
+    from .headline import plain_text
+
+    typer.echo(f"crossmargin: {plain_text(message)}", err=True)
     if as_json:
         condition = {"condition": kind, "code": int(code), "message": message}
         typer.echo(
@@ -184,12 +194,12 @@ def _print_outcome(outcome: Outcome, as_json: bool) -> None:
         return
     from rich.console import Console
 
-    from .headline import headline_table
+    from .headline import headline_table, plain_text
 
     console = Console(width=None if sys.stdout.isatty() else 180)
     console.print(headline_table(outcome.portfolios))
     for condition in outcome.conditions:
-        typer.echo(f"{condition.condition}: {condition.message}", err=True)
+        typer.echo(f"{condition.condition}: {plain_text(condition.message)}", err=True)
     typer.echo(f"run      {outcome.run_id}{' (resumed)' if outcome.resumed else ''} in {outcome.duration_s:.1f} s")
     typer.echo(f"results  {outcome.store}")
     if outcome.report:
@@ -203,7 +213,9 @@ class _Lines:
         self._stage = ""
 
     def note(self, text: str) -> None:
-        typer.echo(text, err=True)
+        from .headline import plain_text
+
+        typer.echo(plain_text(text), err=True)
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         if stage != self._stage or done == total:
@@ -219,7 +231,10 @@ class _Bars:
         self._tasks: dict[str, Any] = {}
 
     def note(self, text: str) -> None:
-        self._progress.console.print(text)
+        from .headline import plain_text
+
+        # A title is no markup.
+        self._progress.console.print(plain_text(text), markup=False, highlight=False)
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         if stage not in self._tasks:

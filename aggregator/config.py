@@ -103,7 +103,7 @@ class Proxy(Section):
 class PegFigures(Section):
     """Parametric peg factor: t-distributed log move with this daily standard deviation."""
 
-    daily_std: float = Field(ge=0)
+    daily_std: float = Field(gt=0)
     nu: float = Field(default=3.0, gt=2)
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from .pricing import DAYS_PER_YEAR, black76_price, discount_at_horizon, term_scaled_log_vol_change
+from .rounding import rounded
 
 TERMS = 4
 """Most factors in one product: an underlying (price, peg) against a settlement asset (price or peg) and a unit."""
@@ -97,9 +98,9 @@ def _power_sum(
     shocks: Float[Array, " factors"], factor: Int[Array, " terms"], weight: Float[Array, " terms"]
 ) -> Float[Array, ""]:
     # TERMS additions in a fixed order: a reduction would leave the order, and so the bits, to the compiler.
-    total = weight[0] * shocks[factor[0]]
+    total = rounded(weight[0] * shocks[factor[0]])
     for term in range(1, TERMS):
-        total = total + weight[term] * shocks[factor[term]]
+        total = total + rounded(weight[term] * shocks[factor[term]])
     return total
 
 
@@ -128,7 +129,7 @@ def _option_change(
         discount=discount_at_horizon(discount, years, horizon_years=horizon_years),
     )
     conversion = conversion_today * jnp.exp(_power_sum(shocks, conversion_factor, conversion_weight))
-    return moved * conversion - today * conversion_today
+    return rounded(moved * conversion) - rounded(today * conversion_today)
 
 
 class CubeBuilder:
@@ -148,7 +149,11 @@ class CubeBuilder:
         return self._factor_rows.setdefault(key, len(self._factor_rows))
 
     def option_row(self, terms: OptionTerms) -> int:
-        """Number of the option row, as a negative number -1, -2, ...; `resolve` turns it into the row of the cube."""
+        """Number of the option row, as a negative number -1, -2, ...; `finished_row` turns it into the row of the
+        cube.
+        """
+        if len(terms.conversion) > TERMS:
+            raise ValueError(f"a conversion by {len(terms.conversion)} factors, at most {TERMS} are possible")
         return -1 - self._option_rows.setdefault(terms, len(self._option_rows))
 
     def finished_row(self, row: int) -> int:

@@ -22,14 +22,25 @@ from jaxtyping import Array, Bool, Float, Int
 from .batch import Bucket, PortfolioArrays, bucketed
 from .config import TILE
 from .cube import CubeRows
-from .margin import NativeMargin, accumulate, line_changes, liquidated, native_margin_today
+from .margin import (
+    NativeMargin,
+    ScenarioMargin,
+    accumulate,
+    line_changes,
+    liquidated,
+    native_margin_today,
+    scenario_margin,
+)
 from .portfolio import PackedPortfolio
 from .risk import euler_allocation, tail_risk, tail_weights, tile_sum
+from .rounding import rounded
 from .scenarios import ScenarioGenerator, draw_scenarios, padded_count, scenario_weights
 
 CONFIDENCES = (0.99, 0.995)
 HISTOGRAM_BINS = 48
 _DAYS_PER_YEAR = 365.0
+_MOST_BUCKETS = 6
+_PORTFOLIOS_PER_SHAPE = 64
 
 
 class Cube(eqx.Module):
@@ -61,7 +72,10 @@ class Headline(NamedTuple):
     line_es: Float[Array, "L levels"]
     mean_loss: Float[Array, ""]
     worst_loss: Float[Array, ""]
+    account_is_finite: Bool[Array, " A"]
+    """Whether the account's own figures, today and in every scenario, are finite and within float32's range."""
     finite: Bool[Array, ""]
+    """Whether all figures of the portfolio are."""
 
 
 class Detail(NamedTuple):
@@ -120,10 +134,18 @@ def _price_rows(
     return changes.reshape(shocks.shape[0], -1).T
 
 
-def _evaluate(portfolio: PortfolioArrays, cube: Cube) -> tuple[NativeMargin, Array, Array, Array, Array]:
-    """(native margin, line losses [L, S], node losses [N, S], pooled losses [S], liquidated [A, S]) of one
-    portfolio.
-    """
+class _Evaluation(NamedTuple):
+    """One portfolio in every scenario; losses in USD, float32."""
+
+    native: NativeMargin
+    line_losses: Float[Array, "L scenarios"]
+    node_losses: Float[Array, "N scenarios"]
+    pooled: Float[Array, " scenarios"]
+    margin: ScenarioMargin
+    liquidated: Bool[Array, "A scenarios"]
+
+
+def _evaluate(portfolio: PortfolioArrays, cube: Cube) -> _Evaluation:
     native = native_margin_today(portfolio, cube.today, jnp.zeros(cube.shocks.shape[1], jnp.float64), cube.rows)
     losses = -line_changes(portfolio, cube.change)
     nodes = accumulate(
@@ -132,10 +154,10 @@ def _evaluate(portfolio: PortfolioArrays, cube: Cube) -> tuple[NativeMargin, Arr
         jnp.zeros((portfolio.node_is_real.shape[0], losses.shape[1]), losses.dtype),
     )
     pooled = lax.fori_loop(0, nodes.shape[0], lambda n, total: total + nodes[n], jnp.zeros_like(nodes[0]))
-    gone = liquidated(
-        portfolio, native, cube.today, cube.change, cube.shocks, cube.rows, horizon_years=cube.horizon_years
+    margin = scenario_margin(
+        portfolio, cube.today, cube.change, cube.shocks, cube.rows, horizon_years=cube.horizon_years
     )
-    return native, losses, nodes, pooled, gone
+    return _Evaluation(native, losses, nodes, pooled, margin, liquidated(portfolio, margin))
 
 
 def _tails(losses: Float[Array, "rows scenarios"], weights: Array) -> tuple[Array, Array]:
@@ -152,14 +174,28 @@ def _tails(losses: Float[Array, "rows scenarios"], weights: Array) -> tuple[Arra
 
 def headline(portfolio: PortfolioArrays, cube: Cube) -> Headline:
     """All headline figures of one portfolio."""
-    native, losses, nodes, pooled, gone = _evaluate(portfolio, cube)
+    return _headline_of(_evaluate(portfolio, cube), cube)
+
+
+def detail(portfolio: PortfolioArrays, cube: Cube, *, worst: int) -> Detail:
+    """Allocation, worst scenarios and histogram of one portfolio."""
+    return _detail_of(_evaluate(portfolio, cube), cube, worst=worst)
+
+
+def _headline_of(evaluation: _Evaluation, cube: Cube) -> Headline:
+    native, losses, nodes, pooled, margin, gone = evaluation
     rows = jnp.concatenate([losses, nodes, pooled[None, :]])
     var, es = _tails(rows, cube.weights)
     lines, count = losses.shape[0], nodes.shape[0]
     real = cube.weights > 0
-    finite = jnp.all(jnp.isfinite(jnp.where(real[None, :], losses, 0.0)))
+    # Counted here because a comparison with NaN is a verdict of "not liquidated" that nobody would notice.
+    account_is_finite = jnp.ones(native.equity.shape, bool)
     for figures in native:
-        finite = finite & jnp.all(jnp.isfinite(figures))
+        account_is_finite = account_is_finite & jnp.isfinite(figures)
+    for in_scenarios in margin:
+        account_is_finite = account_is_finite & jnp.all(_in_range(in_scenarios) | ~real[None, :], axis=1)
+    pooled_is_finite = jnp.all(_in_range(pooled) | ~real)
+    lines_are_finite = jnp.all(_in_range(losses) | ~real[None, :])
     return Headline(
         native=native,
         p_liquidation=_probability(gone, cube.weights),
@@ -172,8 +208,14 @@ def headline(portfolio: PortfolioArrays, cube: Cube) -> Headline:
         line_es=es[:lines],
         mean_loss=tile_sum(cube.weights * jnp.where(real, pooled, 0.0).astype(jnp.float64)),
         worst_loss=jnp.max(jnp.where(real, pooled, -jnp.inf)).astype(jnp.float64),
-        finite=finite,
+        account_is_finite=account_is_finite,
+        finite=jnp.all(account_is_finite) & lines_are_finite & pooled_is_finite,
     )
+
+
+def _in_range(values: Float[Array, "*shape"]) -> Bool[Array, "*shape"]:
+    """Whether float32 holds the values; its lowest number is what `rounded` makes of a product of -inf."""
+    return jnp.abs(values) < np.finfo(np.float32).max
 
 
 def _probability(events: Bool[Array, "rows scenarios"], weights: Float[Array, " scenarios"]) -> Float[Array, " rows"]:
@@ -182,9 +224,8 @@ def _probability(events: Bool[Array, "rows scenarios"], weights: Float[Array, " 
     return tile_sum(jnp.where(events, weights[None, :], 0.0)) / total
 
 
-def detail(portfolio: PortfolioArrays, cube: Cube, *, worst: int) -> Detail:
-    """Allocation, worst scenarios and histogram of one portfolio."""
-    _, losses, _, pooled, gone = _evaluate(portfolio, cube)
+def _detail_of(evaluation: _Evaluation, cube: Cube, *, worst: int) -> Detail:
+    _, losses, _, pooled, _, gone = evaluation
     euler = jnp.stack(
         [euler_allocation(losses, tail_weights(pooled, cube.weights, confidence=level)) for level in CONFIDENCES],
         axis=1,
@@ -204,7 +245,7 @@ def detail(portfolio: PortfolioArrays, cube: Cube, *, worst: int) -> Detail:
         worst_loss=worst_loss.astype(jnp.float64),
         worst_line_loss=losses[:, scenario].T.astype(jnp.float64),
         worst_liquidated=gone[:, scenario].T,
-        histogram_edge=low + steps * width,
+        histogram_edge=low + rounded(steps * width),
         histogram_probability=_probability(inside & real[None, :], cube.weights),
     )
 
@@ -218,24 +259,29 @@ def evaluate_headlines(
 
 def evaluate_details(
     portfolios: Sequence[PackedPortfolio], factors: Sequence[str], cube: Cube, *, devices: int, worst: int
-) -> list[Detail | None]:
-    """Detail figures (NumPy) of every portfolio; `worst` scenarios at most as many as there are."""
+) -> list[tuple[Headline, Detail] | None]:
+    """Headline and detail figures (NumPy) of every portfolio in one pass; `worst` scenarios at most as many as there
+    are.
+    """
     scenarios = int(np.count_nonzero(np.asarray(cube.weights)))
-    return _over_buckets(portfolios, factors, cube, devices, _DetailOf(min(worst, scenarios)))
+    return _over_buckets(portfolios, factors, cube, devices, _InDetail(min(worst, scenarios)))
 
 
-class _DetailOf(NamedTuple):
-    """`detail` with a fixed number of worst scenarios, equal (and so compiled once) for equal numbers."""
+class _InDetail(NamedTuple):
+    """Headline and detail with a fixed number of worst scenarios, equal (and so compiled once) for equal numbers."""
 
     worst: int
 
-    def __call__(self, portfolio: PortfolioArrays, cube: Cube) -> Detail:
-        return detail(portfolio, cube, worst=self.worst)
+    def __call__(self, portfolio: PortfolioArrays, cube: Cube) -> tuple[Headline, Detail]:
+        evaluation = _evaluate(portfolio, cube)
+        return _headline_of(evaluation, cube), _detail_of(evaluation, cube, worst=self.worst)
 
 
 def _over_buckets(portfolios, factors, cube, devices, function):  # type: ignore[no-untyped-def]
     out = [None] * len(portfolios)
-    for bucket in bucketed(portfolios, factors, multiple=devices):
+    # A shape costs seconds to trace and compile: few portfolios share one, however unlike they are.
+    most_buckets = max(1, min(_MOST_BUCKETS, len(portfolios) // _PORTFOLIOS_PER_SHAPE))
+    for bucket in bucketed(portfolios, factors, multiple=devices, most_buckets=most_buckets):
         results = jax.device_get(_map_bucket(bucket.arrays, cube, function, devices))
         for place, position in enumerate(bucket.members):
             out[position] = jax.tree.map(lambda leaf, place=place: np.asarray(leaf[place]), results)

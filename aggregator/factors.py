@@ -42,7 +42,9 @@ class Generation(NamedTuple):
 
 
 def build_generator(resolved: Resolved, needed: Sequence[str], as_of: datetime) -> Generation:
-    """The configured generator over the needed factors that it can move; the others are `missing`.
+    """The configured generator; needed factors that it cannot move are `missing`.
+
+    From figures it covers every factor that has some, from history the needed ones.
 
     Raises `ConfigurationError` when the figures are wrong in themselves or cover nothing that is needed, and lets a
     `DataError` of the history pass (an anchor without data leaves no panel to work with).
@@ -55,7 +57,7 @@ def build_generator(resolved: Resolved, needed: Sequence[str], as_of: datetime) 
 
 def _covered(needed: Sequence[str], covered: Sequence[str]) -> tuple[tuple[str, ...], frozenset[str]]:
     factors = tuple(name for name in needed if name in set(covered))
-    if not factors:
+    if needed and not factors:
         raise ConfigurationError(
             f"[scenarios] moves none of the factors that this book needs: {', '.join(needed) or 'none'}"
         )
@@ -79,7 +81,10 @@ def _from_figures(resolved: Resolved, figures: MultivariateTFigures, needed: Seq
         if proxy.factor not in figures.daily_std:
             hint = nearest_name(proxy.factor, figures.daily_std)
             raise ConfigurationError(f"proxy of {name}: factor {proxy.factor!r} has no daily_std{hint}")
-    factors, missing = _covered(needed, [*figures.daily_std, *figures.proxies])
+    # Every configured factor is drawn, needed or not: dropping one would give those behind it other draws, and then a
+    # payload that cannot be read would change the figures of everybody else.
+    factors = tuple(sorted({*figures.daily_std, *figures.proxies}))
+    _, missing = _covered(needed, factors)
     correlations = _pairs(figures)
     model = {name: figures.proxies[name].factor if _is_proxied(figures, name) else name for name in factors}
     std = {
@@ -151,7 +156,8 @@ def _from_history(
             read_history_table(resolved.path(figures.context)), assets, dates=panel.dates, as_of=until
         )
     rules = {a: VolatilityRule(f"price:{a}", rule.beta, rule.eta) for a, rule in figures.vol_rules.items()}
-    prices = [name for name in needed if name.startswith("price:")]
+    # A panel needs a column even for a book of stablecoins alone, or of no account that could be read.
+    prices = [name for name in needed if name.startswith("price:")] or [f"price:{figures.anchors[0]}"]
     # A vol factor moves with its underlying's price, which therefore takes part even where nothing else needs it.
     extra = [f"price:{name.partition(':')[2]}" for name in needed if name.startswith("vol:")]
     history = factor_history(
@@ -162,10 +168,10 @@ def _from_history(
         volatility_rules=rules,
         decay=figures.ewma_lambda,
     )
-    pegs = {f"peg:{a}": PegDistribution(p.daily_std, p.nu) for a, p in figures.pegs.items() if p.daily_std > 0}
+    pegs = {f"peg:{a}": PegDistribution(p.daily_std, p.nu) for a, p in figures.pegs.items()}
     known = [*history.columns, *history.rules, *pegs]
     usable, missing = _covered(needed, known)
-    factors = tuple(sorted({*usable, *(name for name in extra if name in history.columns)}))
+    factors = tuple(sorted({*usable, *(name for name in [*prices, *extra] if name in history.columns)}))
     generator = filtered_historical(
         factors,
         history,

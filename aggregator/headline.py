@@ -9,11 +9,18 @@ from rich.table import Table
 from rich.text import Text
 
 
+def plain_text(text: str) -> str:
+    """`text` on one line and without anything that a terminal would obey: control and formatting characters become
+    escapes.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
 def headline_table(portfolios: Sequence[Mapping[str, Any]]) -> Table:
     """One row per portfolio with the figures that a risk engineer looks at first; money in USD, n/a where nothing was
     computed.
 
-    Names come from data and are shown as plain text: markup in them has no effect.
+    Names come from data and are shown as plain text: markup and control characters in them have no effect.
     """
     table = Table(title="Margin sweep (USD)", title_justify="left")
     table.add_column("portfolio", overflow="fold", min_width=14)
@@ -32,7 +39,7 @@ def headline_table(portfolios: Sequence[Mapping[str, Any]]) -> Table:
     table.add_column("status", overflow="fold", min_width=10)
     for row in portfolios:
         table.add_row(
-            Text(row["portfolio_id"]),
+            Text(plain_text(row["portfolio_id"])),
             _money(row["equity_usd"]),
             _money(row["es_99_isolated_sum_usd"]),
             _money(row["native_maintenance_usd"]),
@@ -41,7 +48,7 @@ def headline_table(portfolios: Sequence[Mapping[str, Any]]) -> Table:
             _money(row["es_995_pooled_usd"]),
             _ratio(row["health_minimum"]),
             _probability(row["p_liquidation_any_at_horizon"]),
-            Text(row["p_liquidation_largest_account"] or ""),
+            Text(plain_text(row["p_liquidation_largest_account"] or "")),
             row["status"],
         )
     return table

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from .batch import PortfolioArrays, UnitArrays
 from .config import TILE
 from .cube import TERMS, CubeRows
-from .risk import rounded
+from .rounding import rounded
 from .rules.contingency import contingency_requirement
 from .rules.expiry_max_loss import expiry_requirement
 from .rules.price_vol_grid import grid_requirement
@@ -33,6 +33,13 @@ class NativeMargin(NamedTuple):
     equity: Float[Array, " A"]
     initial: Float[Array, " A"]
     maintenance: Float[Array, " A"]
+
+
+class ScenarioMargin(NamedTuple):
+    """Each account's figures at the horizon of every scenario, in its own unit, float64."""
+
+    equity: Float[Array, "A scenarios"]
+    maintenance: Float[Array, "A scenarios"]
 
 
 def accumulate(
@@ -60,6 +67,17 @@ def native_margin_today(
     portfolio: PortfolioArrays, today: Float[Array, " rows"], shocks_today: Float[Array, " factors"], cube: CubeRows
 ) -> NativeMargin:
     """Equity, initial and maintenance requirement of every account at current prices. `shocks_today` are zeros."""
+    equity, initial, maintenance = _margin_of_rows(portfolio, today)
+    if portfolio.units is not None:
+        units = portfolio.units
+        needed = _unit_requirements(units, shocks_today, cube, elapsed_years=0.0)
+        initial = accumulate(units.account, lambda u: needed.initial[u], initial)
+        maintenance = accumulate(units.account, lambda u: needed.maintenance[u], maintenance)
+    return NativeMargin(equity, initial, maintenance)
+
+
+def _margin_of_rows(portfolio: PortfolioArrays, today: Float[Array, " rows"]) -> NativeMargin:
+    """Every account's figures today without what its risk units require."""
     accounts = portfolio.trigger.shape[0]
     net = _group_values(portfolio, today)
     equity = accumulate(
@@ -78,43 +96,40 @@ def native_margin_today(
     initial = accumulate(portfolio.tier_account, lambda t: _tier_initial(portfolio, t), initial)
     maintenance = accumulate(
         portfolio.tier_account,
-        lambda t: (
+        lambda t: rounded(
             portfolio.tier_conversion[t]
             * tiered_requirement(portfolio.tier_notional[t], portfolio.tier_floor[t], portfolio.tier_increment[t])
         ),
         maintenance,
     )
-    if portfolio.units is not None:
-        units = portfolio.units
-        needed = _unit_requirements(units, shocks_today, cube, elapsed_years=0.0)
-        initial = accumulate(units.account, lambda u: needed.initial[u], initial)
-        maintenance = accumulate(units.account, lambda u: needed.maintenance[u], maintenance)
     return NativeMargin(equity, initial, maintenance)
 
 
-def liquidated(
+def scenario_margin(
     portfolio: PortfolioArrays,
-    native: NativeMargin,
     today: Float[Array, " rows"],
     change: Float[Array, "rows scenarios"],
     shocks: Float[Array, "scenarios factors"],
     cube: CubeRows,
     *,
     horizon_years: float,
-) -> Bool[Array, "A scenarios"]:
+) -> ScenarioMargin:
+    """Equity and maintenance requirement of every account at the horizon of each scenario."""
+    equity_change, requirement_change = _native_changes(portfolio, today, change)
+    of_rows = _margin_of_rows(portfolio, today)
+    requirement = of_rows.maintenance[:, None] + requirement_change.astype(jnp.float64)
+    if portfolio.units is not None:
+        in_units = _unit_maintenance(portfolio.units, shocks, cube, horizon_years)
+        requirement = accumulate(portfolio.units.account, lambda u: in_units[u], requirement)
+    return ScenarioMargin(of_rows.equity[:, None] + equity_change.astype(jnp.float64), requirement)
+
+
+def liquidated(portfolio: PortfolioArrays, margin: ScenarioMargin) -> Bool[Array, "A scenarios"]:
     """Whether the venue liquidates each account at the horizon of each scenario.
 
     With a requirement: equity < trigger * requirement (or <=, as the verdict says); without one: negative equity.
     """
-    equity_change, requirement_change = _native_changes(portfolio, today, change)
-    requirement = native.maintenance[:, None] + requirement_change.astype(jnp.float64)
-    if portfolio.units is not None:
-        in_units = _unit_maintenance(portfolio.units, shocks, cube, horizon_years)
-        today_units = _unit_requirements(
-            portfolio.units, jnp.zeros(shocks.shape[1], jnp.float64), cube, elapsed_years=0.0
-        ).maintenance
-        requirement = accumulate(portfolio.units.account, lambda u: in_units[u] - today_units[u], requirement)
-    equity = native.equity[:, None] + equity_change.astype(jnp.float64)
+    equity, requirement = margin
     needed = portfolio.trigger[:, None] * requirement
     short = jnp.where(portfolio.at_or_below[:, None], equity <= needed, equity < needed)
     verdict = jnp.where(requirement > 0.0, short, equity < 0.0)
@@ -122,7 +137,7 @@ def liquidated(
 
 
 def _group_values(portfolio: PortfolioArrays, today: Float[Array, " rows"]) -> Float[Array, " G"]:
-    value = portfolio.native_coefficient * today[portfolio.native_row]
+    value = rounded(portfolio.native_coefficient * today[portfolio.native_row])
     return accumulate(
         portfolio.native_group, lambda leg: value[leg], jnp.zeros(portfolio.group_account.shape[0], jnp.float64)
     )
@@ -133,7 +148,7 @@ def _tier_initial(portfolio: PortfolioArrays, tier: Array) -> Array:
     notional = portfolio.tier_notional[tier]
     table = TierTable(portfolio.tier_floor[tier], portfolio.tier_increment[tier], portfolio.tier_initial_rate[tier])
     rate = jnp.maximum(portfolio.tier_inverse_leverage[tier], tier_initial_rate(notional, table))
-    return portfolio.tier_conversion[tier] * notional * rate
+    return rounded(portfolio.tier_conversion[tier] * notional * rate)
 
 
 def _native_changes(
@@ -171,7 +186,7 @@ def _native_changes(
         gain = jax.vmap(lambda d: tiered_requirement_change(notional, d, floor, increment))(moved_by)
         before = tiered_requirement(notional, floor, increment).astype(single)
         drift = change[portfolio.tier_conversion_row[t]]
-        return portfolio.tier_conversion[t].astype(single) * (gain + (before + gain) * drift)
+        return rounded(portfolio.tier_conversion[t].astype(single) * (gain + rounded((before + gain) * drift)))
 
     return equity, accumulate(portfolio.tier_account, tier_change, requirement)
 
@@ -187,7 +202,7 @@ def _unit_requirements(
         maintenance = jnp.zeros((), jnp.float64)
         if unit.grid is not None:
             needed = grid_requirement(market, unit.grid)
-            initial, maintenance = initial + needed.initial, maintenance + needed.maintenance
+            initial, maintenance = initial + rounded(needed.initial), maintenance + rounded(needed.maintenance)
         if unit.contingency is not None:
             needed = contingency_requirement(market, unit.contingency)
             initial, maintenance = initial + needed.initial, maintenance + needed.maintenance
@@ -201,9 +216,9 @@ def _unit_requirements(
 
 
 def _moved_market(unit: UnitArrays, shocks: Float[Array, " factors"], cube: CubeRows, elapsed_years: float) -> RiskUnit:
-    stable = unit.stable_weight[0] * shocks[unit.stable_factor[0]]
+    stable = rounded(unit.stable_weight[0] * shocks[unit.stable_factor[0]])
     for term in range(1, TERMS):
-        stable = stable + unit.stable_weight[term] * shocks[unit.stable_factor[term]]
+        stable = stable + rounded(unit.stable_weight[term] * shocks[unit.stable_factor[term]])
     move = UnitMove(
         price=unit.price_weight * shocks[unit.price_factor],
         collateral_price=jax.vmap(lambda row: cube.log_change(shocks, row))(unit.collateral_row),

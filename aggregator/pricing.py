@@ -17,6 +17,8 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
+from .rounding import rounded
+
 DAYS_PER_YEAR = 365.0
 
 # Below this total volatility (sigma sqrt(T)) the time value, at most 0.4 F v, is under half a unit in the last place of
@@ -129,7 +131,7 @@ def _black_terms(forward: ArrayLike, strike: ArrayLike, years: ArrayLike, vol: A
     safe_strike = jnp.where(alive, strike, 1.0)
     safe_vol = jnp.where(alive, safe_vol, 1.0)
     sqrt_years = jnp.sqrt(jnp.where(alive, safe_years, 1.0))
-    total_vol = safe_vol * sqrt_years
+    total_vol = rounded(safe_vol * sqrt_years)
     d1 = jnp.log(safe_forward / safe_strike) / total_vol + 0.5 * total_vol
     return _BlackTerms(alive, safe_forward, safe_strike, sqrt_years, safe_vol, d1, d1 - total_vol)
 
@@ -143,7 +145,9 @@ def expiring_payoff(settlement_price: ArrayLike, strike: ArrayLike, *, is_call: 
 def _undiscounted_price(terms: _BlackTerms, forward: ArrayLike, strike: ArrayLike, is_call: ArrayLike) -> Array:
     call_is_out = terms.strike >= terms.forward
     side = jnp.where(call_is_out, 1.0, -1.0)
-    out_of_the_money = side * (terms.forward * normal_cdf(side * terms.d1) - terms.strike * normal_cdf(side * terms.d2))
+    asset_part = rounded(terms.forward * normal_cdf(side * terms.d1))
+    cash_part = rounded(terms.strike * normal_cdf(side * terms.d2))
+    out_of_the_money = side * (asset_part - cash_part)
     # The difference of two nearly equal terms may round to -1e-17 F for a far option, and a price is never negative.
     out_of_the_money = jnp.maximum(out_of_the_money, 0.0)
     # Signed, not an absolute value, whose derivative at F = K would be lost.

@@ -97,6 +97,7 @@ def portfolio_row(evaluated: Evaluated) -> Row:
     health = [
         (h, a.account_id) for n, a in enumerate(portfolio.accounts) if (h := _health(portfolio, figures, n)) is not None
     ]
+    likeliest = min((-float(figures.p_liquidation[n]), a.account_id) for n, a in enumerate(portfolio.accounts))
     equity = math.fsum(portfolio.line_equity)
     pooled = [float(x) for x in figures.pooled_es]
     silo = [_first_sum(figures.node_es[:, level], nodes) for level in (0, 1)]
@@ -111,6 +112,8 @@ def portfolio_row(evaluated: Evaluated) -> Row:
         "health_minimum": min(health)[0] if health else None,
         "health_minimum_account": min(health)[1] if health else None,
         "p_liquidation_any_at_horizon": float(figures.p_any),
+        "p_liquidation_largest": -likeliest[0],
+        "p_liquidation_largest_account": likeliest[1] if likeliest[0] < 0 else None,
         "mean_loss_usd": float(figures.mean_loss),
         "worst_loss_usd": float(figures.worst_loss),
         "var_99_pooled_usd": float(figures.pooled_var[0]),
@@ -142,12 +145,15 @@ def _health(portfolio: PackedPortfolio, figures: Headline, account: int) -> floa
 
 
 def account_rows(evaluated: Evaluated) -> list[Row]:
-    """Rows of `account_margin`: complete accounts with their figures, the others with their status."""
+    """Rows of `account_margin`: complete accounts with their figures, the others with their status.
+
+    An account whose own figures are finite keeps them when another one's are not.
+    """
     portfolio, figures = evaluated
     rows = []
     for account, info in enumerate(portfolio.accounts):
         row = _account_base(portfolio, info)
-        if figures is None or not figures.finite:
+        if figures is None or not figures.account_is_finite[account]:
             rows.append(row | {"status": "calculation"})
             continue
         equity, initial, maintenance = (float(x[account]) for x in figures.native)
@@ -173,7 +179,9 @@ def account_rows(evaluated: Evaluated) -> list[Row]:
                 "maintenance_difference": _difference(maintenance, reported["reported_maintenance_margin"]),
             }
         )
-    rows += [_account_base(portfolio, info) | {"status": "incomplete"} for info in portfolio.left_out]
+    # Their rule set was not read, so what it would say of them is unknown.
+    unread = {"status": "incomplete", "trigger": None, "reported_parts": None}
+    rows += [_account_base(portfolio, info) | unread for info in portfolio.left_out]
     return rows
 
 

@@ -24,6 +24,8 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, UInt
 
+from .rounding import rounded
+
 SCENARIO_TILE = 256
 
 # Probability mass is counted in units of 2^-60: the total stays below 2^63, and rounding each of N weights to a unit
@@ -62,17 +64,6 @@ def padded_scenarios(losses: npt.ArrayLike, weights: npt.ArrayLike) -> tuple[np.
     missing = -weight_row.size % SCENARIO_TILE
     widths = [(0, 0)] * (loss_rows.ndim - 1) + [(0, missing)]
     return np.pad(loss_rows, widths), np.pad(weight_row, (0, missing))
-
-
-def rounded(product: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """`product`, rounded to its dtype before anything is added to it; put it around a product that feeds a sum.
-
-    XLA's fusions let a multiplication and an addition contract to one multiply-add, which rounds once instead of twice,
-    where the two happen to meet in one fusion: the last bit then depends on the program around them. Neither
-    `optimization_barrier` nor `reduce_precision` to the same precision prevents it (seen on the CPU with jax 0.10.2: a
-    quarter of the sums differ); a maximum in between does. A value of -inf becomes the lowest finite number.
-    """
-    return jnp.maximum(product, jnp.finfo(product.dtype).min)
 
 
 def tile_sum(values: Float[Array, "*rows scenarios"]) -> Float[Array, "*rows"]:

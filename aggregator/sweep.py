@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime, timedelta
 from importlib import metadata
 from pathlib import Path
@@ -26,9 +27,9 @@ from adapters.asset_book import read_asset_book
 from adapters.transport import Payload, PayloadRequest, RecordedTransport
 
 from . import __version__
-from .config import Configuration, Limit, Resolved, Source
-from .engine import Cube, draw_cube, evaluate_details, evaluate_headlines
-from .errors import PRECEDENCE, ConfigurationError, ExitCode, Failure, FailureReason
+from .config import Configuration, Limit, Resolved, Run, Source
+from .engine import Cube, Detail, Headline, draw_cube, evaluate_details, evaluate_headlines
+from .errors import PRECEDENCE, ConfigurationError, ExitCode, Failure, FailureReason, nearest_name
 from .factors import Generation, build_generator
 from .greeks import greeks_by_underlying, row_sensitivities
 from .portfolio import Book, PackedPortfolio, pack_book
@@ -38,7 +39,6 @@ from .results import (
     allocation_rows,
     calculation_failures,
     histogram_rows,
-    is_calculated,
     node_rows,
     portfolio_row,
     result_table,
@@ -52,6 +52,7 @@ Progress = Callable[[str, int, int], None]
 
 _VERSIONS = ("jax", "jaxlib", "equinox", "numpy", "pyarrow", "deltalake", "pydantic")
 _ACCOUNT_METRICS = ("health", "p_liquidation_at_horizon")
+_VERSION_SEGMENT = re.compile(r"v\d+")
 
 
 class Condition(NamedTuple):
@@ -128,10 +129,13 @@ def run_sweep(resolved: Resolved, *, fresh: bool = False, progress: Progress | N
         horizon_days=configuration.run.horizon_days,
     )
     devices = _devices(configuration)
-    calculated = _write_portfolio_shards(store, run_id, shards - 1, book, generation, cube, devices, say)
-    failures = _ordered([*inputs.failures, *book.failures, *generation.failures, *calculated])
-    _write_detail_shard(store, run_id, shards - 1, book, generation, cube, devices, failures, configuration, say)
+    work = _Work(store, run_id, shards - 1, book, generation, cube, devices, configuration.run, say)
+    in_detail = _write_portfolio_shards(work)
+    of_inputs = _ordered([*inputs.failures, *book.failures, *generation.failures])
+    _write_detail_shard(work, in_detail, of_inputs)
 
+    # From the store, not from memory: a resumed run did not compute the shards that were there.
+    failures = [_failure_of(row) for row in store.rows_in_progress("failures", run_id).to_pylist()]
     rows = store.rows_in_progress("portfolio_margin", run_id).to_pylist()
     accounts = store.rows_in_progress("account_margin", run_id).to_pylist()
     conditions = _conditions(configuration, rows, accounts, failures)
@@ -245,19 +249,35 @@ def _normalize(
     for source in sources:
         for file in source.payloads:
             answer = transport.fetch(venue, PayloadRequest(file.request, file.file, source.owner))
+            # What a lost payload would have told of its owner is unknown: the owner's portfolio is incomplete.
+            lost = f"{venue}:{source.owner}" if source.owner else None
             if isinstance(answer, Failure):
-                # What the payload would have told of its owner is unknown: the owner's portfolio is incomplete.
-                lost = f"{venue}:{source.owner}" if source.owner else None
                 failures.append(replace(answer, account_id=lost))
-            elif answer.request.partition(":")[0] not in {r.partition(":")[0] for r in adapter.requests}:
-                raise ConfigurationError(
-                    f"{venue}: unknown request {answer.request!r} of {answer.name}; "
-                    f"known: {', '.join(adapter.requests)}"
+            elif not _is_known_request(answer.request, adapter.requests):
+                hint, known = nearest_name(answer.request, adapter.requests), ", ".join(adapter.requests)
+                message = f"unknown request {answer.request[:60]!r}{hint}; known: {known}"
+                if file.request:
+                    raise ConfigurationError(f"{venue}, {answer.name}: {message}")
+                failures.append(
+                    Failure(FailureReason.UNSUPPORTED, message, venue, answer.name, "request", source.owner, lost)
                 )
             else:
                 brought.append(answer)
                 payloads.append((venue, answer))
     return adapter.normalize(brought, Context(assets, _parameters(resolved, venue, sources)))
+
+
+def _is_known_request(request: str, known: Sequence[str]) -> bool:
+    """Whether a request ends in the path of a known one; version segments and what stands behind a colon do not count.
+
+    Venues write one call in several ways: `fapi/account`, `/fapi/v2/account`.
+    """
+
+    def segments(text: str) -> list[str]:
+        return [s for s in text.partition(":")[0].strip().split("/") if s and not _VERSION_SEGMENT.fullmatch(s)]
+
+    path = segments(request)
+    return any(path[-len(of) :] == of for of in map(segments, known))
 
 
 def _parameters(resolved: Resolved, venue: str, sources: Sequence[Source]) -> Mapping[str, Any]:
@@ -285,7 +305,13 @@ def _newest(payloads: Sequence[Payload], batches: Sequence[Mapping[str, pa.Table
 
 
 def _run_digest(resolved: Resolved, inputs: Inputs) -> str:
-    parts = (inputs.digest, resolved.digest(), str(resolved.configuration.run.seed), __version__, inputs.as_of.isoformat())
+    parts = (
+        inputs.digest,
+        resolved.digest(),
+        str(resolved.configuration.run.seed),
+        __version__,
+        inputs.as_of.isoformat(),
+    )
     return hashlib.sha256("|".join(parts).encode()).hexdigest()
 
 
@@ -307,24 +333,39 @@ def shard_of(portfolio_id: str, shards: int) -> int:
     return int.from_bytes(hashlib.sha256(portfolio_id.encode()).digest()[:8], "big") * shards >> 64
 
 
-def _write_portfolio_shards(
-    store: ResultStore,
-    run_id: str,
-    shards: int,
-    book: Book,
-    generation: Generation,
-    cube: Cube,
-    devices: int,
-    say: Progress,
-) -> list[Failure]:
-    written = store.shards_written(run_id)
-    failures: list[Failure] = []
-    for shard in range(shards):
-        say("portfolios", shard, shards)
+class _Work(NamedTuple):
+    """What the shards of one run are computed from and written to."""
+
+    store: ResultStore
+    run_id: str
+    shards: int
+    book: Book
+    generation: Generation
+    cube: Cube
+    devices: int
+    run: Run
+    say: Progress
+
+
+def _write_portfolio_shards(work: _Work) -> dict[str, tuple[Headline, Detail]]:
+    """Write every portfolio shard that is not there yet; figures in detail by portfolio id where they were computed.
+
+    A book that is shown in detail as a whole is computed in detail at once: one pass, one compiled program.
+    """
+    written = work.store.shards_written(work.run_id)
+    at_once = len(work.book.portfolios) <= work.run.detail_top
+    in_detail: dict[str, tuple[Headline, Detail]] = {}
+    for shard in range(work.shards):
+        work.say("portfolios", shard, work.shards)
         if shard in written:
             continue
-        members = [p for p in book.portfolios if shard_of(p.portfolio_id, shards) == shard]
-        headlines = evaluate_headlines(members, generation.factors, cube, devices=devices)
+        members = [p for p in work.book.portfolios if shard_of(p.portfolio_id, work.shards) == shard]
+        if at_once:
+            both = _in_detail(work, members)
+            in_detail |= both
+            headlines = [both[p.portfolio_id][0] if p.portfolio_id in both else None for p in members]
+        else:
+            headlines = evaluate_headlines(members, work.generation.factors, work.cube, devices=work.devices)
         evaluated = [Evaluated(p, h) for p, h in zip(members, headlines, strict=True)]
         rows = {
             "portfolio_margin": [portfolio_row(e) for e in evaluated],
@@ -332,58 +373,54 @@ def _write_portfolio_shards(
             "node_margin": [row for e in evaluated for row in node_rows(e)],
             "failures": [asdict(failure) for failure in calculation_failures(evaluated)],
         }
-        store.write_shard(run_id, shard, {name: result_table(name, run_id, of) for name, of in rows.items()})
-        failures += calculation_failures(evaluated)
-    say("portfolios", shards, shards)
-    return failures
+        _write(work, shard, rows)
+    work.say("portfolios", work.shards, work.shards)
+    return in_detail
+
+
+def _in_detail(work: _Work, members: Sequence[PackedPortfolio]) -> dict[str, tuple[Headline, Detail]]:
+    found = evaluate_details(
+        members, work.generation.factors, work.cube, devices=work.devices, worst=work.run.worst_scenarios
+    )
+    return {p.portfolio_id: both for p, both in zip(members, found, strict=True) if both is not None}
 
 
 def _write_detail_shard(
-    store: ResultStore,
-    run_id: str,
-    shard: int,
-    book: Book,
-    generation: Generation,
-    cube: Cube,
-    devices: int,
-    failures: Sequence[Failure],
-    configuration: Configuration,
-    say: Progress,
+    work: _Work, in_detail: Mapping[str, tuple[Headline, Detail]], failures: Sequence[Failure]
 ) -> None:
     """The last shard: detail of the portfolios with the largest pooled requirement, the factors, and the failures of
-    the run.
+    the inputs.
     """
-    if shard in store.shards_written(run_id):
+    if work.shards in work.store.shards_written(work.run_id):
         return
-    rows = [
-        r for r in store.rows_in_progress("portfolio_margin", run_id).to_pylist() if r["es_99_pooled_usd"] is not None
-    ]
+    rows = work.store.rows_in_progress("portfolio_margin", work.run_id).to_pylist()
+    rows = [row for row in rows if row["es_99_pooled_usd"] is not None]
     rows.sort(key=lambda r: (-r["es_99_pooled_usd"], r["portfolio_id"]))
-    chosen = {row["portfolio_id"] for row in rows[: configuration.run.detail_top]}
-    members = [p for p in book.portfolios if p.portfolio_id in chosen]
-    say("details", 0, 1)
-    headlines = evaluate_headlines(members, generation.factors, cube, devices=devices)
-    details = evaluate_details(
-        members, generation.factors, cube, devices=devices, worst=configuration.run.worst_scenarios
-    )
-    sensitivities = row_sensitivities(cube.rows, generation.factors)
-    tables: dict[str, list[dict[str, Any]]] = {
-        name: [] for name in ("allocation", "scenarios_worst", "greeks", "loss_histogram")
-    }
-    for portfolio, headline, found in zip(members, headlines, details, strict=True):
-        evaluated = Evaluated(portfolio, headline)
-        if found is None or not is_calculated(evaluated):
+    chosen = {row["portfolio_id"] for row in rows[: work.run.detail_top]}
+    work.say("details", 0, 1)
+    missing = [p for p in work.book.portfolios if p.portfolio_id in chosen - in_detail.keys()]
+    found = {**in_detail, **_in_detail(work, missing)}
+    sensitivities = row_sensitivities(work.cube.rows, work.generation.factors)
+    names = ("allocation", "scenarios_worst", "greeks", "loss_histogram")
+    tables: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    for portfolio in work.book.portfolios:
+        if portfolio.portfolio_id not in chosen:
             continue
-        tables["allocation"] += allocation_rows(evaluated, found)
-        tables["scenarios_worst"] += worst_rows(evaluated, found, cube, generation.factors)
-        tables["loss_histogram"] += histogram_rows(evaluated, found)
+        headline, detail = found[portfolio.portfolio_id]
+        evaluated = Evaluated(portfolio, headline)
+        tables["allocation"] += allocation_rows(evaluated, detail)
+        tables["scenarios_worst"] += worst_rows(evaluated, detail, work.cube, work.generation.factors)
+        tables["loss_histogram"] += histogram_rows(evaluated, detail)
         tables["greeks"] += _greek_rows(portfolio, sensitivities)
-    tables["factors"] = _factor_rows(generation, cube)
-    calculated = store.rows_in_progress("failures", run_id).num_rows
-    own = [f for f in failures if f.reason != FailureReason.CALCULATION or not calculated]
-    tables["failures"] = [asdict(failure) for failure in own]
-    store.write_shard(run_id, shard, {name: result_table(name, run_id, of) for name, of in tables.items()})
-    say("details", 1, 1)
+    tables["factors"] = _factor_rows(work.generation, work.cube)
+    tables["failures"] = [asdict(failure) for failure in failures]
+    _write(work, work.shards, tables)
+    work.say("details", 1, 1)
+
+
+def _write(work: _Work, shard: int, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    tables = {name: result_table(name, work.run_id, of) for name, of in rows.items()}
+    work.store.write_shard(work.run_id, shard, tables)
 
 
 def _greek_rows(portfolio: PackedPortfolio, sensitivities: Any) -> list[dict[str, Any]]:
@@ -413,6 +450,11 @@ def _factor_rows(generation: Generation, cube: Cube) -> list[dict[str, Any]]:
         }
         for number, name in enumerate(generation.factors)
     ]
+
+
+def _failure_of(row: Mapping[str, Any]) -> Failure:
+    stored = {field.name: row[field.name] for field in fields(Failure)}
+    return Failure(**stored | {"reason": FailureReason(row["reason"])})
 
 
 def _ordered(failures: Sequence[Failure]) -> list[Failure]:

@@ -29,6 +29,7 @@ AGGREGATOR_ORDER = (
     "history",
     "scenarios",
     "factors",
+    "rounding",
     "pricing",
     "cube",
     "market",

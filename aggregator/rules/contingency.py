@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from ..rounding import rounded
 from ..rule_forms import Contingency
 from .price_vol_grid import collateral_values
 from .risk_unit import Requirement, RiskUnit, expiry_sums, ordered_sum
@@ -102,7 +103,7 @@ def contingency_requirement(unit: RiskUnit, parameters: ContingencyParameters) -
     """
     groups = _groups(unit)
     price = jnp.stack([unit.spot, unit.perp_price])[parameters.price]
-    perp = groups.perp[parameters.measure] * price
+    perp = rounded(groups.perp[parameters.measure] * price)
     expiry = groups.expiry[parameters.measure] * price[:, None]
     collateral = groups.collateral[parameters.measure]
     total = perp + ordered_sum(expiry) + ordered_sum(collateral)
@@ -112,9 +113,10 @@ def contingency_requirement(unit: RiskUnit, parameters: ContingencyParameters) -
         + _doubted(expiry, groups.expiry_confidence[parameters.measure], parameters)
         + _doubted(collateral, groups.collateral_confidence[parameters.measure], parameters)
     )
-    depeg = jnp.maximum(0.0, parameters.depeg_threshold - unit.stable_price) * parameters.depeg_factor
+    depeg = rounded(jnp.maximum(0.0, parameters.depeg_threshold - unit.stable_price) * parameters.depeg_factor)
+    charged = rounded(total * (parameters.initial_rate + depeg))
     return Requirement(
-        initial=ordered_sum(total * (parameters.initial_rate + depeg) + doubted * parameters.confidence_factor),
+        initial=ordered_sum(charged + rounded(doubted * parameters.confidence_factor)),
         maintenance=ordered_sum(total * parameters.maintenance_rate),
     )
 

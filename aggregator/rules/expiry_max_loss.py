@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ..rounding import rounded
 from ..rule_forms import ExpiryMaxLoss
 from .option_formula import OptionFormulaParameters, contract_net_margins, pack_option_formula
 from .price_vol_grid import option_mark_values
@@ -78,9 +79,9 @@ def _expiry_net_margins(unit: RiskUnit, parameters: ExpiryParameters, values: Fl
     worst = worst_payoffs(unit)
     net_calls = expiry_sums(jnp.where(unit.option_is_call, unit.option_quantity, 0.0), unit)
     unpaired = unit.expiry_forward * jnp.minimum(net_calls, 0.0)
+    initial_payoff = worst + rounded(parameters.unpaired_initial_scale * unpaired)
+    maintenance_payoff = worst + rounded(parameters.unpaired_maintenance_scale * unpaired)
     return Requirement(
-        initial=jnp.maximum(expiry_sums(alone.initial, unit), worst + parameters.unpaired_initial_scale * unpaired),
-        maintenance=jnp.maximum(
-            expiry_sums(alone.maintenance, unit), worst + parameters.unpaired_maintenance_scale * unpaired
-        ),
+        initial=jnp.maximum(expiry_sums(alone.initial, unit), initial_payoff),
+        maintenance=jnp.maximum(expiry_sums(alone.maintenance, unit), maintenance_payoff),
     )

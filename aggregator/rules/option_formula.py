@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ..rounding import rounded
 from ..rule_forms import OptionFormula
 from .price_vol_grid import option_mark_values
 from .risk_unit import Requirement, RiskUnit, expiry_sums, ordered_sum
@@ -51,9 +52,11 @@ def contract_net_margins(
     quantity, spot, strike = unit.option_quantity, unit.spot, unit.option_strike
     out_of_the_money = jnp.maximum(0.0, jnp.where(unit.option_is_call, strike - spot, spot - strike))
     # Multiplied through by S, so that a spot of 0 (an empty padded unit) divides nothing.
-    spot_part = jnp.maximum(parameters.min_spot_rate * spot, parameters.max_spot_rate * spot - out_of_the_money)
-    initial = mark_values + quantity * spot_part
-    call_maintenance = mark_values + quantity * (parameters.mm_call_spot_rate * spot)
+    spot_part = jnp.maximum(
+        parameters.min_spot_rate * spot, rounded(parameters.max_spot_rate * spot) - out_of_the_money
+    )
+    initial = mark_values + rounded(quantity * spot_part)
+    call_maintenance = mark_values + rounded(quantity * (parameters.mm_call_spot_rate * spot))
     put_maintenance = mark_values + jnp.minimum(
         quantity * (parameters.mm_put_spot_rate * spot), parameters.mm_put_mark_rate * mark_values
     )

@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ..pricing import DAYS_PER_YEAR, black76_price
+from ..rounding import rounded
 from ..rule_forms import PriceVolGrid
 from .risk_unit import Requirement, RiskUnit, expiry_sums, ordered_sum
 
@@ -156,7 +157,7 @@ def option_mark_values(unit: RiskUnit) -> Float[Array, " O"]:
         unit.option_is_call,
         discount_factors(unit)[expiry],
     )
-    return unit.option_quantity * prices
+    return rounded(unit.option_quantity * prices)
 
 
 def option_mark_value(unit: RiskUnit) -> Float[Array, ""]:
@@ -193,7 +194,7 @@ def grid_requirement(unit: RiskUnit, parameters: GridParameters) -> Requirement:
     """
     values = _expiry_values(unit, parameters)
     worst = jnp.minimum(jnp.min(_grid_profits(unit, parameters, values)), _basis_contingency(unit, parameters, values))
-    peg_loss = jnp.maximum(0.0, parameters.peg_threshold - unit.stable_price) * parameters.peg_factor
+    peg_loss = rounded(jnp.maximum(0.0, parameters.peg_threshold - unit.stable_price) * parameters.peg_factor)
     return Requirement(
         initial=-(parameters.initial_factor + peg_loss) * worst,
         maintenance=-parameters.maintenance_factor * worst,
@@ -233,7 +234,7 @@ def _shocked_forward(unit: RiskUnit, parameters: GridParameters, spot: Float[Arr
     window = parameters.settlement_window_s
     seconds = unit.expiry_years * (DAYS_PER_YEAR * _SECONDS_PER_DAY)
     open_share = jnp.where(window > 0, jnp.clip(seconds / jnp.where(window > 0, window, 1.0), 0.0, 1.0), 1.0)
-    return unit.expiry_forward[None, :] * (1.0 + open_share[None, :] * (spot[:, None] - 1.0))
+    return unit.expiry_forward[None, :] * (1.0 + rounded(open_share[None, :] * (spot[:, None] - 1.0)))
 
 
 def _shocked_vol(unit: RiskUnit, parameters: GridParameters, direction: Int[Array, " P"]) -> Float[Array, "P O"]:
@@ -242,8 +243,8 @@ def _shocked_vol(unit: RiskUnit, parameters: GridParameters, direction: Int[Arra
     # A floor of 0 on an expired option would divide by 0; the venue's clock counts whole seconds.
     tau = _TERM_DAYS / jnp.maximum(jnp.maximum(days, parameters.dte_floor_days), _ONE_SECOND_DAYS)
     move = tau ** jnp.where(days <= _TERM_DAYS, parameters.short_term_power, parameters.long_term_power)
-    up = jnp.maximum(parameters.min_vol_up, unit.option_vol * (1.0 + parameters.vol_range_up * move)[expiry])
-    down = unit.option_vol * jnp.maximum(0.0, 1.0 - parameters.vol_range_down * move)[expiry]
+    up = jnp.maximum(parameters.min_vol_up, unit.option_vol * (1.0 + rounded(parameters.vol_range_up * move))[expiry])
+    down = unit.option_vol * jnp.maximum(0.0, 1.0 - rounded(parameters.vol_range_down * move))[expiry]
     linear, absolute = _skew_multipliers(unit, parameters)
     by_direction = jnp.stack([up, down, unit.option_vol, unit.option_vol * linear, unit.option_vol * absolute])
     return by_direction[direction]
@@ -252,14 +253,14 @@ def _shocked_vol(unit: RiskUnit, parameters: GridParameters, direction: Int[Arra
 def _skew_multipliers(unit: RiskUnit, parameters: GridParameters) -> tuple[Float[Array, " O"], Float[Array, " O"]]:
     """Vol multipliers (>= 0) of the linear and the absolute rotation of the smile."""
     sqrt_years = jnp.sqrt(unit.expiry_years)
-    vol_param = parameters.skew_vol_param_static + sqrt_years * parameters.skew_vol_param_scale
+    vol_param = parameters.skew_vol_param_static + rounded(sqrt_years * parameters.skew_vol_param_scale)
     k_star = jnp.maximum(parameters.skew_min_k_star, sqrt_years * parameters.skew_width_scale * vol_param)
     k_star = jnp.maximum(k_star, _LEAST_K_STAR)
     forward = jnp.where(unit.expiry_forward > 0, unit.expiry_forward, 1.0)
     log_moneyness = jnp.log(unit.option_strike / forward[unit.option_expiry])
 
     def multiplier(k: Array, base_cap: Array, c_base: Array) -> Array:
-        cap = (c_base * sqrt_years + base_cap)[unit.option_expiry]
+        cap = (rounded(c_base * sqrt_years) + base_cap)[unit.option_expiry]
         tilt = k * cap / k_star[unit.option_expiry]
         # As the venue does it: a negative cap bounds the other side, so its tilt grows without limit.
         return jnp.maximum(0.0, 1.0 + jnp.where(k >= 0, jnp.minimum(cap, tilt), jnp.maximum(-cap, tilt)))
@@ -273,24 +274,26 @@ def _skew_multipliers(unit: RiskUnit, parameters: GridParameters) -> tuple[Float
 def _grid_profits(unit: RiskUnit, parameters: GridParameters, values: _ExpiryValues) -> Float[Array, " G"]:
     years, rate = unit.expiry_years, jnp.maximum(unit.expiry_rate, 0.0)
     long_discount = parameters.long_base * jnp.exp(
-        -years * (rate * parameters.long_rate_mult + parameters.long_rate_add)
+        -years * (rounded(rate * parameters.long_rate_mult) + parameters.long_rate_add)
     )
     short_mark_up = jnp.minimum(
         1.0 / discount_factors(unit),
-        parameters.short_base * jnp.exp(years * (rate * parameters.short_rate_mult + parameters.short_rate_add)),
+        parameters.short_base
+        * jnp.exp(years * (rounded(rate * parameters.short_rate_mult) + parameters.short_rate_add)),
     )
     discount = jnp.where(values.grid >= 0, long_discount[None, :], short_mark_up[None, :])
-    expiry_profit = (discount * values.grid - values.today[None, :]) * parameters.dampening[:, None]
+    expiry_profit = (rounded(discount * values.grid) - values.today[None, :]) * parameters.dampening[:, None]
     is_skew = (parameters.vol_direction == SKEW_LINEAR) | (parameters.vol_direction == SKEW_ABS)
     # A rotation the other way round would turn an expiry's gain into its loss: each expiry takes the worse one.
     expiry_profit = jnp.where(is_skew[:, None], -jnp.abs(expiry_profit), expiry_profit)
 
     spot_move = parameters.dampening * (parameters.spot - 1.0)
-    delta_one = unit.perp_quantity * unit.perp_price + ordered_sum(collateral_values(unit) * unit.collateral_in_grid)
-    return ordered_sum(expiry_profit) + spot_move * delta_one
+    in_grid = ordered_sum(collateral_values(unit) * unit.collateral_in_grid)
+    delta_one = rounded(unit.perp_quantity * unit.perp_price) + in_grid
+    return ordered_sum(expiry_profit) + rounded(spot_move * delta_one)
 
 
 def _basis_contingency(unit: RiskUnit, parameters: GridParameters, values: _ExpiryValues) -> Float[Array, ""]:
     worse = jnp.minimum(values.basis_up - values.today, values.basis_down - values.today)
-    factor = parameters.basis_add_factor + parameters.basis_mult_factor * unit.expiry_years
+    factor = parameters.basis_add_factor + rounded(parameters.basis_mult_factor * unit.expiry_years)
     return ordered_sum(jnp.minimum(worse, 0.0) * factor)

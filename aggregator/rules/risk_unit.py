@@ -16,6 +16,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from ..pricing import term_scaled_log_vol_change
+from ..rounding import rounded
 
 
 class Requirement(NamedTuple):
@@ -31,7 +32,7 @@ def ordered_sum(values: Float[Array, "*rest n"]) -> Float[Array, " *rest"]:
     A loop and not a reduction, because the order of a reduction is the compiler's choice.
     """
     start = jnp.zeros(values.shape[:-1], values.dtype)
-    return lax.scan(lambda total, value: (total + value, None), start, jnp.moveaxis(values, -1, 0))[0]
+    return lax.scan(lambda total, value: (total + value, None), start, jnp.moveaxis(rounded(values), -1, 0))[0]
 
 
 def expiry_sums(values: Float[Array, "*rest O"], unit: RiskUnit) -> Float[Array, "*rest X"]:
@@ -47,7 +48,7 @@ def expiry_sums(values: Float[Array, "*rest O"], unit: RiskUnit) -> Float[Array,
 
     # A loop, because a fused sum would compute each option's price anew for every expiry that might select it.
     start = jnp.zeros((*values.shape[:-1], expiries.shape[0]), values.dtype)
-    return lax.scan(add, start, (jnp.moveaxis(values, -1, 0), unit.option_expiry), unroll=4)[0]
+    return lax.scan(add, start, (jnp.moveaxis(rounded(values), -1, 0), unit.option_expiry), unroll=4)[0]
 
 
 class RiskUnit(eqx.Module):
@@ -118,12 +119,12 @@ def moved(unit: RiskUnit, move: UnitMove, *, elapsed_years: float) -> RiskUnit:
         ),
         unit,
         (
-            unit.spot * growth,
-            unit.stable_price * jnp.exp(move.stable),
-            unit.perp_price * growth,
-            unit.collateral_price * jnp.exp(move.collateral_price),
-            unit.option_vol * jnp.exp(own_vol),
+            rounded(unit.spot * growth),
+            rounded(unit.stable_price * jnp.exp(move.stable)),
+            rounded(unit.perp_price * growth),
+            rounded(unit.collateral_price * jnp.exp(move.collateral_price)),
+            rounded(unit.option_vol * jnp.exp(own_vol)),
             jnp.maximum(unit.expiry_years - elapsed_years, 0.0),
-            unit.expiry_forward * growth,
+            rounded(unit.expiry_forward * growth),
         ),
     )

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ..rounding import rounded
+
 
 class TierTable(NamedTuple):
     """One instrument's tiers, in the instrument's settlement asset."""
@@ -34,7 +36,7 @@ def tiered_requirement(
     # One by one, as below: a reduction would let the padded length choose the order of the additions.
     total = jnp.zeros_like(notional)
     for tier in range(floor.shape[0]):
-        total = total + increment[tier] * jnp.maximum(notional - floor[tier], 0.0)
+        total = total + rounded(increment[tier] * jnp.maximum(notional - floor[tier], 0.0))
     return total
 
 
@@ -55,7 +57,7 @@ def tiered_requirement_change(
     total = jnp.zeros_like(notional_change)
     for tier in range(floor.shape[0]):
         gone = jnp.maximum(-distance[tier], 0.0)
-        total = total + step[tier] * (jnp.maximum(notional_change, -distance[tier]) - gone)
+        total = total + rounded(step[tier] * (jnp.maximum(notional_change, -distance[tier]) - gone))
     return total
 
 

@@ -10,12 +10,15 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ..rounding import rounded
+
 
 def weighted_value(
     net_value: Float[Array, "..."], asset_weight: Float[Array, "..."], liability_weight: Float[Array, "..."]
 ) -> Float[Array, "..."]:
     """`net value * asset weight` where positive, `net value * liability weight` where negative; continuous, 0 at 0."""
-    return jnp.maximum(net_value, 0.0) * asset_weight + jnp.minimum(net_value, 0.0) * liability_weight
+    asset = rounded(jnp.maximum(net_value, 0.0) * asset_weight)
+    return asset + rounded(jnp.minimum(net_value, 0.0) * liability_weight)
 
 
 def weighted_value_change(
@@ -31,4 +34,5 @@ def weighted_value_change(
     turn = -net_today.astype(net_change.dtype)
     gain = jnp.maximum(net_change, turn) - jnp.maximum(turn, 0.0)
     loss = jnp.minimum(net_change, turn) - jnp.minimum(turn, 0.0)
-    return asset_weight.astype(net_change.dtype) * gain + liability_weight.astype(net_change.dtype) * loss
+    asset = rounded(asset_weight.astype(net_change.dtype) * gain)
+    return asset + rounded(liability_weight.astype(net_change.dtype) * loss)

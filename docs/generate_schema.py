@@ -1,0 +1,113 @@
+"""Writes the two reference pages that are generated from `aggregator.schema`: canonical tables and result tables.
+
+    .venv/bin/python -P docs/generate_schema.py
+
+`tests/test_docs.py` fails when a page is not what this program writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+
+from aggregator.schema import CANONICAL, KEYS, RESULT_KEYS, RESULTS, describe, table_version
+
+CANONICAL_PAGE = "canonical-tables.md"
+RESULT_PAGE = "result-tables.md"
+
+_GENERATED = "<!-- Generated from aggregator/schema.py: .venv/bin/python -P docs/generate_schema.py. Do not edit. -->"
+
+_CANONICAL_INTRODUCTION = """\
+What an adapter emits and the snapshot checks. Every Arrow schema carries the table's name and version in its metadata
+(`crossmargin.table`, `crossmargin.version`) and every field its unit (`unit`). `crossmargin schema` prints the same.
+
+- Ids are strings: an asset is `<SYMBOL>` on an exchange and `<SYMBOL>@<chain>` on a chain, an instrument
+  `<venue>:<venue symbol>`, an account `<venue>:<owner>[:<part>]`, an expiry's marks `<underlying>@<time of expiry>`.
+- Times are UTC with microseconds. Exact quantities and money are `decimal128(38, 18)`, below 1e20 in size; measured
+  values are `double` and finite.
+- Long is positive. A debt is a row of `balances` with side `liability` and a positive quantity. Rates are fractions.
+- Two rows of equal key are duplicates. Copies of a row of a shared table (assets, instruments, marks, market state,
+  rules and tiers) that agree in full are one row; of anything else, all copies are rejected.
+
+How the tables are filled and checked: [the path of the data](data-path.md). What the `parameters` of a rule set hold:
+[rule forms](rule-forms.md)."""
+
+_RESULT_INTRODUCTION = """\
+What a run writes, one Delta table per name below the store's root. What the numbers mean and how to read them:
+[results](results.md). A figure that was not computed is null and the row's `status` says why; nothing that was not
+computed is 0. Losses and requirements are positive."""
+
+_CANONICAL_ROWS: Mapping[str, str] = {
+    "accounts": "One row per account: what a venue liquidates (a cross account, an isolated position, a position in a "
+    "lending market). Accounts of one `node` share collateral at once and without limit. The `reported_` columns are "
+    "the venue's own figures, unchanged.",
+    "balances": "One row per account, asset and side.",
+    "positions": "One row per account, instrument and side mode. Market value today is quantity × contract size × "
+    "(mark − entry price) + unsettled funding + realized profit (linear), for an option quantity × contract size × "
+    "model price.",
+    "open_orders": "One row per resting order. Read, checked and hashed; no rule form uses them yet.",
+    "assets": "One row per asset that anything refers to, with the factors that move it.",
+    "instruments": "One row per instrument of a venue.",
+    "marks": "One row per venue, subject and field. A mark with an `account_id` came inside that account's payload and "
+    "goes before the venue's own mark for that account.",
+    "market_state": "One row per venue, market and field: open interest, indices, caps, status words. Read, checked "
+    "and hashed; the engine does not use them yet.",
+    "rule_sets": "One row per component of a rule set, and one verdict row.",
+    "margin_tiers": "One row per rule set, market and tier. `notional × maintenance_rate − deduction` is the integral "
+    "of the rates up to the notional.",
+    "collateral_tiers": "One row per rule set, asset, lending category and tier: what a balance counts.",
+    "routes": "One row per pair of nodes and asset: how collateral moves between them. The shape stands; nothing "
+    "fills or uses it yet.",
+    "failures": "One row per row or payload that could not be used. The reasons: [the path of the data](data-path.md).",
+}
+
+_RESULT_ROWS: Mapping[str, str] = {
+    "runs": "One row per finished run; rows of the other tables count only once their run has its row here.",
+    "portfolio_margin": "One row per portfolio: the headline.",
+    "account_margin": "One row per account that was read: the venue's rules, in the account's own unit, beside the "
+    "venue's own figures.",
+    "node_margin": "One row per node: what its losses need when nothing comes in from outside.",
+    "allocation": "Euler contributions to the pooled expected shortfall by venue, by asset and by position; each level "
+    "adds up to it. For the `detail_top` portfolios.",
+    "scenarios_worst": "The largest pooled losses, what drives them and who is liquidated in them. For the "
+    "`detail_top` portfolios.",
+    "greeks": "First-order sensitivities by underlying. For the `detail_top` portfolios.",
+    "loss_histogram": "Probability of the pooled loss by bins of equal width. For the `detail_top` portfolios.",
+    "factors": "One row per risk factor of the run: its spread over the horizon and where its law comes from.",
+    "failures": "Everything that could not be read, checked or computed.",
+}
+
+
+def page(
+    title: str,
+    introduction: str,
+    tables: Mapping[str, pa.Schema],
+    keys: Mapping[str, Sequence[str]],
+    rows: Mapping[str, str],
+) -> str:
+    """Markdown of one page: an introduction, and for every table its rows, key, and columns with type and unit."""
+    parts = [f"# {title}", _GENERATED, introduction]
+    for name, schema in tables.items():
+        key = ", ".join(f"`{column}`" for column in keys.get(name, ())) or "none"
+        lines = [f"## {name}", "", rows[name], "", f"Version {table_version(schema)[1]}. Key: {key}.", ""]
+        lines += ["| column | type | null | unit or meaning |", "|---|---|---|---|"]
+        for column in describe(schema):
+            unit = column["unit"].replace("|", "\\|")
+            lines.append(f"| `{column['name']}` | {column['type']} | {'yes' if column['nullable'] else ''} | {unit} |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def pages() -> dict[str, str]:
+    """Text of every generated page by file name."""
+    return {
+        CANONICAL_PAGE: page("Canonical tables", _CANONICAL_INTRODUCTION, CANONICAL, KEYS, _CANONICAL_ROWS),
+        RESULT_PAGE: page("Result tables", _RESULT_INTRODUCTION, RESULTS, RESULT_KEYS, _RESULT_ROWS),
+    }
+
+
+if __name__ == "__main__":
+    for name, text in pages().items():
+        (Path(__file__).resolve().parent / name).write_text(text, encoding="utf-8", newline="\n")
