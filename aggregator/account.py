@@ -337,8 +337,8 @@ class AccountDraft:
             self.reported_parts = True
         elif row["side"] == "requirement" and row["level"] != "both":
             raise IncompleteAccountError(
-                FailureReason.UNSUPPORTED, f"{row['form']} of rule set {row['rule_set']!r} at level {row['level']!r}
-                alone"
+                FailureReason.UNSUPPORTED,
+                f"{row['form']} of rule set {row['rule_set']!r} at level {row['level']!r} alone",
             )
         elif isinstance(form, WeightedValue):
             self._equity(form) if row["side"] == "equity" else self._haircut(form)
