@@ -27,7 +27,7 @@ from adapters.asset_book import read_asset_book
 from adapters.transport import Payload, PayloadRequest, RecordedTransport
 
 from . import __version__
-from .config import Configuration, Limit, Resolved, Run, Source
+from .config import Configuration, FilteredHistoryFigures, Limit, Resolved, Run, Source
 from .engine import Cube, Detail, Headline, draw_cube, evaluate_details, evaluate_headlines
 from .errors import PRECEDENCE, ConfigurationError, ExitCode, Failure, FailureReason, nearest_name
 from .factors import Generation, build_generator
@@ -109,7 +109,8 @@ def run_sweep(resolved: Resolved, *, fresh: bool = False, progress: Progress | N
     generation = build_generator(resolved, book.factors(), inputs.as_of)
     if generation.missing:
         book, _ = pack_book(inputs.snapshots, configuration.portfolios, as_of=inputs.as_of, missing=generation.missing)
-    run_digest = _run_digest(resolved, inputs)
+    file_hashes = _file_hashes(resolved)
+    run_digest = _run_digest(resolved, inputs, file_hashes)
     store = ResultStore(_location(resolved, configuration.store.path))
     shards = -(-len(book.portfolios) // configuration.engine.shard_portfolios) + 1
     within = timedelta(seconds=configuration.store.resume_within_s)
@@ -151,9 +152,7 @@ def run_sweep(resolved: Resolved, *, fresh: bool = False, progress: Progress | N
         "configuration_digest": resolved.digest(),
         "run_digest": run_digest,
         "configuration": resolved.text(),
-        "inputs": json.dumps(
-            [{"venue": venue, "request": p.request, "name": p.name, "sha256": p.sha256} for venue, p in inputs.payloads]
-        ),
+        "inputs": json.dumps([*_payload_hashes(inputs), *file_hashes]),
         "code_version": __version__,
         "versions": json.dumps(
             {"python": platform.python_version()} | {name: metadata.version(name) for name in _VERSIONS}
@@ -304,9 +303,34 @@ def _newest(payloads: Sequence[Payload], batches: Sequence[Mapping[str, pa.Table
     return max(times)
 
 
-def _run_digest(resolved: Resolved, inputs: Inputs) -> str:
+def _payload_hashes(inputs: Inputs) -> list[dict[str, str]]:
+    return [{"venue": venue, "request": p.request, "name": p.name, "sha256": p.sha256} for venue, p in inputs.payloads]
+
+
+def _file_hashes(resolved: Resolved) -> list[dict[str, str]]:
+    """Every file beside the payloads that decides numbers: asset book, venue parameters, market history."""
+    configuration, figures = resolved.configuration, resolved.configuration.scenarios
+    files = {("", "assets", configuration.assets)}
+    files |= {(s.venue, "parameters", s.parameters) for s in configuration.sources if s.parameters}
+    if isinstance(figures, FilteredHistoryFigures):
+        files.add(("", "history", figures.history))
+        if figures.context is not None:
+            files.add(("", "context", figures.context))
+    return [
+        {"venue": venue, "request": kind, "name": Path(name).name, "sha256": _sha256(resolved.path(name))}
+        for venue, kind, name in sorted(files)
+    ]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _run_digest(resolved: Resolved, inputs: Inputs, file_hashes: Sequence[Mapping[str, str]]) -> str:
     parts = (
         inputs.digest,
+        json.dumps(file_hashes),
         resolved.digest(),
         str(resolved.configuration.run.seed),
         __version__,

@@ -577,7 +577,7 @@ def standard_margin(account_id: str, rng: np.random.Generator, *, options: int =
     return rows(
         accounts=[account(account_id, "standard", "USDC")],
         balances=[
-            balance(account_id, "USDC", rng.uniform(20_000, 50_000)),
+            balance(account_id, "USDC", rng.uniform(5_000, 40_000)),
             balance(account_id, "USDT", rng.uniform(100, 20_000)),
         ],
         positions=[*_option_positions(account_id, "standard", rng, options), perp],
@@ -744,33 +744,37 @@ def cube_of(book: Book, *, scenarios: int = 1000, chunk: int = 512, seed: int = 
 def result_tables(
     portfolios: Sequence[PackedPortfolio], cube: Cube, *, devices: int = 1, detailed: bool = True
 ) -> dict[str, pa.Table]:
-    """Result tables of the portfolios, sorted by key; detail of all of them unless not `detailed`."""
-    headlines = evaluate_headlines(portfolios, FACTORS, cube, devices=devices)
-    evaluated = [Evaluated(p, h) for p, h in zip(portfolios, headlines, strict=True)]
+    """Result tables of the portfolios, sorted by key; with the detail of all of them, or without any."""
+    figures: Sequence[Headline | None]
+    if detailed:
+        found = evaluate_details(portfolios, FACTORS, cube, devices=devices, worst=WORST)
+        figures = [both[0] if both else None for both in found]
+    else:
+        figures = evaluate_headlines(portfolios, FACTORS, cube, devices=devices)
+    evaluated = [Evaluated(p, h) for p, h in zip(portfolios, figures, strict=True)]
     out: Rows = {
         "portfolio_margin": [portfolio_row(e) for e in evaluated],
         "account_margin": [row for e in evaluated for row in account_rows(e)],
         "node_margin": [row for e in evaluated for row in node_rows(e)],
     }
     if detailed:
-        out |= detail_rows(evaluated, cube, devices=devices)
+        out |= detail_rows(evaluated, [both[1] if both else None for both in found], cube)
     return {
         name: result_table(name, "run", of).sort_by([(key, "ascending") for key in RESULT_KEYS[name]])
         for name, of in out.items()
     }
 
 
-def detail_rows(evaluated: Sequence[Evaluated], cube: Cube, *, devices: int = 1) -> Rows:
-    """Rows of the tables of detail."""
-    found = evaluate_details([e.portfolio for e in evaluated], FACTORS, cube, devices=devices, worst=WORST)
+def detail_rows(evaluated: Sequence[Evaluated], details: Sequence[Detail | None], cube: Cube) -> Rows:
+    """Rows of the tables of detail, of the portfolios that have figures."""
     sensitivities = row_sensitivities(cube.rows, FACTORS)
     out: Rows = {name: [] for name in ("allocation", "scenarios_worst", "loss_histogram", "greeks")}
-    for one, details in zip(evaluated, found, strict=True):
-        if details is None or not is_calculated(one):
+    for one, found in zip(evaluated, details, strict=True):
+        if found is None or not is_calculated(one):
             continue
-        out["allocation"] += allocation_rows(one, details)
-        out["scenarios_worst"] += worst_rows(one, details, cube, FACTORS)
-        out["loss_histogram"] += histogram_rows(one, details)
+        out["allocation"] += allocation_rows(one, found)
+        out["scenarios_worst"] += worst_rows(one, found, cube, FACTORS)
+        out["loss_histogram"] += histogram_rows(one, found)
         columns = RESULTS["greeks"].names[2:]
         out["greeks"] += [
             {"portfolio_id": one.portfolio.portfolio_id} | dict(zip(columns, (name, *values), strict=True))
@@ -820,10 +824,9 @@ def desk(seed: int = 2) -> Desk:
     tables = desk_book(seed=seed)
     book = packed(tables)
     cube = cube_of(book)
-    headlines = evaluate_headlines(book.portfolios, FACTORS, cube, devices=1)
-    details = evaluate_details(book.portfolios, FACTORS, cube, devices=1, worst=WORST)
-    assert all(h is not None for h in headlines)
-    return Desk(tables.tables, book, cube, headlines, details)  # type: ignore[arg-type]
+    found = [both for both in evaluate_details(book.portfolios, FACTORS, cube, devices=1, worst=WORST) if both]
+    assert len(found) == len(book.portfolios)
+    return Desk(tables.tables, book, cube, [both[0] for both in found], [both[1] for both in found])
 
 
 def table_bytes(tables: Mapping[str, pa.Table]) -> dict[str, bytes]:

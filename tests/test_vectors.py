@@ -32,7 +32,7 @@ Check = Callable[[list[Case]], list[Case]]
 
 VECTORS = Path(__file__).resolve().parent / "vectors"
 
-# Files whose subject is not built yet: every kind of theirs is reported as skipped, with its number of cases and the reason.
+# Files whose subject is not built yet: every kind of theirs is reported as skipped, with its number of cases and why.
 NOT_YET = {
     "liquidation": "liquidation cascades and contagion are not built yet",
     "margin": "the unified requirement beyond expected shortfall and transferability are not built yet",
