@@ -196,7 +196,7 @@ def _print_outcome(outcome: Outcome, as_json: bool) -> None:
 
     from .headline import headline_table, plain_text
 
-    console = Console(width=None if sys.stdout.isatty() else 180)
+    console = Console(width=None if sys.stdout.isatty() else 200)
     console.print(headline_table(outcome.portfolios))
     for condition in outcome.conditions:
         typer.echo(f"{condition.condition}: {plain_text(condition.message)}", err=True)

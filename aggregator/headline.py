@@ -23,7 +23,7 @@ def headline_table(portfolios: Sequence[Mapping[str, Any]]) -> Table:
     Names come from data and are shown as plain text: markup and control characters in them have no effect.
     """
     table = Table(title="Margin sweep (USD)", title_justify="left")
-    table.add_column("portfolio", overflow="fold", min_width=14)
+    table.add_column("portfolio", overflow="fold", min_width=18)
     for name in (
         "equity",
         "isolated ES 99",
@@ -36,7 +36,7 @@ def headline_table(portfolios: Sequence[Mapping[str, Any]]) -> Table:
         table.add_column(name, justify="right")
     table.add_column("p(liquidation)", justify="right", no_wrap=True)
     table.add_column("most likely", overflow="fold", min_width=24)
-    table.add_column("status", overflow="fold", min_width=10)
+    table.add_column("status", overflow="fold", min_width=19)
     for row in portfolios:
         table.add_row(
             Text(plain_text(row["portfolio_id"])),
