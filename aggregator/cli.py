@@ -106,7 +106,10 @@ def report(
             if "://" in store:
                 raise ConfigurationError("give --output: the report of a remote store is written to a local file")
             output = Path(store) / "reports" / f"{run}.html"
-        path = write_report(results.read_run(run), output)
+        try:
+            path = write_report(results.read_run(run), output)
+        except OSError as error:
+            raise ConfigurationError(f"cannot write the report to {str(output)!r}: {error.strerror}") from None
         typer.echo(json.dumps({"run_id": run, "report": str(path)}) if as_json else str(path))
 
 

@@ -6,15 +6,18 @@ A factor without figures, history, proxy or rule is missing: whoever needs it ca
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
+import pyarrow as pa
 
 from .config import FilteredHistoryFigures, MultivariateTFigures, Resolved
-from .errors import ConfigurationError, Failure, FailureReason, nearest_name
+from .errors import ConfigurationError, DataError, Failure, FailureReason, nearest_name
 from .history import Proxy, VolatilityRule, factor_history, implied_vol_changes, read_history_table, return_panel
 from .scenarios import PegDistribution, ScenarioGenerator, filtered_historical, multivariate_t
 
@@ -142,19 +145,21 @@ def _from_history(
     assets = sorted({name.partition(":")[2] for name in needed if not name.startswith("peg:")})
     proxies = {_symbol(name): Proxy(_symbol(p.factor), p.scale) for name, p in figures.proxies.items()}
     wanted = sorted({*assets, *(proxies[a].asset for a in assets if a in proxies)})
-    panel, read_failures = return_panel(
-        read_history_table(resolved.path(figures.history)),
-        wanted,
-        as_of=until,
-        anchors=figures.anchors,
-        markets=figures.market_preference,
-    )
+    with _readable(figures.history):
+        panel, read_failures = return_panel(
+            read_history_table(resolved.path(figures.history)),
+            wanted,
+            as_of=until,
+            anchors=figures.anchors,
+            markets=figures.market_preference,
+        )
     vols: dict[str, np.ndarray] = {}
     vol_failures: tuple[Failure, ...] = ()
     if figures.context is not None:
-        vols, vol_failures = implied_vol_changes(
-            read_history_table(resolved.path(figures.context)), assets, dates=panel.dates, as_of=until
-        )
+        with _readable(figures.context):
+            vols, vol_failures = implied_vol_changes(
+                read_history_table(resolved.path(figures.context)), assets, dates=panel.dates, as_of=until
+            )
     rules = {a: VolatilityRule(f"price:{a}", rule.beta, rule.eta) for a, rule in figures.vol_rules.items()}
     # A panel needs a column even for a book of stablecoins alone, or of no account that could be read.
     prices = [name for name in needed if name.startswith("price:")] or [f"price:{figures.anchors[0]}"]
@@ -190,6 +195,16 @@ def _from_history(
         *(f for f in _missing_failures(missing) if f.subject not in named and f.subject.partition(":")[2] not in named),
     ]
     return Generation(generator, factors, figures.scenarios or None, origins, missing, tuple(failures))
+
+
+@contextmanager
+def _readable(file: str) -> Iterator[None]:
+    """A file that Arrow cannot read, or whose columns have the wrong type, is bad data and no internal error."""
+    try:
+        yield
+    except pa.ArrowException as error:
+        message = f"the table cannot be read: {str(error).partition(chr(10))[0]}"
+        raise DataError(Failure(FailureReason.MALFORMED, message, payload=Path(file).name)) from None
 
 
 def _symbol(name: str) -> str:

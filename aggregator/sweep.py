@@ -29,7 +29,7 @@ from adapters.transport import Payload, PayloadRequest, RecordedTransport
 from . import __version__
 from .config import Configuration, FilteredHistoryFigures, Limit, Resolved, Run, Source
 from .engine import Cube, Detail, Headline, draw_cube, evaluate_details, evaluate_headlines
-from .errors import PRECEDENCE, ConfigurationError, ExitCode, Failure, FailureReason, nearest_name
+from .errors import PRECEDENCE, ConfigurationError, ExitCode, Failure, FailureReason, StoreError, nearest_name
 from .factors import Generation, build_generator
 from .greeks import greeks_by_underlying, row_sensitivities
 from .portfolio import Book, PackedPortfolio, pack_book
@@ -176,7 +176,12 @@ def run_sweep(resolved: Resolved, *, fresh: bool = False, progress: Progress | N
         from .report import write_report
 
         folder = resolved.path(configuration.report.path)
-        report = str(write_report(store.read_run(run_id), folder / f"{run_id}.html"))
+        try:
+            report = str(write_report(store.read_run(run_id), folder / f"{run_id}.html"))
+        except OSError as error:
+            raise StoreError(
+                f"run {run_id} is stored, but its report cannot be written to {folder}: {error.strerror}"
+            ) from None
     say("report", 1, 1)
     return Outcome(
         run_id=run_id,
@@ -463,8 +468,9 @@ def _greek_rows(portfolio: PackedPortfolio, sensitivities: Any) -> list[dict[str
 
 def _factor_rows(generation: Generation, cube: Cube) -> list[dict[str, Any]]:
     shocks, weights = np.asarray(cube.shocks), np.asarray(cube.weights)
-    mean = weights @ shocks
-    spread = np.sqrt(np.maximum(weights @ (shocks - mean) ** 2, 0.0))
+    # Sums down the scenarios, not a matrix product: its order of additions is the library's own choice.
+    mean = np.sum(weights[:, None] * shocks, axis=0)
+    spread = np.sqrt(np.maximum(np.sum(weights[:, None] * (shocks - mean) ** 2, axis=0), 0.0))
     return [
         {
             "factor": name,

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,7 +81,7 @@ class Run(NamedTuple):
 
     def rows(self, table: str) -> list[dict[str, Any]]:
         """Rows of a result table of this run."""
-        return self.store.read(table, self.run_id).to_pylist()
+        return _table(self.store.root, self.run_id, table).to_pylist()
 
     def failures(self, **wanted: str | None) -> list[dict[str, Any]]:
         """Failure rows whose columns have the wanted values."""
@@ -88,6 +89,12 @@ class Run(NamedTuple):
 
     def conditions(self) -> list[str]:
         return [condition["condition"] for condition in self.document["conditions"]]
+
+
+@cache
+def _table(root: str, run_id: str, table: str) -> pa.Table:
+    # A committed run does not change, and some tests ask for one table a hundred times.
+    return ResultStore(root).read(table, run_id)
 
 
 class Desk:
@@ -174,6 +181,13 @@ class Desk:
         """`crossmargin sweep --json` on this desk, in this process."""
         run = command("sweep", str(self.write()), "--json", *arguments, environment=environment)
         return Run(run.exit_code, run.stdout, run.stderr, self.store())
+
+    def copied(self, folder: Path) -> "Desk":
+        """The desk with all its files, results included, in a folder of its own."""
+        shutil.copytree(self.folder, folder)
+        other = copy.copy(self)
+        other.folder, other.document = folder, copy.deepcopy(self.document)
+        return other
 
     def store(self) -> ResultStore:
         return ResultStore(self.folder / self.document["store"]["path"])

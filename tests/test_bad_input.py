@@ -429,7 +429,8 @@ def test_accounts_and_marks_of_another_time(tmp_path: Path) -> None:
     desk.document["data"]["max_age_s"] = 3600.0
     aged = desk.sweep()
     assert aged.exit_code == 3
-    assert aged.failures(reason="inconsistent") == fresh.failures(reason="inconsistent") or aged.run_id != fresh.run_id
+    ahead = [[row["message"] for row in run.failures(reason="inconsistent")] for run in (fresh, aged)]
+    assert ahead[0] == ahead[1]
     stale = aged.failures(reason="stale")
     assert {row["account_id"] for row in stale} == {
         "hyperliquid:late:cross", "hyperliquid:late:isolated:SOL", "hyperliquid:late:spot",
@@ -749,6 +750,29 @@ def test_a_history_without_its_anchors_stops_the_run(
     assert "Traceback" not in run.stderr
     assert run.document["run_id"] is None
     assert not (tmp_path / "desk" / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "written", "message"),
+    [
+        ("history.parquet", "no Parquet", "Parquet"),
+        ("history.csv", "asset,market,ts,close\nBTC,perp\n", "CSV parse error: Expected 4 columns, got 2"),
+        ("history.csv", "asset,market,ts,close\nBTC,perp,yesterday,5\n", "'yesterday'"),
+        ("history.csv", "asset,market,close\nBTC,perp,5\n", "the table has no column ts"),
+    ],
+    ids=["parquet", "ragged", "time", "column"],
+)
+def test_a_history_that_cannot_be_read_stops_the_run(tmp_path: Path, name: str, written: str, message: str) -> None:
+    desk = history_desk(tmp_path / "desk", history_rows(), history=name)
+    (desk.folder / name).write_text(written, encoding="utf-8")
+    run = desk.sweep()
+    assert run.exit_code == 3
+    (condition,) = run.document["conditions"]
+    assert (condition["condition"], condition["code"]) == ("DataError", 3)
+    assert message in condition["message"]
+    assert "Traceback" not in run.stderr
+    desk.document["scenarios"]["history"] = "nowhere.csv"
+    assert "nowhere.csv does not exist" in desk.sweep().stderr
 
 
 # ---- names that mean something to a machine --------------------------------------------------------------------------

@@ -500,6 +500,19 @@ def test_a_report_of_a_run_that_is_not_there(tmp_path: Path, run: Run, desk: Des
     assert not (tmp_path / "elsewhere").exists()
 
 
+def test_a_report_that_cannot_be_written(tmp_path: Path, run: Run, desk: Desk) -> None:
+    answer = command("report", run.run_id, "--store", str(desk.folder / "results"), "--output", str(tmp_path))
+    assert (answer.exit_code, answer.stdout) == (2, "")
+    assert f"cannot write the report to '{tmp_path}': Is a directory" in answer.stderr
+    other = again(tmp_path)
+    other.document["report"]["path"] = "desk.toml/reports"
+    stored = other.sweep()
+    assert stored.exit_code == 1
+    assert "is stored, but its report cannot be written" in stored.stderr
+    assert "Traceback" not in answer.stderr + stored.stderr
+    assert len(other.store().committed_runs()) == 1
+
+
 def test_the_schema_of_all_tables_and_of_one() -> None:
     everything = command("schema")
     assert everything.exit_code == 0

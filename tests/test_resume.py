@@ -1,21 +1,22 @@
 """A sweep that is killed and started again: the same run, every shard once, the figures of an undisturbed run."""
 
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from deltalake import DeltaTable
 
+from aggregator.errors import StoreError
 from aggregator.store import SHARD_TABLES, ResultStore
-from tests.sample_desk import ROOT, Desk, Run, comparable, subprocess_environment
+from aggregator.sweep import shard_of
+from tests.sample_desk import ROOT, Desk, Run, command, comparable, subprocess_environment
 
 PORTFOLIOS = 60
 PER_SHARD = 4
@@ -87,19 +88,16 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Killed:
 
 
 @pytest.fixture
-def desk(killed: Killed, tmp_path: Path) -> Iterator[Desk]:
+def desk(killed: Killed, tmp_path: Path) -> Desk:
     """The killed desk as it was left, in a folder of its own."""
-    shutil.copytree(killed.desk.folder, tmp_path / "desk")
-    copy = Desk.__new__(Desk)
-    copy.folder, copy.document = tmp_path / "desk", killed.desk.document | {}
-    yield copy
+    return killed.desk.copied(tmp_path / "desk")
 
 
 def check_whole(run: Run, undisturbed: Run) -> None:
     """Every shard once, rows and figures as undisturbed."""
     assert run.exit_code == 0, run.stderr
     shards = DeltaTable(str(Path(run.store.root) / "run_shards")).to_pyarrow_table()
-    mine = sorted(shards.filter(pa.compute.equal(shards["run_id"], run.run_id)).column("shard").to_pylist())
+    mine = sorted(shards.filter(pc.equal(shards["run_id"], run.run_id)).column("shard").to_pylist())
     assert mine == list(range(SHARDS))
     tables = run.store.read_run(run.run_id)
     assert tables["portfolio_margin"].num_rows == PORTFOLIOS
@@ -128,25 +126,21 @@ def test_started_again_it_finishes_the_same_run(killed: Killed, desk: Desk, undi
 
 
 def test_a_resumed_run_says_so(killed: Killed, desk: Desk) -> None:
-    from tests.sample_desk import command
-
     answer = command("sweep", str(desk.write()))
     assert answer.exit_code == 0
     (line,) = [line for line in answer.stdout.splitlines() if line.startswith("run ")]
     assert line.startswith(f"run      {killed.run_id} (resumed) in ")
 
 
-def test_killed_twice_it_still_finishes(killed: Killed, desk: Desk, undisturbed: Run) -> None:
-    """As if a second kill had fallen between a table of a shard and the row that says that the shard is whole."""
+def test_a_shard_of_which_one_table_was_written(killed: Killed, desk: Desk, undisturbed: Run) -> None:
+    """As if the kill had fallen between the tables of a shard, before the row that says that the shard is whole."""
     store = desk.store()
     missing = min(set(range(SHARDS)) - store.shards_written(killed.run_id))
     whole = undisturbed.store.read_run(undisturbed.run_id)
-    from aggregator.sweep import shard_of
-
-    names = [name for name in whole["portfolio_margin"].column("portfolio_id").to_pylist()]
-    of_shard = [name for name in names if shard_of(name, SHARDS - 1) == missing]
     rows = whole["portfolio_margin"]
-    rows = rows.filter(pa.compute.is_in(rows["portfolio_id"], value_set=pa.array(of_shard)))
+    names = rows.column("portfolio_id").to_pylist()
+    of_shard = [name for name in names if shard_of(name, SHARDS - 1) == missing]
+    rows = rows.filter(pc.is_in(rows["portfolio_id"], value_set=pa.array(of_shard)))
     rows = rows.set_column(0, rows.schema.field("run_id"), pa.array([killed.run_id] * rows.num_rows))
     assert rows.num_rows
     store._append_once("portfolio_margin", rows, f"{killed.run_id}/{missing}")
@@ -198,3 +192,31 @@ def test_a_run_of_long_ago_is_left_alone(killed: Killed, desk: Desk) -> None:
     assert run.run_id != killed.run_id
     started = datetime.strptime(killed.run_id[:15], "%Y%m%dT%H%M%S").replace(tzinfo=UTC)
     assert datetime.now(UTC) - started < timedelta(hours=1)
+
+
+def test_what_was_found_before_the_kill_is_reported_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures that overflow are found while the shards are computed; the run that goes on does not compute them."""
+    desk = Desk(tmp_path / "desk")
+    desk.add_market("hyperliquid")
+    for number in range(3):
+        desk.add_owner("hyperliquid", "trader", f"trader-{number}")
+    desk.document["engine"] |= {"shard_portfolios": 1}
+    desk.document["run"]["detail_top"] = 0
+    desk.document["scenarios"]["daily_std"]["price:HYPE"] = 500.0
+    undisturbed = desk.copied(tmp_path / "undisturbed").sweep()
+    assert [row["reason"] for row in undisturbed.rows("failures")] == ["calculation"] * 3
+
+    def full_disk(self: ResultStore, run_row: object) -> bool:
+        raise StoreError("no space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ResultStore, "write_run", full_disk)
+        cut = desk.sweep()
+    assert cut.exit_code == 1
+    assert "crossmargin: no space left on device" in cut.stderr
+    assert "Traceback" not in cut.stderr
+    run = desk.sweep()
+    assert run.exit_code == undisturbed.exit_code == 3
+    assert run.store.committed_runs() == [started_run(run.store)]
+    assert run.document["conditions"] == undisturbed.document["conditions"]
+    assert comparable(run.store.read_run(run.run_id)) == comparable(undisturbed.store.read_run(undisturbed.run_id))
