@@ -1,4 +1,4 @@
-"""Books in canonical tables for the engine's tests: markets, accounts of every kind, and the way from tables to results.
+"""Books in canonical tables for the engine's tests: markets, accounts of every kind, and the way to results.
 
 Nothing here goes through a venue's adapter. An account builder returns the rows of one account by table name and takes
 its random numbers from the caller, so a book is decided by its seed. Prices are in USD, quantities in units or, for
@@ -98,7 +98,9 @@ def merged(*parts: Rows) -> Rows:
 # ---- markets ---------------------------------------------------------------------------------------------------------
 
 
-def _asset(asset_id: str, *, factor: str | None = None, peg: str | None = None, multiplier: str = "1") -> dict[str, Any]:
+def _asset(
+    asset_id: str, *, factor: str | None = None, peg: str | None = None, multiplier: str = "1"
+) -> dict[str, Any]:
     return {"asset_id": asset_id, "symbol": asset_id, "risk_factor": factor, "peg_of": peg, "multiplier": multiplier}
 
 
@@ -198,7 +200,9 @@ def _numbers(model: type, **values: str) -> Any:
 
 
 def _grid() -> PriceVolGrid:
-    points = [(spot, vol, "1") for spot in ("0.85", "0.9", "0.95", "1", "1.05", "1.1", "1.15") for vol in ("up", "down")]
+    points = [
+        (spot, vol, "1") for spot in ("0.85", "0.9", "0.95", "1", "1.05", "1.1", "1.15") for vol in ("up", "down")
+    ]
     points += [("0.65", "none", "0.35"), ("1.4", "none", "0.4")]
     return PriceVolGrid(
         scenarios=tuple(GridPoint(spot=Decimal(s), vol=v, dampening=Decimal(d)) for s, v, d in points),  # type: ignore[arg-type]
@@ -321,10 +325,22 @@ USD_TIERS = (("0", "0.005", "0.01"), ("50000", "0.01", "0.02"), ("250000", "0.02
 COIN_TIERS = (("0", "0.004", "0.01"), ("5", "0.01", "0.02"), ("20", "0.025", "0.05"))
 # asset: initial and maintenance weight, in the e-mode of ETH too
 LENDER_WEIGHTS = {
-    "": {"BTC": ("0.73", "0.78"), "ETH": ("0.8", "0.83"), "wstETH": ("0.78", "0.81"), "USDC": ("0.75", "0.78"), "USDT": ("0.7", "0.75")},
+    "": {
+        "BTC": ("0.73", "0.78"),
+        "ETH": ("0.8", "0.83"),
+        "wstETH": ("0.78", "0.81"),
+        "USDC": ("0.75", "0.78"),
+        "USDT": ("0.7", "0.75"),
+    },
     "eth": {"ETH": ("0.93", "0.95"), "wstETH": ("0.92", "0.945")},
 }
-MULTI_WEIGHTS = {"BTC": ("0.95", "0.97"), "ETH": ("0.93", "0.95"), "SOL": ("0.8", "0.85"), "USDC": ("0.98", "1"), "USDT": ("1", "1")}
+MULTI_WEIGHTS = {
+    "BTC": ("0.95", "0.97"),
+    "ETH": ("0.93", "0.95"),
+    "SOL": ("0.8", "0.85"),
+    "USDC": ("0.98", "1"),
+    "USDT": ("1", "1"),
+}
 MANAGER_WEIGHTS = {"ETH": ("0.8", "0.85"), "wstETH": ("0.75", "0.82"), "USDT": ("0.9", "0.95")}
 
 
@@ -344,7 +360,9 @@ def _tiers(rule_set: str, market: str, steps: Sequence[tuple[str, str, str]]) ->
     ]
 
 
-def _weights(rule_set: str, emode: str, weights: Mapping[str, tuple[str, str]], debt: str = "1") -> list[dict[str, Any]]:
+def _weights(
+    rule_set: str, emode: str, weights: Mapping[str, tuple[str, str]], debt: str = "1"
+) -> list[dict[str, Any]]:
     return [
         {
             "rule_set": rule_set,
@@ -611,16 +629,14 @@ BUILDERS = {
 """Account builders by venue and kind."""
 
 
-class TestBook(NamedTuple):
+class AccountBook(NamedTuple):
     """Canonical rows and the portfolios over them."""
-
-    __test__ = False  # not a class of tests
 
     tables: Rows
     portfolios: dict[str, tuple[str, ...]]
 
 
-def book_of(members: Mapping[str, Sequence[str]], *, seed: int) -> TestBook:
+def book_of(members: Mapping[str, Sequence[str]], *, seed: int) -> AccountBook:
     """A book with the accounts of the named kinds (keys of `BUILDERS`) in each portfolio."""
     parts, portfolios = [market_rows(), rule_rows()], {}
     for number, (portfolio, kinds) in enumerate(members.items()):
@@ -631,7 +647,7 @@ def book_of(members: Mapping[str, Sequence[str]], *, seed: int) -> TestBook:
             ids.append(f"{kind}:{portfolio}:{place}")
             parts.append(BUILDERS[kind](ids[-1], rng))
         portfolios[portfolio] = tuple(ids)
-    return TestBook(merged(*parts), portfolios)
+    return AccountBook(merged(*parts), portfolios)
 
 
 EVERY_KIND = {
@@ -649,7 +665,7 @@ VARIANTS = ("base", "zero", "split", "cash", "double", "bad")
 """Portfolios that differ from `base` by one thing each; see `variants`."""
 
 
-def variants(*, seed: int) -> TestBook:
+def variants(*, seed: int) -> AccountBook:
     """Six copies of one portfolio: as it is (`base`), with a position of quantity 0 (`zero`), with its ETH perp in two
     instruments of equal terms (`split`), with 5,000 dollars that nothing moves (`cash`), with every amount doubled
     (`double`), and with an account whose value float32 cannot hold (`bad`).
@@ -666,7 +682,9 @@ def variants(*, seed: int) -> TestBook:
     for name in VARIANTS:
         kinds = ("lend:plain", "perps:cross", "multi:usd")
         ids = [f"{kind}:{name}:{place}" for place, kind in enumerate(kinds)]
-        own = merged(*(BUILDERS[k](i, np.random.default_rng([seed, n])) for n, (k, i) in enumerate(zip(kinds, ids, strict=True))))
+        own = merged(
+            *(BUILDERS[k](i, np.random.default_rng([seed, n])) for n, (k, i) in enumerate(zip(kinds, ids, strict=True)))
+        )
         if name == "zero":
             columns = {"entry_price": "120", "leverage": "10"}
             # Another instrument than the account's own: one that is settled in what the account holds.
@@ -685,20 +703,22 @@ def variants(*, seed: int) -> TestBook:
             ]
         elif name == "bad":
             ids.append(f"wallet:spot:{name}:3")
-            own = merged(own, rows(accounts=[account(ids[-1], "wallet", "USD")], balances=[balance(ids[-1], "WILD", 1e12)]))
+            own = merged(
+                own, rows(accounts=[account(ids[-1], "wallet", "USD")], balances=[balance(ids[-1], "WILD", 1e12)])
+            )
         parts.append(own)
         portfolios[name] = tuple(ids)
-    return TestBook(merged(*parts), portfolios)
+    return AccountBook(merged(*parts), portfolios)
 
 
 def _doubled(row: Mapping[str, Any], *columns: str) -> dict[str, Any]:
     return dict(row) | {name: str(2 * Decimal(row[name])) for name in columns if row.get(name) is not None}
 
 
-def desk_book(*, seed: int) -> TestBook:
+def desk_book(*, seed: int) -> AccountBook:
     """Every kind of account and the variants, in two shapes."""
     every, other = book_of(EVERY_KIND, seed=seed), variants(seed=seed)
-    return TestBook(merged(every.tables, other.tables), every.portfolios | other.portfolios)
+    return AccountBook(merged(every.tables, other.tables), every.portfolios | other.portfolios)
 
 
 # ---- from tables to results ------------------------------------------------------------------------------------------
@@ -711,7 +731,7 @@ def snapshot_of(tables: Rows, *, as_of: datetime | None = AS_OF) -> Snapshot:
     )
 
 
-def packed(book: TestBook, *, missing: frozenset[str] = frozenset()) -> Book:
+def packed(book: AccountBook, *, missing: frozenset[str] = frozenset()) -> Book:
     """The packed book; every account must be claimed and every row sound."""
     snapshot = snapshot_of(book.tables)
     out, unclaimed = pack_book({"main": snapshot}, book.portfolios, as_of=AS_OF, missing=missing)

@@ -79,7 +79,9 @@ class World:
             return self.none
         asset = self.assets[asset_id]
         factor, peg = asset.get("risk_factor"), asset.get("peg_of")
-        return (self.moves[f"price:{factor}"] if factor else 0.0) + (self.moves[f"peg:{peg}"] if peg else 0.0) + self.none
+        return (
+            (self.moves[f"price:{factor}"] if factor else 0.0) + (self.moves[f"peg:{peg}"] if peg else 0.0) + self.none
+        )
 
     def price_today(self, account: Row, asset_id: str) -> float:
         if asset_id == "USD":
@@ -216,8 +218,8 @@ def account_twin(world: World, account_id: str) -> Account:
         maintenance += needed[1]
 
     verdict = forms["verdict"][0]
-    needed = float(verdict["trigger"]) * maintenance
-    short = equity <= needed if verdict["liquidates_when"] == "at_or_below" else equity < needed
+    least = float(verdict["trigger"]) * maintenance
+    short = equity <= least if verdict["liquidates_when"] == "at_or_below" else equity < least
     liquidated = np.where(maintenance > 0, short, equity < 0)[1:]
     health: float | None = None
     if verdict["health"] == "weighted_collateral_over_debt":
@@ -238,7 +240,7 @@ def account_twin(world: World, account_id: str) -> Account:
         initial=initial,
         maintenance=maintenance,
         liquidated=liquidated,
-        distance=(equity - np.where(maintenance > 0, needed, 0.0))[1:],
+        distance=(equity - np.where(maintenance > 0, least, 0.0))[1:],
         health=health,
         line_values=lines,
     )
@@ -405,7 +407,11 @@ def _risk_units(
             if instrument["kind"] == "perp":
                 mark = world.mark(account, row["instrument_id"], "mark")
                 assert mark is not None
-                unit.perp = (quantity, mark["value"] * np.exp(world.log_move(instrument["underlying"])), _confidence(mark))
+                unit.perp = (
+                    quantity,
+                    mark["value"] * np.exp(world.log_move(instrument["underlying"])),
+                    _confidence(mark),
+                )
                 continue
             subject, years = _expiry_subject(instrument), _term(world, instrument)
             feeds = [world.mark(account, subject, name) for name in ("forward", "rate")]
@@ -484,7 +490,9 @@ def _grid(unit: Unit, form: Any) -> tuple[np.ndarray, np.ndarray]:
         for moment, expiry in unit.expiries.items():
             shocked = expiry_value(moment, spot, point["vol"])
             rate = max(expiry.rate, 0.0)
-            long = number["long_base"] * np.exp(-expiry.years * (rate * number["long_rate_mult"] + number["long_rate_add"]))
+            long = number["long_base"] * np.exp(
+                -expiry.years * (rate * number["long_rate_mult"] + number["long_rate_add"])
+            )
             short = number["short_base"] * np.exp(
                 expiry.years * (rate * number["short_rate_mult"] + number["short_rate_add"])
             )

@@ -32,7 +32,7 @@ from tests.engine_book import (
     FACTORS,
     SCENARIOS,
     VARIANTS,
-    TestBook,
+    AccountBook,
     account,
     balance,
     cube_of,
@@ -70,9 +70,7 @@ class InScenarios(NamedTuple):
 
 
 @jax.jit
-def _in_scenarios(
-    arrays: PortfolioArrays, cube: Cube
-) -> tuple[NativeMargin, jax.Array, ScenarioMargin, jax.Array]:
+def _in_scenarios(arrays: PortfolioArrays, cube: Cube) -> tuple[NativeMargin, jax.Array, ScenarioMargin, jax.Array]:
     def one(portfolio: PortfolioArrays) -> tuple[NativeMargin, jax.Array, ScenarioMargin, jax.Array]:
         margin = scenario_margin(
             portfolio, cube.today, cube.change, cube.shocks, cube.rows, horizon_years=1.0 / DAYS_PER_YEAR
@@ -184,7 +182,9 @@ def test_the_desk_has_every_outcome() -> None:
 
 
 def _usdt_changes_sign(account_id: str) -> bool:
-    in_usdt = [v for key, v in twin(account_id).line_values.items() if "USDT" in key or "multi:SOL" in key or "JUN" in key]
+    in_usdt = [
+        v for key, v in twin(account_id).line_values.items() if "USDT" in key or "multi:SOL" in key or "JUN" in key
+    ]
     net = np.sum(in_usdt, axis=0)
     return bool(net.min() < 0.0 < net.max())
 
@@ -198,7 +198,7 @@ def _crosses_a_floor(account_id: str) -> bool:
     return bool(moved.max() > 1.1)
 
 
-# ---- accounts whose figures are known ----------------------------------------------------------------------------------
+# ---- accounts whose figures are known --------------------------------------------------------------------------------
 
 
 @functools.cache
@@ -254,7 +254,7 @@ def special() -> tuple[Book, dict[str, InScenarios]]:
         ],
     )
     names = [row["account_id"] for row in own["accounts"]]
-    book = packed(TestBook(merged(market_rows(), rule_rows(), own), {name: (name,) for name in names}))
+    book = packed(AccountBook(merged(market_rows(), rule_rows(), own), {name: (name,) for name in names}))
     return book, in_scenarios_of(book, cube_of(book))
 
 
@@ -298,7 +298,7 @@ def test_without_requirement_negative_equity_is_the_verdict() -> None:
     assert 0.3 < got.liquidated.mean() < 0.7
 
 
-# ---- pieces ------------------------------------------------------------------------------------------------------------
+# ---- pieces ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_verdict_at_the_trigger_itself() -> None:

@@ -17,6 +17,7 @@ from jax import lax
 from scipy import integrate, stats
 
 from aggregator import closed_forms, pricing, risk
+from aggregator.rounding import rounded
 
 VECTORS = Path(__file__).resolve().parent / "vectors"
 
@@ -259,7 +260,7 @@ def test_tile_sum_has_the_bits_of_the_plain_loop_in_any_program(scenarios: int, 
 def test_a_rounded_product_does_not_contract_with_an_addition() -> None:
     generator = np.random.default_rng(5)
     x, y, z = generator.standard_normal((3, 2000))
-    got = jax.jit(lambda a, b, c: a + risk.rounded(b * c))(x, y, z)
+    got = jax.jit(lambda a, b, c: a + rounded(b * c))(x, y, z)
     np.testing.assert_array_equal(got, x + y * z)
 
 
