@@ -29,6 +29,14 @@ class Context:
     parameters: Mapping[str, Any]
 
 
+def parameter_table(parameters: Mapping[str, Any], key: str, *, venue: str) -> Mapping[str, Any]:
+    """The table `[key]` of a venue's parameter file, empty when absent; `ConfigurationError` for anything else."""
+    table = parameters.get(key, {})
+    if not isinstance(table, Mapping):
+        raise ConfigurationError(f"{venue} parameters: expected a table [{key}], found {type(table).__name__}")
+    return table
+
+
 class Normalized(NamedTuple):
     """An adapter's answer: canonical tables and the rows that could not be read."""
 
@@ -81,4 +89,5 @@ __all__ = [
     "Normalized",
     "adapter_names",
     "find_adapter",
+    "parameter_table",
 ]

@@ -75,6 +75,8 @@ class Data(Section):
 
     max_age_s: float = Field(default=3600.0, le=1e10, ge=0)
     max_mark_gap: float = Field(default=0.02, ge=0)
+    max_reported_gap: float = Field(default=0.001, ge=0)
+    """Largest relative difference between a recomputed equity or maintenance and the one that the venue reports."""
 
 
 class MultivariateTFigures(Section):

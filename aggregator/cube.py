@@ -128,7 +128,7 @@ def _option_change(
         is_call=is_call,
         discount=discount_at_horizon(discount, years, horizon_years=horizon_years),
     )
-    conversion = conversion_today * jnp.exp(_power_sum(shocks, conversion_factor, conversion_weight))
+    conversion = rounded(conversion_today * jnp.exp(_power_sum(shocks, conversion_factor, conversion_weight)))
     return rounded(moved * conversion) - rounded(today * conversion_today)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import date, datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +18,15 @@ import pyarrow as pa
 
 from .config import FilteredHistoryFigures, MultivariateTFigures, Resolved
 from .errors import ConfigurationError, DataError, Failure, FailureReason, nearest_name
-from .history import Proxy, VolatilityRule, factor_history, implied_vol_changes, read_history_table, return_panel
+from .history import (
+    FactorHistory,
+    Proxy,
+    VolatilityRule,
+    factor_history,
+    implied_vol_changes,
+    read_history_table,
+    return_panel,
+)
 from .scenarios import PegDistribution, ScenarioGenerator, filtered_historical, multivariate_t
 
 _PAIR = "|"
@@ -191,6 +199,7 @@ def _from_history(
     failures = [
         *read_failures,
         *vol_failures,
+        *_gap_failures(history),
         *history.failures,
         *(f for f in _missing_failures(missing) if f.subject not in named and f.subject.partition(":")[2] not in named),
     ]
@@ -205,6 +214,22 @@ def _readable(file: str) -> Iterator[None]:
     except pa.ArrowException as error:
         message = f"the table cannot be read: {str(error).partition(chr(10))[0]}"
         raise DataError(Failure(FailureReason.MALFORMED, message, payload=Path(file).name)) from None
+
+
+def _gap_failures(history: FactorHistory) -> list[Failure]:
+    """A finding for every price history with days missing inside: they are filled by rule, and that must be said."""
+    found = []
+    for d in history.diagnostics:
+        if d.origin != "own" or not d.factor.startswith("price:"):
+            continue
+        span = (date.fromisoformat(d.last_date) - date.fromisoformat(d.first_date)).days + 1
+        if d.days < span:
+            message = (
+                f"history of {d.factor} lacks {span - d.days} of the {span} daily returns from {d.first_date} to "
+                f"{d.last_date}; they are filled by the rules for short histories"
+            )
+            found.append(Failure(FailureReason.MISSING_FIELD, message, path="history", subject=d.factor))
+    return found
 
 
 def _symbol(name: str) -> str:

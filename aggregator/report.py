@@ -190,9 +190,7 @@ def _verdict(run_tables: Mapping[str, pa.Table], portfolios: Sequence[Row], cond
     )
     if likeliest is not None and likeliest["p_liquidation_largest"] >= NOTABLE_PROBABILITY:
         account = likeliest["p_liquidation_largest_account"]
-        sentences.append(
-            f"{account} is liquidated within the horizon in {likeliest['p_liquidation_largest']:.1%} of cases"
-        )
+        sentences.append(f"{account} is liquidated at the horizon in {likeliest['p_liquidation_largest']:.1%} of cases")
     text = "; ".join(sentences)
     grade = "bad" if grave else "good" if portfolios and not conditions and not incomplete else "attention"
     return {"text": f"{text[0].upper()}{text[1:]}.", "grade": grade}

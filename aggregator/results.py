@@ -65,6 +65,29 @@ def calculation_failures(evaluated: Iterable[Evaluated]) -> list[Failure]:
     ]
 
 
+def reconciliation_failures(accounts: Iterable[Mapping[str, Any]], *, largest_gap: float) -> list[Failure]:
+    """One finding for every figure of an account (rows of `account_margin`) that is not the venue's own.
+
+    A balance or position that a payload lacks leaves no other trace. Compared with `largest_gap` of the reported figure
+    and at least one unit, which covers what venues round away.
+    """
+    found = []
+    for row in accounts:
+        for name, own, reported in (
+            ("equity", row.get("equity"), row["reported_equity"]),
+            ("maintenance margin", row.get("maintenance_requirement"), row["reported_maintenance_margin"]),
+        ):
+            if own is None or reported is None or abs(own - reported) <= max(largest_gap * abs(reported), 1.0):
+                continue
+            message = (
+                f"recomputed {name} {own:.6f} is not the venue's own {reported:.6f} {row['unit']}: "
+                f"some row is missing or wrong"
+            )
+            subject = row["account_id"]
+            found.append(Failure(FailureReason.INCONSISTENT, message, row["venue"], path=name, subject=subject))
+    return found
+
+
 def _first_sum(values: Any, count: int) -> float:
     """Sum of the first `count` values: what lies behind them is padding."""
     # math.fsum: exactly rounded, so the order of lines cannot matter.

@@ -1,4 +1,4 @@
-"""Products that keep their bits: a multiplication rounded before something is added to it."""
+"""Products that keep their bits, whatever the compiler does with the sums and products around them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ def rounded(product: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     XLA's fusions let a multiplication and an addition contract to one multiply-add, which rounds once instead of twice,
     where the two happen to meet in one fusion: the last bit then depends on the program around them. Neither
     `optimization_barrier` nor `reduce_precision` to the same precision prevents it (seen on the CPU with jax 0.10.2: a
-    quarter of the sums differ); a maximum in between does. A value of -inf becomes the lowest finite number.
+    quarter of the sums differ); a maximum in between does. It also keeps a product of three factors in the order it was
+    written in, which the compiler changes where two of them are broadcast. A value of -inf becomes the lowest finite
+    number.
     """
     return jnp.maximum(product, jnp.finfo(product.dtype).min)

@@ -398,7 +398,9 @@ class _Check:
         return row["account_id"] is None and row["field"] in _PRICE_MARKS
 
     def mark_gaps(self, tables: Mapping[str, Sequence[Row]], largest: float) -> None:
-        """Prices of one asset on several venues that lie further apart than `largest` (relative to the lowest)."""
+        """Prices of one asset, in whatever venue, account and price field, that lie further apart than `largest`
+        (relative to the lowest).
+        """
         symbols = {row["asset_id"]: row["symbol"] for row in tables["assets"]}
         perps = {
             row["instrument_id"]: symbols.get(row["underlying"])
@@ -406,20 +408,20 @@ class _Check:
             if row["kind"] == "perp"
         }
         prices: dict[str, dict[str, float]] = defaultdict(dict)
-        for field in _PRICE_MARKS:
-            for row in tables["marks"]:
-                symbol = symbols.get(row["subject"]) or perps.get(row["subject"])
-                if row["field"] == field and symbol is not None:
-                    prices[symbol].setdefault(row["venue"], row["value"])
-        for symbol, by_venue in sorted(prices.items()):
-            low, high = min(by_venue.values()), max(by_venue.values())
+        for row in tables["marks"]:
+            symbol = symbols.get(row["subject"]) or perps.get(row["subject"])
+            if row["field"] in _PRICE_MARKS and symbol is not None:
+                prices[symbol][f"{row['account_id'] or row['venue']} {row['field']}"] = row["value"]
+        for symbol, by_place in sorted(prices.items()):
+            (low, lowest), (high, highest) = (
+                pick((value, place) for place, value in by_place.items()) for pick in (min, max)
+            )
             if high > low * (1 + largest):
-                seen = ", ".join(f"{venue} {value:.6g}" for venue, value in sorted(by_venue.items()))
+                seen = f"{lowest} {low:.6g}, {highest} {high:.6g}"
                 self.failures.append(
                     Failure(
                         FailureReason.INCONSISTENT,
-                        f"prices of {symbol} differ by {high / low - 1:.1%} between venues ({seen}), "
-                        f"allowed are {largest:.1%}",
+                        f"prices of {symbol} differ by {high / low - 1:.1%} ({seen}), allowed are {largest:.1%}",
                         path="marks",
                         subject=symbol,
                     )

@@ -27,7 +27,7 @@ from adapters.asset_book import read_asset_book
 from adapters.transport import Payload, PayloadRequest, RecordedTransport
 
 from . import __version__
-from .config import Configuration, FilteredHistoryFigures, Limit, Resolved, Run, Source
+from .config import Configuration, Data, FilteredHistoryFigures, Limit, Resolved, Run, Source
 from .engine import Cube, Detail, Headline, draw_cube, evaluate_details, evaluate_headlines
 from .errors import PRECEDENCE, ConfigurationError, ExitCode, Failure, FailureReason, StoreError, nearest_name
 from .factors import Generation, build_generator
@@ -41,6 +41,7 @@ from .results import (
     histogram_rows,
     node_rows,
     portfolio_row,
+    reconciliation_failures,
     result_table,
     worst_rows,
 )
@@ -130,7 +131,7 @@ def run_sweep(resolved: Resolved, *, fresh: bool = False, progress: Progress | N
         horizon_days=configuration.run.horizon_days,
     )
     devices = _devices(configuration)
-    work = _Work(store, run_id, shards - 1, book, generation, cube, devices, configuration.run, say)
+    work = _Work(store, run_id, shards - 1, book, generation, cube, devices, configuration.run, configuration.data, say)
     in_detail = _write_portfolio_shards(work)
     of_inputs = _ordered([*inputs.failures, *book.failures, *generation.failures])
     _write_detail_shard(work, in_detail, of_inputs)
@@ -373,6 +374,7 @@ class _Work(NamedTuple):
     cube: Cube
     devices: int
     run: Run
+    data: Data
     say: Progress
 
 
@@ -400,8 +402,11 @@ def _write_portfolio_shards(work: _Work) -> dict[str, tuple[Headline, Detail]]:
             "portfolio_margin": [portfolio_row(e) for e in evaluated],
             "account_margin": [row for e in evaluated for row in account_rows(e)],
             "node_margin": [row for e in evaluated for row in node_rows(e)],
-            "failures": [asdict(failure) for failure in calculation_failures(evaluated)],
         }
+        found = calculation_failures(evaluated)
+        if work.data.max_reported_gap:
+            found += reconciliation_failures(rows["account_margin"], largest_gap=work.data.max_reported_gap)
+        rows["failures"] = [asdict(failure) for failure in found]
         _write(work, shard, rows)
     work.say("portfolios", work.shards, work.shards)
     return in_detail

@@ -476,7 +476,7 @@ def test_prices_that_differ_between_venues_are_a_finding_that_stops_nobody(tmp_p
     gaps = {row["subject"]: row["message"] for row in run.failures(reason="inconsistent")}
     assert gaps.keys() == {"BTC", "ETH"}
     assert gaps["BTC"] == (
-        "prices of BTC differ by 4.0% between venues (binance 65011.6, hyperliquid 62495.5), allowed are 2.0%"
+        "prices of BTC differ by 4.1% (hyperliquid mark 62480, binance index 65011.6), allowed are 2.0%"
     )
     assert all(row["complete"] for row in run.rows("portfolio_margin"))
 

@@ -653,7 +653,7 @@ def test_the_verdict_says_what_holds(change: dict[str, int], sentence: str, grad
     tables["runs"] = pa.Table.from_pylist([run], schema=RESULTS["runs"])
     row = tables["portfolio_margin"].to_pylist()[0]
     likely = (
-        f"; {row['p_liquidation_largest_account']} is liquidated within the horizon "
+        f"; {row['p_liquidation_largest_account']} is liquidated at the horizon "
         f"in {row['p_liquidation_largest']:.1%} of cases."
     )
     assert row["p_liquidation_largest"] >= 0.01

@@ -567,16 +567,23 @@ def test_prices_further_apart_than_allowed_are_a_finding_that_stops_nobody() -> 
     snapshot = take_snapshot(two_venues(61010.0 * 1.021), as_of=NOW, max_mark_gap=0.02)
     failure = only_failure(snapshot)
     assert (failure.reason, failure.subject, failure.account_id) == (FailureReason.INCONSISTENT, "BTC", None)
-    assert "binance 61010" in failure.message
-    assert "derive 62291" in failure.message
+    assert "binance mark 61000" in failure.message
+    assert "derive mark 62291" in failure.message or "derive index 62291" in failure.message
     assert "2.1%" in failure.message
     assert snapshot.incomplete == frozenset()
     assert len(snapshot.tables["marks"]) == 8
 
 
-@pytest.mark.parametrize("price", [61010.0, 61010.0 * 1.0199, 61010.0 / 1.0199])
+@pytest.mark.parametrize("price", [61010.0, 61000.0 * 1.0199, 61010.0 / 1.0199])
 def test_prices_within_the_gap_are_no_finding(price: float) -> None:
     assert take_snapshot(two_venues(price), as_of=NOW, max_mark_gap=0.02).failures == ()
+
+
+def test_a_mark_in_an_account_s_own_payload_is_compared_too() -> None:
+    rows = desk()
+    rows["marks"].append(rows["marks"][0] | {"account_id": "binance:east", "value": rows["marks"][0]["value"] / 2})
+    failure = only_failure(taken(rows, max_mark_gap=0.02))
+    assert "binance:east mark 30500" in failure.message
 
 
 def test_without_a_bound_no_gap_is_looked_for() -> None:
@@ -588,16 +595,16 @@ def test_a_perpetual_is_compared_where_a_venue_states_no_price_of_the_asset() ->
     del batches[1]["marks"][1]
     batches[1]["marks"][0] |= {"value": 70000.0}
     snapshot = take_snapshot([tables(rows) for rows in batches], as_of=NOW, max_mark_gap=0.02)
-    assert "derive 70000" in only_failure(snapshot).message
+    assert "derive mark 70000" in only_failure(snapshot).message
 
 
-def test_one_venue_alone_has_no_gap_and_wrapped_copies_of_a_symbol_do_not_depend_on_their_order() -> None:
+def test_prices_inside_one_venue_are_compared_and_their_order_does_not_matter() -> None:
     rows = desk()
     for chain, price in (("base", 61010.0), ("optimism", 50000.0)):
         rows["assets"].append({"asset_id": f"BTC@{chain}", "symbol": "BTC", "risk_factor": "BTC", "multiplier": 1})
         rows["marks"].append(rows["marks"][1] | {"subject": f"BTC@{chain}", "value": price})
     other = tables(desk("derive", "west"))
-    assert taken(rows, max_mark_gap=0.02).failures == ()
+    assert "22.0%" in only_failure(taken(rows, max_mark_gap=0.02)).message
     there = take_snapshot([tables(rows), other], as_of=NOW, max_mark_gap=0.02)
     rows["marks"].reverse()
     back = take_snapshot([other, tables(rows)], as_of=NOW, max_mark_gap=0.02)

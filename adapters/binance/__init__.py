@@ -43,7 +43,7 @@ from typing import Any
 
 from aggregator.errors import FailureReason
 
-from ..adapter import Context, Normalized
+from ..adapter import Context, Normalized, parameter_table
 from ..rows import Rows
 from ..symbols import account_id
 from ..transport import Payload
@@ -161,7 +161,7 @@ def _grouped(rows: Rows, payloads: Sequence[Payload]) -> tuple[Grouped, dict[str
 
 
 def _multi_assets_default(rows: Rows, parameters: Mapping[str, Any]) -> bool:
-    accounts = parameters.get("accounts", {})
+    accounts = parameter_table(parameters, "accounts", venue=VENUE)
     with rows.guard(PARAMETER_FILE, subject="accounts"):
         return flag_of(accounts.get("multi_assets_mode", False), "accounts.multi_assets_mode")
     return False

@@ -367,6 +367,9 @@ class OwnerReader:
             if line.empty and home not in self.accounts:
                 continue
             account = self._open(home)
+            if self.market.states_indices and asset not in self.market.indices:
+                message = f"no usable index of {asset} in fapi/assetIndex"
+                self.rows.fail(FailureReason.MISSING_MARK, message, payload=name, subject=asset, account_id=home)
             account.order_initial, account.order_basis = line.order_initial, f"openOrderInitialMargin of {asset}"
             own = [position for position in isolated.values() if position.market.quote == asset]
             if own:

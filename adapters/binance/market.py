@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 from aggregator.errors import FailureReason
 from aggregator.rule_forms import component_rows
 
-from ..adapter import AssetBook
+from ..adapter import AssetBook, parameter_table
 from ..amounts import FieldError
 from ..rows import Rows
 from ..symbols import account_id, instrument_id
@@ -114,6 +114,8 @@ class MarketData(NamedTuple):
 
     premiums: Mapping[str, PremiumLine]
     indices: Mapping[str, AssetIndexLine]
+    states_indices: bool
+    """Whether `fapi/assetIndex` was answered: then an asset without a usable row has no price, and not that of par."""
     brackets: BracketBook
 
 
@@ -142,6 +144,7 @@ def read_market(
     return MarketData(
         {symbol: line for symbol, (line, _) in premiums.items()},
         {asset: line for asset, (line, _) in indices.items()},
+        bool(payloads.get("fapi/assetIndex")),
         _bracket_book(rows, payloads.get("fapi/leverageBracket", ()), parameters),
     )
 
@@ -228,7 +231,7 @@ def _bracket_book(rows: Rows, payloads: Sequence[Payload], parameters: Mapping[s
         }
         rejected |= {(owner, symbol) for symbol in named - set(lines)}
     dated: dict[str, tuple[Bracket, ...]] = {}
-    for symbol, brackets in parameters.get("brackets", {}).items():
+    for symbol, brackets in parameter_table(parameters, "brackets", venue=VENUE).items():
         with rows.guard(PARAMETER_FILE, subject=symbol):
             dated[symbol] = symbol_brackets({"symbol": symbol, "brackets": brackets}, "brackets").brackets
     return BracketBook(by_owner, by_owner.pop("", {}), dated, frozenset(rejected))

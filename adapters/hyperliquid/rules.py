@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 from aggregator.errors import ConfigurationError, FailureReason, nearest_name
 from aggregator.rule_forms import Component, TieredNotional, Verdict, WeightedValue, component_rows
 
+from ..adapter import parameter_table
 from ..amounts import FieldError, joined, member, non_negative_at, positive_at, token_amount
 from .mechanics import MarginTier, single_tier, tier_table
 
@@ -131,18 +132,26 @@ def dated_parameters(parameters: Mapping[str, Any], owner: str = "") -> DatedPar
 
     Raises `ConfigurationError` for a selected key without its table, or a table that cannot be read.
     """
-    by_owner = parameters.get("selected_by_owner", {})
+    by_owner = parameter_table(parameters, "selected_by_owner", venue="hyperliquid")
     key = by_owner.get(owner, parameters.get("selected", ""))
     if not key:
         return NO_DATED_PARAMETERS
-    dated = parameters.get("dated", {})
+    dated = parameter_table(parameters, "dated", venue="hyperliquid")
+    if not isinstance(key, str):
+        raise ConfigurationError(f"hyperliquid parameters: selected is {key!r}, expected the name of a [dated.<name>]")
     if key not in dated:
         raise ConfigurationError(f"hyperliquid parameters: no [dated.{key}]{nearest_name(key, dated)}")
-    entry = dated[key]
+    entry = parameter_table(dated, key, venue="hyperliquid")
     try:
         source = f"dated parameters {key!r} of {member(entry, 'as_of')}: {member(entry, 'source')}"
-        tables = {label: margin_table(rows, label) for label, rows in entry.get("margin_tables", {}).items()}
-        markets = {coin: _dated_tiers(market, tables, coin) for coin, market in entry.get("markets", {}).items()}
+        tables = {
+            label: margin_table(rows, label)
+            for label, rows in parameter_table(entry, "margin_tables", venue="hyperliquid").items()
+        }
+        markets = {
+            coin: _dated_tiers(market, tables, coin)
+            for coin, market in parameter_table(entry, "markets", venue="hyperliquid").items()
+        }
         if not isinstance(states_max_leverage := member(entry, "states_max_leverage"), bool):
             raise FieldError("states_max_leverage", FailureReason.MALFORMED, "expected true or false")
     except FieldError as error:
@@ -163,7 +172,9 @@ def _dated_tiers(market: Any, tables: Mapping[str, tuple[MarginTier, ...]], coin
 def dated_tokens(parameters: Mapping[str, Any]) -> dict[int, str]:
     """Names of collateral tokens by token index: USDC, and the file's `[tokens]`. Raises `ConfigurationError`."""
     try:
-        listed = {int(index): str(name) for index, name in parameters.get("tokens", {}).items()}
+        listed = {
+            int(index): str(name) for index, name in parameter_table(parameters, "tokens", venue="hyperliquid").items()
+        }
     except ValueError as error:
         raise ConfigurationError(f"hyperliquid parameters, [tokens]: {error}") from None
     return {USDC_TOKEN: "USDC"} | listed

@@ -104,7 +104,7 @@ def contingency_requirement(unit: RiskUnit, parameters: ContingencyParameters) -
     groups = _groups(unit)
     price = jnp.stack([unit.spot, unit.perp_price])[parameters.price]
     perp = rounded(groups.perp[parameters.measure] * price)
-    expiry = groups.expiry[parameters.measure] * price[:, None]
+    expiry = rounded(groups.expiry[parameters.measure] * price[:, None])
     collateral = groups.collateral[parameters.measure]
     total = perp + ordered_sum(expiry) + ordered_sum(collateral)
 

@@ -234,7 +234,7 @@ def _shocked_forward(unit: RiskUnit, parameters: GridParameters, spot: Float[Arr
     window = parameters.settlement_window_s
     seconds = unit.expiry_years * (DAYS_PER_YEAR * _SECONDS_PER_DAY)
     open_share = jnp.where(window > 0, jnp.clip(seconds / jnp.where(window > 0, window, 1.0), 0.0, 1.0), 1.0)
-    return unit.expiry_forward[None, :] * (1.0 + rounded(open_share[None, :] * (spot[:, None] - 1.0)))
+    return rounded(unit.expiry_forward[None, :] * (1.0 + rounded(open_share[None, :] * (spot[:, None] - 1.0))))
 
 
 def _shocked_vol(unit: RiskUnit, parameters: GridParameters, direction: Int[Array, " P"]) -> Float[Array, "P O"]:
@@ -247,7 +247,7 @@ def _shocked_vol(unit: RiskUnit, parameters: GridParameters, direction: Int[Arra
     down = unit.option_vol * jnp.maximum(0.0, 1.0 - rounded(parameters.vol_range_down * move))[expiry]
     linear, absolute = _skew_multipliers(unit, parameters)
     by_direction = jnp.stack([up, down, unit.option_vol, unit.option_vol * linear, unit.option_vol * absolute])
-    return by_direction[direction]
+    return rounded(by_direction[direction])
 
 
 def _skew_multipliers(unit: RiskUnit, parameters: GridParameters) -> tuple[Float[Array, " O"], Float[Array, " O"]]:
