@@ -27,6 +27,12 @@ from .rules.tiered_notional import TierTable, tier_initial_rate, tiered_requirem
 from .rules.weighted_value import weighted_value, weighted_value_change
 
 
+_UNIT_MANTISSA_BITS = 40
+"""Requirements of risk units are rounded to 2^-41 relative, 4.5e-13. The compiler contracts the additions inside its
+own error function differently in the vectorized body and in the remainder of a loop (seen on the CPU with jax 0.10.2),
+so the last of the 52 bits depends on the shapes around an option; after the rounding it no longer shows."""
+
+
 class NativeMargin(NamedTuple):
     """Each account's figures today, in its own unit, float64."""
 
@@ -210,9 +216,13 @@ def _unit_requirements(
             needed = expiry_requirement(market, unit.expiry)
             initial = initial + jnp.where(unit.expiry_applies > 0, needed.initial, 0.0)
             maintenance = maintenance + jnp.where(unit.expiry_applies > 0, needed.maintenance, 0.0)
-        return Requirement(initial, maintenance)
+        return Requirement(_without_last_bits(initial), _without_last_bits(maintenance))
 
     return jax.vmap(one)(units)
+
+
+def _without_last_bits(figure: Float[Array, ""]) -> Float[Array, ""]:
+    return lax.reduce_precision(figure, exponent_bits=11, mantissa_bits=_UNIT_MANTISSA_BITS)
 
 
 def _moved_market(unit: UnitArrays, shocks: Float[Array, " factors"], cube: CubeRows, elapsed_years: float) -> RiskUnit:
