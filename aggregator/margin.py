@@ -26,7 +26,6 @@ from .rules.risk_unit import Requirement, RiskUnit, UnitMove, moved
 from .rules.tiered_notional import TierTable, tier_initial_rate, tiered_requirement, tiered_requirement_change
 from .rules.weighted_value import weighted_value, weighted_value_change
 
-
 _UNIT_MANTISSA_BITS = 40
 """Requirements of risk units are rounded to 2^-41 relative, 4.5e-13. The compiler contracts the additions inside its
 own error function differently in the vectorized body and in the remainder of a loop (seen on the CPU with jax 0.10.2),
