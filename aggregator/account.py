@@ -9,27 +9,31 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from datetime import datetime
-from typing import Any, NamedTuple
+from decimal import Decimal
+from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 
-from .cube import OptionTerms, years_until
+from .cube import OptionTerms
 from .errors import FailureReason
 from .market import IncompleteAccountError, Market, combined
 from .pricing import black76_price
+from .risk_units import UnitRow, forward_is_spot, marks_undiscounted, option_expiry, risk_unit_rows
 from .rule_forms import (
-    Contingency,
+    ContractMargin,
+    DebtCharge,
     ExpiryMaxLoss,
     Fixed,
     Form,
-    OptionFormula,
     PriceVolGrid,
+    RateOfSize,
     TieredNotional,
     Verdict,
     WeightedValue,
 )
-from .rules.tiered_notional import pack_tiers
+from .rules.rate_of_size import rate_of_size
+from .rules.tiered_notional import PackedTiers, pack_tiers, rate_at_quantity
 from .snapshot import Row
 
 
@@ -56,34 +60,15 @@ class AccountInfo(NamedTuple):
     unit_price_usd: float
     trigger: float
     at_or_below: bool
-    lender: bool
+    health: str
+    """Definition of the venue's own health, see rule_forms.Verdict."""
     reported: Mapping[str, float | None]
     reported_parts: bool
 
-
-class UnitRow(NamedTuple):
-    """One risk unit before padding: its market, holdings and rules (see rules.risk_unit.RiskUnit for the meaning)."""
-
-    account: int
-    underlying: str
-    spot: float
-    spot_confidence: float
-    stable_price: float
-    price_factor: str | None
-    """None for a unit that holds nothing but a stable token."""
-    vol_factor: str
-    stable_exponents: tuple[tuple[str, float], ...]
-    perp: tuple[float, float, float]
-    """quantity, price, confidence"""
-    collateral: tuple[tuple[float, float, float, float, int], ...]
-    """quantity, price USD, confidence, in grid, USD factor row"""
-    options: tuple[tuple[float, float, bool, float, int], ...]
-    """quantity, strike, is call, vol, expiry index"""
-    expiries: tuple[tuple[float, float, float, float], ...]
-    """years, forward, rate, confidence"""
-    grid: PriceVolGrid | None
-    contingencies: tuple[Contingency, ...]
-    max_loss: ExpiryMaxLoss | None
+    @property
+    def lender(self) -> bool:
+        """Whether health is weighted collateral over debt."""
+        return self.health == "weighted_collateral_over_debt"
 
 
 def account_info(row: Row, unit_price: float, verdict: Verdict, *, reported_parts: bool) -> AccountInfo:
@@ -97,10 +82,49 @@ def account_info(row: Row, unit_price: float, verdict: Verdict, *, reported_part
         unit_price_usd=unit_price,
         trigger=float(verdict.trigger),
         at_or_below=verdict.liquidates_when == "at_or_below",
-        lender=verdict.health == "weighted_collateral_over_debt",
+        health=verdict.health,
         reported={name: None if row[name] is None else float(row[name]) for name in names},
         reported_parts=reported_parts,
     )
+
+
+class ValueGroup(NamedTuple):
+    """What nets before it is weighted, and how it counts in equity and in the requirement.
+
+    A slice of a positive net value above `floors[k]` (account's unit, moved by the factor row `floor_row`) counts at
+    the weights' k-th entry; a negative one at the liability weight. A debt rate demands its share of a negative value.
+    """
+
+    floors: tuple[float, ...]
+    floor_row: int
+    initial_weights: tuple[float, ...]
+    maintenance_weights: tuple[float, ...]
+    liability_initial: float
+    liability_maintenance: float
+    debt_initial: float
+    debt_maintenance: float
+
+
+PLAIN_GROUP = ValueGroup((0.0,), 0, (1.0,), (1.0,), 1.0, 1.0, 0.0, 0.0)
+"""Counts at its value."""
+
+
+class TierEntry(NamedTuple):
+    """One position under notional tiers: notional (settlement asset) and what moves it, and its packed tables.
+
+    `conversion` is the account's unit per settlement asset today, moved by the factor row `conversion_row`.
+    `initial_notional` is the notional that counts for the initial level (orders may make it larger).
+    """
+
+    row: int
+    notional: float
+    initial_notional: float
+    conversion_row: int
+    conversion: float
+    inverse_leverage: float
+    minimum: float
+    initial_at_least_maintenance: bool
+    tables: PackedTiers
 
 
 class _Holding(NamedTuple):
@@ -109,6 +133,7 @@ class _Holding(NamedTuple):
     line: int
     asset_id: str
     """Asset in which the leg nets (its own for a balance, the settlement asset for profit)."""
+    instrument: Row | None
     native_row: int
     native_coefficient: float
     usd_row: int
@@ -126,12 +151,13 @@ class AccountDraft:
         self.lines: list[Line] = []
         self.line_equity: list[float] = []
         self.holdings: list[_Holding] = []
-        self.groups: list[tuple[float, float]] = []
+        self.groups: list[ValueGroup] = []
         self.native_legs: list[tuple[int, int, float]] = []
         self.requirements: list[tuple[int, float, float]] = []
-        self.tiers: list[Any] = []
-        self.fixed = [0.0, 0.0]
-        self.units: list[Any] = []
+        self.tiers: list[TierEntry] = []
+        self.fixed = [0.0, 0.0, 0.0]
+        """Initial and maintenance requirement and equity that nothing moves."""
+        self.units: list[UnitRow] = []
         self.reported_parts = False
 
     def pack(self) -> None:
@@ -139,13 +165,17 @@ class AccountDraft:
         market = self.market
         components = market.rules.get(self.row["rule_set"], [])
         verdicts = [form for _, form in components if isinstance(form, Verdict)]
-        # The contract forms mark options undiscounted; value and requirement must agree, or their difference is no
-        # margin.
-        self.marks_undiscounted = any(isinstance(form, ExpiryMaxLoss | OptionFormula) for _, form in components)
+        # Value and requirement must agree, or their difference is no margin.
+        self.forms = [form for _, form in components]
+        self.marks_undiscounted = marks_undiscounted(self.forms)
         if len(verdicts) != 1:
             raise IncompleteAccountError(
                 FailureReason.MISSING_PARAMETER, f"rule set {self.row['rule_set']!r} has {len(verdicts)} verdicts"
             )
+        self.option_value = next(
+            (form.options for row, form in components if isinstance(form, WeightedValue) and row["side"] == "equity"),
+            "model",
+        )
         unit = self.row["settlement_asset"]
         self.unit_price, _ = market.asset_price(self.venue, self.account_id, unit)
         self.unit_exponents = market.exponents(unit)
@@ -153,13 +183,22 @@ class AccountDraft:
             self._balance(balance)
         for position in market.positions.get(self.account_id, ()):
             self._position(position)
+        self.options_have_form = any(
+            isinstance(form, ContractMargin | PriceVolGrid | ExpiryMaxLoss) for _, form in components
+        )
         if not any(row["side"] == "equity" for row, _ in components):
             raise IncompleteAccountError(
                 FailureReason.MISSING_PARAMETER, f"rule set {self.row['rule_set']!r} has no equity component"
             )
         for row, form in components:
             self._component(row, form)
-        self._risk_units([form for row, form in components if row["side"] == "requirement"])
+        self.units = risk_unit_rows(
+            market,
+            self.row,
+            [form for row, form in components if row["side"] == "requirement"],
+            unit_price=self.unit_price,
+            unit_exponents=self.unit_exponents,
+        )
         self.info = account_info(self.row, self.unit_price, verdicts[0], reported_parts=self.reported_parts)
 
     def _row(self, exponents: Mapping[str, float]) -> int:
@@ -177,11 +216,13 @@ class AccountDraft:
         *,
         counts: bool = True,
         side: str | None = None,
+        instrument: Row | None = None,
     ) -> None:
         """A factor-row leg worth `usd` today, whose USD value moves with `exponents`."""
         native = combined((exponents, 1.0), (self.unit_exponents, -1.0))
+        rows = self._row(native), self._row(exponents)
         self.holdings.append(
-            _Holding(line, asset_id, self._row(native), usd / self.unit_price, self._row(exponents), usd, counts, side)
+            _Holding(line, asset_id, instrument, rows[0], usd / self.unit_price, rows[1], usd, counts, side)
         )
 
     def _balance(self, balance: Row) -> None:
@@ -215,9 +256,14 @@ class AccountDraft:
             row, price, exponents = self._option(position, instrument, settlement_price, settlement_exponents)
             usd_row, native_row = row
             self.holdings.append(
-                _Holding(line, settlement, native_row, size, usd_row, size, counts=True, balance_side=None)
+                _Holding(line, settlement, instrument, native_row, size, usd_row, size, counts=True, balance_side=None)
             )
             value = size * price * settlement_price
+            # The venue's own mark counts today; from there the value moves by the model.
+            beside_model = size * self._beside_model(position["instrument_id"], price) * settlement_price
+            if beside_model:
+                self._leg(line, settlement, settlement_exponents, beside_model, instrument=instrument)
+            value += beside_model
         else:
             mark = self._mark(position["instrument_id"])
             if position["entry_price"] is None:
@@ -242,14 +288,14 @@ class AccountDraft:
                 value = -size * settlement_price / mark
                 exponents = combined((underlying_exponents, -1.0), (settlement_exponents, 1.0))
                 cash += size * settlement_price / entry
-            self._leg(line, settlement, exponents, value)
+            self._leg(line, settlement, exponents, value, instrument=instrument)
         # The value leg of an inverse perp or future is what it owes in coins; an option's is its worth.
         shown = -value if instrument["payoff"] == "inverse" and instrument["kind"] != "option" else value
         self.lines.append(
             Line(key, self.account_id, self.venue, self.row["node"], market.risk_symbol(underlying), shown, abs(value))
         )
         if cash:
-            self._leg(line, settlement, settlement_exponents, cash)
+            self._leg(line, settlement, settlement_exponents, cash, instrument=instrument)
         self.line_equity.append(value + cash)
 
     def _mark(self, instrument_id: str) -> float:
@@ -258,35 +304,25 @@ class AccountDraft:
             raise IncompleteAccountError(FailureReason.MISSING_MARK, f"no mark of {instrument_id}", instrument_id)
         return row["value"]
 
-    def _expiry(self, instrument: Row, years: float) -> tuple[float, float, float]:
-        """(forward, rate, lowest confidence of the two) of an option's expiry; an absent rate feed is a rate of 0."""
-        subject = f"{instrument['underlying']}@{instrument['expiry']:%Y-%m-%dT%H:%M:%SZ}"
-        forward = self.market.mark(self.venue, self.account_id, subject, "forward")
-        if forward is None:
-            raise IncompleteAccountError(FailureReason.MISSING_MARK, f"no forward of {subject}", subject)
-        rate = self.market.mark(self.venue, self.account_id, subject, "rate")
-        confidences = [m["confidence"] for m in (forward, rate) if m is not None and m["confidence"] is not None]
-        return forward["value"], rate["value"] if rate is not None else 0.0, min(confidences, default=1.0)
-
-    def _implied_vol(self, instrument_id: str) -> Row:
-        row = self.market.mark(self.venue, self.account_id, instrument_id, "implied_vol")
-        if row is None:
-            raise IncompleteAccountError(
-                FailureReason.MISSING_MARK, f"no implied vol of {instrument_id}", instrument_id
-            )
-        return row
-
-    def _years(self, instrument: Row) -> float:
-        return years_until((instrument["expiry"] - self.market.as_of).total_seconds())
+    def _beside_model(self, instrument_id: str, model_price: float) -> float:
+        """What the venue's mark of an option is above the model's price, in its settlement asset."""
+        if self.option_value == "model":
+            return 0.0
+        row = self.market.mark(self.venue, self.account_id, instrument_id, "mark")
+        if row is None and self.option_value == "mark":
+            raise IncompleteAccountError(FailureReason.MISSING_MARK, f"no mark of {instrument_id}", instrument_id)
+        return 0.0 if row is None else row["value"] - model_price
 
     def _option(
         self, position: Row, instrument: Row, settlement_price: float, settlement_exponents: Mapping[str, float]
     ) -> tuple[tuple[int, int], float, Mapping[str, float]]:
         """((USD row, native row), price today in the settlement asset, exponents) of one option."""
         market = self.market
-        years = self._years(instrument)
-        forward, rate, _ = self._expiry(instrument, years)
-        vol = self._implied_vol(position["instrument_id"])["value"]
+        years = market.years(instrument)
+        symbol = market.risk_symbol(instrument["underlying"])
+        on_spot = forward_is_spot(self.row["rule_set"], self.forms, symbol)
+        forward, rate, _ = option_expiry(market, self.row, instrument, on_spot=on_spot)
+        vol = market.implied_vol(self.venue, self.account_id, position["instrument_id"])["value"]
         factor = market.assets[instrument["underlying"]]["risk_factor"]
         if factor is None:
             raise IncompleteAccountError(
@@ -332,9 +368,7 @@ class AccountDraft:
 
     def _component(self, row: Row, form: Form) -> None:
         if isinstance(form, Fixed):
-            self.fixed[0] += float(form.initial) if row["level"] != "maintenance" else 0.0
-            self.fixed[1] += float(form.maintenance) if row["level"] != "initial" else 0.0
-            self.reported_parts = True
+            self._fixed(row, form)
         elif row["side"] == "requirement" and row["level"] != "both":
             raise IncompleteAccountError(
                 FailureReason.UNSUPPORTED,
@@ -342,47 +376,105 @@ class AccountDraft:
             )
         elif isinstance(form, WeightedValue):
             self._equity(form) if row["side"] == "equity" else self._haircut(form)
-        elif isinstance(form, TieredNotional):
+        elif isinstance(form, DebtCharge):
+            self._debts(form)
+        elif isinstance(form, TieredNotional | RateOfSize):
             self._tiers(form)
 
-    def _weights(self, asset_id: str) -> Row | None:
-        """Collateral weights of an asset in the account's e-mode, else outside; the unit itself needs none."""
+    def _fixed(self, row: Row, form: Fixed) -> None:
+        if row["side"] == "equity":
+            self.fixed[2] += float(form.equity)
+        else:
+            self.fixed[0] += float(form.initial) if row["level"] != "maintenance" else 0.0
+            self.fixed[1] += float(form.maintenance) if row["level"] != "initial" else 0.0
+        self.reported_parts |= form.basis.startswith("reported")
+
+    def _weights(self, asset_id: str) -> list[Row]:
+        """Collateral weights of an asset in the account's e-mode, else outside, by tier; empty for the unit itself,
+        which needs none.
+        """
         rule_set, market = self.row["rule_set"], self.market
         tiers = market.collateral_tiers.get(
             (rule_set, asset_id, self.row["emode"] or "")
         ) or market.collateral_tiers.get((rule_set, asset_id, ""))
-        if tiers is None:
-            if asset_id == self.row["settlement_asset"]:
-                return None
+        if tiers is None and asset_id != self.row["settlement_asset"]:
             raise IncompleteAccountError(
                 FailureReason.MISSING_PARAMETER, f"no collateral weight of {asset_id} in {rule_set}", asset_id
             )
-        if len(tiers) > 1:
-            raise IncompleteAccountError(
-                FailureReason.UNSUPPORTED, f"collateral weights of {asset_id} in {len(tiers)} tiers", asset_id
-            )
-        return tiers[0]
+        return tiers or []
 
     def _equity(self, form: WeightedValue) -> None:
         group_of: dict[str, int] = {}
         for holding in self.holdings:
             if not holding.counts:
                 continue
-            if form.weights == "unit":
-                key, weights = "", (1.0, 1.0)
-            else:
-                tier = self._weights(holding.asset_id)
-                # A position's value and its cash are one profit, whatever else is netted.
-                key = holding.asset_id if form.net_by_asset else f"line {holding.line}"
-                weights = (
-                    (1.0, 1.0)
-                    if tier is None
-                    else (float(tier["asset_weight_maintenance"]), float(tier["liability_weight_maintenance"]))
-                )
+            instrument = holding.instrument
+            if form.options == "excluded" and instrument is not None and instrument["kind"] == "option":
+                continue
+            # A position's value and its cash are one profit, whatever else is netted.
+            key = "" if form.weights == "unit" else f"line {holding.line}"
+            if form.weights != "unit" and form.net_by_asset:
+                key = holding.asset_id
             if key not in group_of:
                 group_of[key] = len(self.groups)
-                self.groups.append(weights)
+                self.groups.append(PLAIN_GROUP if form.weights == "unit" else self._weighted_group(holding, form))
             self.native_legs.append((group_of[key], holding.native_row, holding.native_coefficient))
+
+    def _weighted_group(self, holding: _Holding, form: WeightedValue) -> ValueGroup:
+        asset_id, rule_set = holding.asset_id, self.row["rule_set"]
+        tiers: list[Row] = []
+        if holding.instrument is not None and not form.net_by_asset:
+            tiers = self.market.collateral_tiers.get((rule_set, holding.instrument["instrument_id"], "")) or []
+        tiers = tiers or self._weights(asset_id)
+        if not tiers:
+            return PLAIN_GROUP
+        in_tokens = tiers[0]["floor_in"] != "value"
+        if any((tier["floor_in"] != "value") != in_tokens for tier in tiers):
+            raise IncompleteAccountError(
+                FailureReason.INCONSISTENT, f"collateral tiers of {asset_id} in tokens and in value", asset_id
+            )
+        floors = [float(tier["floor"]) for tier in tiers]
+        if floors[0] != 0 or any(a >= b for a, b in pairwise(floors)):
+            raise IncompleteAccountError(
+                FailureReason.INCONSISTENT, f"collateral tiers of {asset_id} do not ascend from 0", asset_id
+            )
+        price, floor_row = 1.0, 0
+        if in_tokens and len(floors) > 1:
+            # A floor counted in tokens is worth more when the token is.
+            usd, _ = self.market.asset_price(self.venue, self.account_id, asset_id)
+            price = usd / self.unit_price
+            floor_row = self._row(combined((self.market.exponents(asset_id), 1.0), (self.unit_exponents, -1.0)))
+        full = form.liabilities == "unit"
+        return ValueGroup(
+            floors=tuple(floor * price for floor in floors),
+            floor_row=floor_row,
+            initial_weights=tuple(float(tier["asset_weight_initial"]) for tier in tiers),
+            maintenance_weights=tuple(float(tier["asset_weight_maintenance"]) for tier in tiers),
+            liability_initial=1.0 if full else float(tiers[0]["liability_weight_initial"]),
+            liability_maintenance=1.0 if full else float(tiers[0]["liability_weight_maintenance"]),
+            debt_initial=0.0,
+            debt_maintenance=0.0,
+        )
+
+    def _debts(self, form: DebtCharge) -> None:
+        def rates(asset_id: str) -> tuple[float, float]:
+            return (
+                float(form.initial_rates.get(asset_id, form.initial_rate)),
+                float(form.maintenance_rates.get(asset_id, form.maintenance_rate)),
+            )
+
+        group_of: dict[str, int] = {}
+        for holding in self.holdings:
+            initial, maintenance = rates(holding.asset_id)
+            if not form.net_by_asset:
+                if holding.balance_side == "liability":
+                    owed = -holding.native_coefficient
+                    self.requirements.append((holding.native_row, owed * initial, owed * maintenance))
+                continue
+            if holding.asset_id not in group_of:
+                group_of[holding.asset_id] = len(self.groups)
+                self.groups.append(ValueGroup((0.0,), 0, (0.0,), (0.0,), 0.0, 0.0, initial, maintenance))
+            self.native_legs.append((group_of[holding.asset_id], holding.native_row, holding.native_coefficient))
 
     def _haircut(self, form: WeightedValue) -> None:
         """`value * (1 - weight)` of every counting balance, as linear requirement rows."""
@@ -391,11 +483,17 @@ class AccountDraft:
         for holding in self.holdings:
             if holding.balance_side is None or not holding.counts:
                 continue
-            tier = self._weights(holding.asset_id)
-            if tier is None:
+            tiers = self._weights(holding.asset_id)
+            if not tiers:
                 continue
+            if len(tiers) > 1:
+                raise IncompleteAccountError(
+                    FailureReason.UNSUPPORTED,
+                    f"a haircut on {holding.asset_id} in {len(tiers)} tiers as a requirement",
+                    holding.asset_id,
+                )
             side = "asset" if holding.balance_side == "asset" else "liability"
-            initial, maintenance = (float(tier[f"{side}_weight_{level}"]) for level in ("initial", "maintenance"))
+            initial, maintenance = (float(tiers[0][f"{side}_weight_{level}"]) for level in ("initial", "maintenance"))
             value = holding.native_coefficient  # negative for a debt, whose weight above 1 then adds to the requirement
             if form.weighted_at == "unit":
                 self.requirements.append((holding.native_row, value * (1.0 - initial), value * (1.0 - maintenance)))
@@ -404,176 +502,152 @@ class AccountDraft:
                 usd = holding.usd_coefficient
                 self.requirements.append((holding.usd_row, -usd * initial, -usd * maintenance))
 
-    def _tiers(self, form: TieredNotional) -> None:
+    def _tiers(self, form: TieredNotional | RateOfSize) -> None:
         market = self.market
-        for position in market.positions.get(self.account_id, ()):
-            instrument_id = position["instrument_id"]
-            instrument = market.instruments[instrument_id]
-            if instrument["kind"] == "option":
-                raise IncompleteAccountError(
-                    FailureReason.UNSUPPORTED, f"option {instrument_id} under notional tiers", instrument_id
-                )
-            rows = market.margin_tiers.get((self.row["rule_set"], instrument_id))
-            if not rows:
-                raise IncompleteAccountError(
-                    FailureReason.MISSING_PARAMETER,
-                    f"no margin tiers of {instrument_id} in {self.row['rule_set']}",
-                    instrument_id,
-                )
-            size = abs(float(position["quantity"])) * float(instrument["contract_size"])
-            settlement = instrument["settlement_asset"]
-            settlement_price, _ = market.asset_price(self.venue, self.account_id, settlement)
-            underlying = market.exponents(instrument["underlying"])
-            if instrument["payoff"] == "linear":
-                notional, exponents = size * self._mark(instrument_id), underlying
-            else:
-                notional, exponents = size / self._mark(instrument_id), combined((underlying, -1.0))
-            conversion = combined((market.exponents(settlement), 1.0), (self.unit_exponents, -1.0))
-            inverse_leverage = 0.0
-            if form.initial == "leverage":
-                if position["leverage"] is None:
-                    raise IncompleteAccountError(
-                        FailureReason.MISSING_FIELD, f"no chosen leverage of {instrument_id}", instrument_id
-                    )
-                inverse_leverage = 1.0 / float(position["leverage"])
-            if position["initial_rate_override"] is not None:
-                inverse_leverage = max(inverse_leverage, float(position["initial_rate_override"]))
-            floors = np.array([float(r["notional_floor"]) for r in rows])
-            if floors[0] != 0 or np.any(np.diff(floors) <= 0):
-                raise IncompleteAccountError(
-                    FailureReason.INCONSISTENT, f"tier floors of {instrument_id} do not ascend from 0", instrument_id
-                )
-            arrays = pack_tiers(
-                floors,
-                np.array([float(r["maintenance_rate"]) for r in rows]),
-                # Where leverage is chosen the tiers' own initial rates say nothing.
-                np.array([0.0 if form.initial == "leverage" else float(r["initial_rate"]) for r in rows]),
-                size=len(rows),
-            )
-            self.tiers.append(
-                (
-                    self._row(exponents),
-                    notional,
-                    self._row(conversion),
-                    settlement_price / self.unit_price,
-                    inverse_leverage,
-                    *arrays,
-                )
-            )
-
-    def _risk_units(self, forms: Sequence[Form]) -> None:
-        grids = [form for form in forms if isinstance(form, PriceVolGrid)]
-        max_losses = [form for form in forms if isinstance(form, ExpiryMaxLoss)]
-        if any(isinstance(form, OptionFormula) for form in forms):
-            raise IncompleteAccountError(
-                FailureReason.UNSUPPORTED, "option_formula outside of an expiry_max_loss component"
-            )
-        contingencies = tuple(form for form in forms if isinstance(form, Contingency))
-        if not grids and not max_losses and not contingencies:
-            return
-        if len(grids) > 1 or len(max_losses) > 1:
-            raise IncompleteAccountError(
-                FailureReason.UNSUPPORTED, f"rule set {self.row['rule_set']!r} has several grids or maximum losses"
-            )
-        grid = grids[0] if grids else None
-        in_grid = set(grid.grid_collateral) if grid is not None else set()
-        market = self.market
-        holdings: dict[str, list[tuple[Row, Row]]] = defaultdict(list)
-        underlying_id: dict[str, str] = {}
+        orders: dict[str, list[Row]] = defaultdict(list)
+        for order in market.open_orders.get(self.account_id, ()):
+            self.fixed[0] += float(form.per_order)
+            self.fixed[1] += float(form.per_order)
+            if form.orders != "ignore" and not order["reduce_only"]:
+                orders[order["instrument_id"]].append(order)
+        held = set()
         for position in market.positions.get(self.account_id, ()):
             instrument = market.instruments[position["instrument_id"]]
-            symbol = market.risk_symbol(instrument["underlying"])
-            holdings[symbol].append((position, instrument))
-            underlying_id.setdefault(symbol, instrument["underlying"])
-        collateral: dict[str, list[Row]] = defaultdict(list)
-        for balance in market.balances.get(self.account_id, ()):
-            asset_id = balance["asset_id"]
-            if asset_id == self.row["settlement_asset"] or balance["side"] != "asset":
+            if self._in_a_form_of_options(instrument):
                 continue
-            if not balance["collateral_enabled"]:
-                continue
-            # Every token stands in exactly one unit: its own underlying's, else that of the account's only underlying.
-            symbol = market.risk_symbol(asset_id)
-            if symbol not in holdings and len(holdings) == 1:
-                symbol = next(iter(holdings))
-            collateral[symbol].append(balance)
-            underlying_id.setdefault(symbol, asset_id)
-        for symbol in sorted(set(holdings) | set(collateral)):
-            self.units.append(
-                self._risk_unit(symbol, underlying_id[symbol], holdings[symbol], collateral[symbol], in_grid)._replace(
-                    grid=grid, contingencies=contingencies, max_loss=max_losses[0] if max_losses else None
+            held.add(position["instrument_id"])
+            waiting = orders.get(position["instrument_id"], [])
+            if waiting and position["side_mode"] != "net":
+                raise IncompleteAccountError(
+                    FailureReason.UNSUPPORTED,
+                    f"open orders beside a {position['side_mode']} position of {position['instrument_id']}",
+                    position["instrument_id"],
                 )
-            )
+            self._tier_entry(form, position, instrument, waiting)
+        for instrument_id in sorted(set(orders) - held):
+            empty = {"instrument_id": instrument_id, "quantity": Decimal(0)}
+            empty |= dict.fromkeys(("entry_price", "leverage", "initial_rate_override"))
+            if not self._in_a_form_of_options(market.instruments[instrument_id]):
+                self._tier_entry(form, empty, market.instruments[instrument_id], orders[instrument_id])
 
-    def _risk_unit(
-        self,
-        symbol: str,
-        underlying: str,
-        holdings: Sequence[tuple[Row, Row]],
-        collateral: Sequence[Row],
-        in_grid: set[str],
-    ) -> UnitRow:
-        market = self.market
-        spot, spot_confidence = market.asset_price(self.venue, self.account_id, underlying)
-        perp = (0.0, spot, 1.0)
-        expiries: dict[datetime, tuple[float, float, float, float]] = {}
-        options = []
-        for position, instrument in holdings:
-            quantity = float(position["quantity"]) * float(instrument["contract_size"])
-            if instrument["payoff"] != "linear":
-                raise IncompleteAccountError(
-                    FailureReason.UNSUPPORTED,
-                    f"inverse {instrument['kind']} {position['instrument_id']} in a risk unit",
-                    position["instrument_id"],
-                )
-            if instrument["kind"] == "option":
-                moment = instrument["expiry"]
-                years = self._years(instrument)
-                forward, rate, confidence = self._expiry(instrument, years)
-                vol = self._implied_vol(position["instrument_id"])
-                if vol["confidence"] is not None:
-                    confidence = min(confidence, vol["confidence"])
-                known = expiries.get(moment)
-                rate = 0.0 if self.marks_undiscounted else rate
-                expiries[moment] = (years, forward, rate, min(confidence, known[3]) if known else confidence)
-                options.append(
-                    (quantity, float(instrument["strike"]), instrument["option_type"] == "call", vol["value"], moment)
-                )
-            elif instrument["kind"] == "perp" and perp[0] == 0.0:
-                row = market.mark(self.venue, self.account_id, position["instrument_id"], "mark")
-                if row is None:
-                    raise IncompleteAccountError(
-                        FailureReason.MISSING_MARK, f"no mark of {position['instrument_id']}", position["instrument_id"]
-                    )
-                perp = (quantity, row["value"], 1.0 if row["confidence"] is None else row["confidence"])
-            else:
-                raise IncompleteAccountError(
-                    FailureReason.UNSUPPORTED,
-                    f"{instrument['kind']} {position['instrument_id']} in a risk unit",
-                    position["instrument_id"],
-                )
-        order = {moment: number for number, moment in enumerate(sorted(expiries))}
-        tokens = []
-        for balance in collateral:
-            price, confidence = market.asset_price(self.venue, self.account_id, balance["asset_id"])
-            flag = 1.0 if market.assets[balance["asset_id"]]["symbol"] in in_grid else 0.0
-            cube_row = self._row(market.exponents(balance["asset_id"]))
-            quantity = float(balance["quantity"] + (balance["accrued_interest"] or 0))
-            tokens.append((quantity, price, confidence, flag, cube_row))
-        return UnitRow(
-            account=0,
-            underlying=symbol,
-            spot=spot,
-            spot_confidence=spot_confidence,
-            stable_price=self.unit_price,
-            price_factor=f"price:{symbol}" if f"price:{symbol}" in market.exponents(underlying) else None,
-            vol_factor=f"vol:{symbol}",
-            stable_exponents=tuple(sorted(self.unit_exponents.items())),
-            perp=perp,
-            collateral=tuple(tokens),
-            options=tuple((q, k, c, v, order[moment]) for q, k, c, v, moment in options),
-            expiries=tuple(expiries[moment] for moment in sorted(expiries)),
-            grid=None,
-            contingencies=(),
-            max_loss=None,
+    def _in_a_form_of_options(self, instrument: Row) -> bool:
+        """Whether the instrument is an option, whose requirement another form of the rule set holds."""
+        if instrument["kind"] != "option":
+            return False
+        if self.options_have_form:
+            return True
+        instrument_id = instrument["instrument_id"]
+        raise IncompleteAccountError(
+            FailureReason.UNSUPPORTED, f"option {instrument_id} under notional tiers", instrument_id
         )
+
+    def _tier_entry(
+        self, form: TieredNotional | RateOfSize, position: Row, instrument: Row, orders: Sequence[Row]
+    ) -> None:
+        market, instrument_id = self.market, instrument["instrument_id"]
+        rows = market.margin_tiers.get((self.row["rule_set"], instrument_id))
+        if not rows:
+            raise IncompleteAccountError(
+                FailureReason.MISSING_PARAMETER,
+                f"no margin tiers of {instrument_id} in {self.row['rule_set']}",
+                instrument_id,
+            )
+        floors = [float(row["notional_floor"]) for row in rows]
+        if floors[0] != 0 or any(a >= b for a, b in pairwise(floors)):
+            raise IncompleteAccountError(
+                FailureReason.INCONSISTENT, f"tier floors of {instrument_id} do not ascend from 0", instrument_id
+            )
+        settlement = instrument["settlement_asset"]
+        settlement_price, _ = market.asset_price(self.venue, self.account_id, settlement)
+        conversion = combined((market.exponents(settlement), 1.0), (self.unit_exponents, -1.0))
+        per_contract, exponents = self._notional_of_one(form, position, instrument)
+        quantity = abs(position["quantity"])
+        worst = max(quantity, _worst_side(position["quantity"], orders))
+        counted = worst if form.orders == "worst_side" else quantity
+        tables = self._tables(form, rows, counted, worst, instrument)
+        self.tiers.append(
+            TierEntry(
+                row=self._row(exponents),
+                notional=float(counted) * per_contract,
+                initial_notional=float(worst) * per_contract,
+                conversion_row=self._row(conversion),
+                conversion=settlement_price / self.unit_price,
+                inverse_leverage=self._inverse_leverage(form, position),
+                minimum=float(form.minimum) if isinstance(form, TieredNotional) and quantity else 0.0,
+                initial_at_least_maintenance=isinstance(form, TieredNotional) and form.initial_at_least_maintenance,
+                tables=tables,
+            )
+        )
+
+    def _notional_of_one(
+        self, form: TieredNotional | RateOfSize, position: Row, instrument: Row
+    ) -> tuple[float, dict[str, float]]:
+        """(notional of one contract in the settlement asset, factors that move it)."""
+        size, instrument_id = float(instrument["contract_size"]), instrument["instrument_id"]
+        linear = instrument["payoff"] == "linear"
+        if isinstance(form, TieredNotional) and form.basis == "entry":
+            if position["entry_price"] is None:
+                raise IncompleteAccountError(
+                    FailureReason.MISSING_FIELD, f"no entry price of {instrument_id}", instrument_id
+                )
+            entry = float(position["entry_price"])
+            return (size * entry if linear else size / entry), {}
+        mark, underlying = self._mark(instrument_id), self.market.exponents(instrument["underlying"])
+        return (size * mark, underlying) if linear else (size / mark, combined((underlying, -1.0)))
+
+    def _inverse_leverage(self, form: TieredNotional | RateOfSize, position: Row) -> float:
+        """The position's own initial rate: 1 / chosen leverage, or its override where that is larger."""
+        rate = 0.0
+        if form.initial == "leverage":
+            if position["leverage"] is None:
+                instrument_id = position["instrument_id"]
+                raise IncompleteAccountError(
+                    FailureReason.MISSING_FIELD, f"no chosen leverage of {instrument_id}", instrument_id
+                )
+            rate = 1.0 / float(position["leverage"])
+        override = position["initial_rate_override"]
+        return rate if override is None else max(rate, float(override))
+
+    def _tables(
+        self,
+        form: TieredNotional | RateOfSize,
+        rows: Sequence[Row],
+        counted: Decimal,
+        worst: Decimal,
+        instrument: Row,
+    ) -> PackedTiers:
+        """Floors in notional with their steps; a size that decides the rate decides it today."""
+        first = rows[0]
+        if isinstance(form, RateOfSize):
+            coefficient = first["size_coefficient"] or Decimal(0)
+            size = instrument["contract_size"]
+            if instrument["payoff"] != "linear":
+                size = size / Decimal(str(self._mark(instrument["instrument_id"])))
+            initial = rate_of_size(form.law, first["initial_rate"], coefficient, worst * size)
+            maintenance = rate_of_size(form.law, first["maintenance_rate"], coefficient, counted * size)
+            return pack_tiers([0.0], [maintenance], [0.0], [initial], initial_is_integral=True)
+        # Where leverage is chosen the tiers' own initial rates say nothing.
+        initial_rates = [Decimal(0) if form.initial == "leverage" else row["initial_rate"] for row in rows]
+        integral = form.initial == "tier_integral"
+        if form.floors == "quantity":
+            maintenance = rate_at_quantity(rows, counted)
+            initial = rate_at_quantity(
+                [row | {"maintenance_rate": rate} for row, rate in zip(rows, initial_rates, strict=True)],
+                worst,
+                whole=not integral,
+            )
+            return pack_tiers([0.0], [maintenance], [0.0], [initial], initial_is_integral=True)
+        return pack_tiers(
+            [float(row["notional_floor"]) for row in rows],
+            [float(row["maintenance_rate"]) for row in rows],
+            [float(row["deduction"]) for row in rows],
+            [float(rate) for rate in initial_rates],
+            initial_is_integral=integral,
+        )
+
+
+def _worst_side(quantity: Decimal, orders: Sequence[Row]) -> Decimal:
+    """The larger absolute quantity after all buy orders, and after all sell orders."""
+    bids = sum((order["remaining_quantity"] for order in orders if order["side"] == "buy"), Decimal(0))
+    asks = sum((order["remaining_quantity"] for order in orders if order["side"] == "sell"), Decimal(0))
+    return max(abs(quantity + bids), abs(quantity - asks))

@@ -15,21 +15,12 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from .batch import PortfolioArrays, UnitArrays
-from .config import TILE
-from .cube import TERMS, CubeRows
+from .batch import PortfolioArrays
+from .cube import CubeRows
 from .rounding import rounded
-from .rules.contingency import contingency_requirement
-from .rules.expiry_max_loss import expiry_requirement
-from .rules.price_vol_grid import grid_requirement
-from .rules.risk_unit import Requirement, RiskUnit, UnitMove, moved
-from .rules.tiered_notional import TierTable, tier_initial_rate, tiered_requirement, tiered_requirement_change
-from .rules.weighted_value import weighted_value, weighted_value_change
-
-_UNIT_MANTISSA_BITS = 40
-"""Requirements of risk units are rounded to 2^-41 relative, 4.5e-13. The compiler contracts the additions inside its
-own error function differently in the vectorized body and in the remainder of a loop (seen on the CPU with jax 0.10.2),
-so the last of the 52 bits depends on the shapes around an option; after the rounding it no longer shows."""
+from .rules.tiered_notional import tiered_requirement, tiered_requirement_change
+from .rules.weighted_value import negative_part_change, weighted_value, weighted_value_change
+from .unit_margin import unit_maintenance, unit_requirements
 
 
 class NativeMargin(NamedTuple):
@@ -75,7 +66,7 @@ def native_margin_today(
     equity, initial, maintenance = _margin_of_rows(portfolio, today)
     if portfolio.units is not None:
         units = portfolio.units
-        needed = _unit_requirements(units, shocks_today, cube, elapsed_years=0.0)
+        needed = unit_requirements(units, shocks_today, cube, elapsed_years=0.0)
         initial = accumulate(units.account, lambda u: needed.initial[u], initial)
         maintenance = accumulate(units.account, lambda u: needed.maintenance[u], maintenance)
     return NativeMargin(equity, initial, maintenance)
@@ -83,14 +74,29 @@ def native_margin_today(
 
 def _margin_of_rows(portfolio: PortfolioArrays, today: Float[Array, " rows"]) -> NativeMargin:
     """Every account's figures today without what its risk units require."""
-    accounts = portfolio.trigger.shape[0]
     net = _group_values(portfolio, today)
-    equity = accumulate(
+
+    def counted(g: Array, step: Float[Array, "G slices"], liability: Float[Array, " G"]) -> Array:
+        return weighted_value(net[g], portfolio.group_floor[g], step[g], liability[g])
+
+    def at_maintenance(g: Array) -> Array:
+        return counted(g, portfolio.group_maintenance_step, portfolio.group_liability_maintenance)
+
+    def at_initial(g: Array) -> Array:
+        return counted(g, portfolio.group_initial_step, portfolio.group_liability_initial)
+
+    def debt(g: Array) -> Array:
+        return jnp.maximum(-net[g], 0.0)
+
+    equity = accumulate(portfolio.group_account, at_maintenance, portfolio.fixed_equity)
+    # Equity counts at the maintenance weights; what the initial ones take away more has to be there as well.
+    initial = accumulate(portfolio.group_account, lambda g: at_maintenance(g) - at_initial(g), portfolio.fixed_initial)
+    initial = accumulate(portfolio.group_account, lambda g: rounded(portfolio.group_debt_initial[g] * debt(g)), initial)
+    maintenance = accumulate(
         portfolio.group_account,
-        lambda g: weighted_value(net[g], portfolio.group_asset_weight[g], portfolio.group_liability_weight[g]),
-        jnp.zeros(accounts, jnp.float64),
+        lambda g: rounded(portfolio.group_debt_maintenance[g] * debt(g)),
+        portfolio.fixed_maintenance,
     )
-    initial, maintenance = portfolio.fixed_initial, portfolio.fixed_maintenance
     value = today[portfolio.requirement_row]
     initial = accumulate(
         portfolio.requirement_account, lambda r: rounded(portfolio.requirement_initial[r] * value[r]), initial
@@ -101,10 +107,7 @@ def _margin_of_rows(portfolio: PortfolioArrays, today: Float[Array, " rows"]) ->
     initial = accumulate(portfolio.tier_account, lambda t: _tier_initial(portfolio, t), initial)
     maintenance = accumulate(
         portfolio.tier_account,
-        lambda t: rounded(
-            portfolio.tier_conversion[t]
-            * tiered_requirement(portfolio.tier_notional[t], portfolio.tier_floor[t], portfolio.tier_increment[t])
-        ),
+        lambda t: rounded(portfolio.tier_conversion[t] * _tier_maintenance(portfolio, t)),
         maintenance,
     )
     return NativeMargin(equity, initial, maintenance)
@@ -124,7 +127,7 @@ def scenario_margin(
     of_rows = _margin_of_rows(portfolio, today)
     requirement = of_rows.maintenance[:, None] + requirement_change.astype(jnp.float64)
     if portfolio.units is not None:
-        in_units = _unit_maintenance(portfolio.units, shocks, cube, horizon_years)
+        in_units = unit_maintenance(portfolio.units, shocks, cube, horizon_years)
         requirement = accumulate(portfolio.units.account, lambda u: in_units[u], requirement)
     return ScenarioMargin(of_rows.equity[:, None] + equity_change.astype(jnp.float64), requirement)
 
@@ -148,12 +151,30 @@ def _group_values(portfolio: PortfolioArrays, today: Float[Array, " rows"]) -> F
     )
 
 
+def _tier_maintenance(portfolio: PortfolioArrays, tier: Array) -> Array:
+    """Maintenance requirement of one position in its settlement asset."""
+    by_tiers = tiered_requirement(
+        portfolio.tier_notional[tier],
+        portfolio.tier_floor[tier],
+        portfolio.tier_step[tier],
+        portfolio.tier_jump[tier],
+    )
+    return jnp.maximum(by_tiers, portfolio.tier_minimum[tier])
+
+
 def _tier_initial(portfolio: PortfolioArrays, tier: Array) -> Array:
-    """Notional at the larger of the position's own rate (chosen leverage, override) and the tier's initial rate."""
-    notional = portfolio.tier_notional[tier]
-    table = TierTable(portfolio.tier_floor[tier], portfolio.tier_increment[tier], portfolio.tier_initial_rate[tier])
-    rate = jnp.maximum(portfolio.tier_inverse_leverage[tier], tier_initial_rate(notional, table))
-    return rounded(portfolio.tier_conversion[tier] * notional * rate)
+    """The largest of notional at the position's own rate (chosen leverage, override), the tiers' initial requirement,
+    the minimum, and the maintenance requirement where the venue asks for no less.
+    """
+    notional = portfolio.tier_initial_notional[tier]
+    by_tiers = tiered_requirement(
+        notional, portfolio.tier_floor[tier], portfolio.tier_initial_step[tier], portfolio.tier_initial_jump[tier]
+    )
+    at_least = jnp.where(
+        portfolio.tier_at_least_maintenance[tier], _tier_maintenance(portfolio, tier), portfolio.tier_minimum[tier]
+    )
+    own = rounded(notional * portfolio.tier_inverse_leverage[tier])
+    return rounded(portfolio.tier_conversion[tier] * jnp.maximum(jnp.maximum(own, by_tiers), at_least))
 
 
 def _native_changes(
@@ -172,79 +193,40 @@ def _native_changes(
     equity = accumulate(
         portfolio.group_account,
         lambda g: weighted_value_change(
-            net_today[g], net[g], portfolio.group_asset_weight[g], portfolio.group_liability_weight[g]
+            net_today[g],
+            net[g],
+            portfolio.group_floor[g],
+            portfolio.group_maintenance_step[g],
+            portfolio.group_liability_maintenance[g],
+            floor_change=change[portfolio.group_floor_row[g]],
         ),
+        jnp.zeros((accounts, scenarios), single),
+    )
+    debt_rate = portfolio.group_debt_maintenance.astype(single)
+    requirement = accumulate(
+        portfolio.group_account,
+        lambda g: rounded(-debt_rate[g] * negative_part_change(net_today[g], net[g])),
         jnp.zeros((accounts, scenarios), single),
     )
     weight = portfolio.requirement_maintenance.astype(single)
     requirement = accumulate(
         portfolio.requirement_account,
         lambda r: rounded(weight[r] * change[portfolio.requirement_row[r]]),
-        jnp.zeros((accounts, scenarios), single),
+        requirement,
     )
 
     def tier_change(t: Array) -> Array:
         """Requirement in the account's unit: (M + dM) * c (1 + dc) - M c = c (dM + (M + dM) dc)."""
-        floor, increment = portfolio.tier_floor[t], portfolio.tier_increment[t]
-        notional = portfolio.tier_notional[t]
+        floor, step, jump = portfolio.tier_floor[t], portfolio.tier_step[t], portfolio.tier_jump[t]
+        notional, least = portfolio.tier_notional[t], portfolio.tier_minimum[t]
         moved_by = notional.astype(single) * change[portfolio.tier_row[t]]
-        gain = jax.vmap(lambda d: tiered_requirement_change(notional, d, floor, increment))(moved_by)
-        before = tiered_requirement(notional, floor, increment).astype(single)
+        by_tiers = tiered_requirement(notional, floor, step, jump)
+        gain = jax.vmap(lambda d: tiered_requirement_change(notional, d, floor, step, jump))(moved_by)
+        # max(M + dM, least) - max(M, least), again without a difference of large numbers.
+        room = (least - by_tiers).astype(single)
+        gain = jnp.maximum(gain, room) - jnp.maximum(room, 0.0)
+        before = jnp.maximum(by_tiers, least).astype(single)
         drift = change[portfolio.tier_conversion_row[t]]
         return rounded(portfolio.tier_conversion[t].astype(single) * (gain + rounded((before + gain) * drift)))
 
     return equity, accumulate(portfolio.tier_account, tier_change, requirement)
-
-
-def _unit_requirements(
-    units: UnitArrays, shocks: Float[Array, " factors"], cube: CubeRows, *, elapsed_years: float
-) -> Requirement:
-    """Initial and maintenance requirement of every risk unit in one scenario, [U] each, float64."""
-
-    def one(unit: UnitArrays) -> Requirement:
-        market = _moved_market(unit, shocks, cube, elapsed_years)
-        initial = jnp.zeros((), jnp.float64)
-        maintenance = jnp.zeros((), jnp.float64)
-        if unit.grid is not None:
-            needed = grid_requirement(market, unit.grid)
-            initial, maintenance = initial + rounded(needed.initial), maintenance + rounded(needed.maintenance)
-        if unit.contingency is not None:
-            needed = contingency_requirement(market, unit.contingency)
-            initial, maintenance = initial + needed.initial, maintenance + needed.maintenance
-        if unit.expiry is not None:
-            needed = expiry_requirement(market, unit.expiry)
-            initial = initial + jnp.where(unit.expiry_applies > 0, needed.initial, 0.0)
-            maintenance = maintenance + jnp.where(unit.expiry_applies > 0, needed.maintenance, 0.0)
-        return Requirement(_without_last_bits(initial), _without_last_bits(maintenance))
-
-    return jax.vmap(one)(units)
-
-
-def _without_last_bits(figure: Float[Array, ""]) -> Float[Array, ""]:
-    return lax.reduce_precision(figure, exponent_bits=11, mantissa_bits=_UNIT_MANTISSA_BITS)
-
-
-def _moved_market(unit: UnitArrays, shocks: Float[Array, " factors"], cube: CubeRows, elapsed_years: float) -> RiskUnit:
-    stable = rounded(unit.stable_weight[0] * shocks[unit.stable_factor[0]])
-    for term in range(1, TERMS):
-        stable = stable + rounded(unit.stable_weight[term] * shocks[unit.stable_factor[term]])
-    move = UnitMove(
-        price=unit.price_weight * shocks[unit.price_factor],
-        collateral_price=jax.vmap(lambda row: cube.log_change(shocks, row))(unit.collateral_row),
-        vol=unit.vol_weight * shocks[unit.vol_factor],
-        stable=stable,
-    )
-    return moved(unit.market, move, elapsed_years=elapsed_years)
-
-
-def _unit_maintenance(
-    units: UnitArrays, shocks: Float[Array, "scenarios factors"], cube: CubeRows, horizon_years: float
-) -> Float[Array, "U scenarios"]:
-    """Maintenance requirement of every unit in every scenario: nested grids repriced, in tiles of fixed size."""
-    tiles = shocks.reshape(-1, TILE, shocks.shape[1])
-
-    def tile(block: Float[Array, "tile factors"]) -> Float[Array, "tile U"]:
-        each = jax.vmap(lambda s: _unit_requirements(units, s, cube, elapsed_years=horizon_years).maintenance)
-        return each(block)
-
-    return jnp.moveaxis(lax.map(tile, tiles).reshape(shocks.shape[0], -1), 1, 0)

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 
-from .cube import CubeBuilder
+from .cube import CubeBuilder, years_until
 from .errors import FailureReason
 from .rule_forms import Form, parse_parameters
 from .snapshot import Row, Snapshot
@@ -38,6 +38,7 @@ class Market:
         self.marks = {(r["venue"], r["account_id"], r["subject"], r["field"]): r for r in tables["marks"]}
         self.balances = grouped(tables["balances"], "account_id")
         self.positions = grouped(tables["positions"], "account_id")
+        self.open_orders = grouped(tables["open_orders"], "account_id")
         self.rules: dict[str, list[tuple[Row, Form]]] = defaultdict(list)
         for row in sorted(tables["rule_sets"], key=lambda r: (r["rule_set"], r["component_no"])):
             self.rules[row["rule_set"]].append((row, parse_parameters(row["form"], row["parameters"])))
@@ -69,6 +70,29 @@ class Market:
         if self.assets[asset_id]["risk_factor"] is None:
             return 1.0, 1.0
         raise IncompleteAccountError(FailureReason.MISSING_MARK, f"no price of {asset_id} on {venue}", asset_id)
+
+    def years(self, instrument: Row) -> float:
+        """Years of 365 days until the instrument expires, never negative."""
+        return years_until((instrument["expiry"] - self.as_of).total_seconds())
+
+    def expiry(self, venue: str, account_id: str, instrument: Row) -> tuple[float, float, float]:
+        """(forward, rate, lowest confidence of the two) of an option's expiry; an absent rate feed is a rate of 0."""
+        subject = f"{instrument['underlying']}@{instrument['expiry']:%Y-%m-%dT%H:%M:%SZ}"
+        forward = self.mark(venue, account_id, subject, "forward")
+        if forward is None:
+            raise IncompleteAccountError(FailureReason.MISSING_MARK, f"no forward of {subject}", subject)
+        rate = self.mark(venue, account_id, subject, "rate")
+        confidences = [m["confidence"] for m in (forward, rate) if m is not None and m["confidence"] is not None]
+        return forward["value"], rate["value"] if rate is not None else 0.0, min(confidences, default=1.0)
+
+    def implied_vol(self, venue: str, account_id: str, instrument_id: str) -> Row:
+        """The mark row of an option's implied vol."""
+        row = self.mark(venue, account_id, instrument_id, "implied_vol")
+        if row is None:
+            raise IncompleteAccountError(
+                FailureReason.MISSING_MARK, f"no implied vol of {instrument_id}", instrument_id
+            )
+        return row
 
     def exponents(self, asset_id: str) -> dict[str, float]:
         """Factors that move the USD price of an asset."""

@@ -11,12 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-import numpy as np
-
-from .account import AccountDraft, AccountInfo, Line, UnitRow, account_info
+from .account import AccountDraft, AccountInfo, Line, TierEntry, ValueGroup, account_info
 from .cube import CubeBuilder
 from .errors import ConfigurationError, Failure, FailureReason
 from .market import IncompleteAccountError, Market
+from .risk_units import UnitRow
 from .rule_forms import Verdict
 from .snapshot import Snapshot
 
@@ -27,9 +26,9 @@ class PackedPortfolio:
     groups.
 
     `legs` of a line: (line, row in USD, coefficient in USD); coefficients are money today per unit of the row's value.
-    `native_legs`: (group, row, coefficient in the account's unit). `groups`: (account, asset weight, liability weight).
-    `requirements`: (account, row, initial coefficient, maintenance coefficient). `tiers`: (account, notional row,
-    notional today, conversion row, conversion today, inverse leverage, floors, increments, initial rates).
+    `native_legs`: (group, row, coefficient in the account's unit). `groups`: (account, group). `requirements`:
+    (account, row, initial coefficient, maintenance coefficient). `tiers`: (account, entry). `fixed`: initial and
+    maintenance requirement and equity of each account that nothing moves.
     """
 
     portfolio_id: str
@@ -39,12 +38,10 @@ class PackedPortfolio:
     line_node: list[int] = field(default_factory=list)
     legs: list[tuple[int, int, float]] = field(default_factory=list)
     native_legs: list[tuple[int, int, float]] = field(default_factory=list)
-    groups: list[tuple[int, float, float]] = field(default_factory=list)
+    groups: list[tuple[int, ValueGroup]] = field(default_factory=list)
     requirements: list[tuple[int, int, float, float]] = field(default_factory=list)
-    tiers: list[tuple[int, int, float, int, float, float, np.ndarray, np.ndarray, np.ndarray]] = field(
-        default_factory=list
-    )
-    fixed: list[tuple[float, float]] = field(default_factory=list)
+    tiers: list[tuple[int, TierEntry]] = field(default_factory=list)
+    fixed: list[tuple[float, float, float]] = field(default_factory=list)
     line_equity: list[float] = field(default_factory=list)
     """What each line adds to market equity today, USD: its value, for a perp or future its profit."""
     debts: dict[int, float] = field(default_factory=dict)
@@ -180,11 +177,11 @@ def _append(portfolio: PackedPortfolio, draft: AccountDraft) -> None:
     portfolio.lines += draft.lines
     portfolio.line_node += [portfolio.nodes.index(node)] * len(draft.lines)
     portfolio.legs += [(first_line + h.line, h.usd_row, h.usd_coefficient) for h in draft.holdings]
-    portfolio.groups += [(account, asset, liability) for asset, liability in draft.groups]
+    portfolio.groups += [(account, group) for group in draft.groups]
     portfolio.native_legs += [(first_group + group, row, coefficient) for group, row, coefficient in draft.native_legs]
     portfolio.requirements += [(account, *entry) for entry in draft.requirements]
-    portfolio.tiers += [(account, *entry) for entry in draft.tiers]
-    portfolio.fixed.append((draft.fixed[0], draft.fixed[1]))
+    portfolio.tiers += [(account, entry) for entry in draft.tiers]
+    portfolio.fixed.append((draft.fixed[0], draft.fixed[1], draft.fixed[2]))
     portfolio.line_equity += draft.line_equity
     debt = sum(-h.native_coefficient for h in draft.holdings if h.balance_side == "liability")
     if debt > 0:

@@ -8,7 +8,7 @@ says how; no form says who: a venue is data.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from typing import Annotated, Any, Literal
@@ -17,6 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, model_valida
 
 Number = Annotated[Decimal, PlainSerializer(str, return_type=str, when_used="json")]
 """An exact number; travels as a decimal string."""
+
+Digits = Annotated[int, Field(ge=0, le=18), PlainSerializer(str, return_type=str, when_used="json")]
+"""A number of decimal digits; travels as text too."""
 
 Level = Literal["initial", "maintenance", "both"]
 Side = Literal["equity", "requirement", "verdict"]
@@ -29,24 +32,66 @@ class Form(BaseModel):
 
 
 class TieredNotional(Form):
-    """Requirement of each position: the integral of a step function of rates over notional.
+    """Requirement of each position by the rows of `margin_tiers` of its instrument.
 
-    Maintenance: `sum_k rate_k * (min(N, floor_{k+1}) - floor_k)^+` over the instrument's rows of `margin_tiers`; the
-    same as `N * rate - deduction` in the tier of N. Initial: `N / leverage` with the leverage chosen on the position
-    (`initial = "leverage"`), or the initial rate of the tier of N on the whole notional (`initial = "tier_rate"`). An
-    initial-rate override of the position wins when it is larger. N is absolute notional in the settlement asset.
+    N is absolute notional in the settlement asset, at the mark (`basis = "mark"`) or at the entry price, which no
+    price moves (`basis = "entry"`). Maintenance in the tier of N (floor < N): `N * rate - deduction`, the deduction as
+    the venue publishes it; where it continues the tier below this is the integral of a step function of rates, and a
+    table that jumps or whose rates fall is computed as it stands. `floors = "quantity"`: the floors count contracts
+    (coins for a linear contract of size 1), deductions count rate x contracts and are recomputed from the rates.
+    At least `minimum` for each position.
+
+    Initial: `N / leverage` with the leverage chosen on the position (`"leverage"`), the initial rate of the tier of N
+    on the whole notional (`"tier_rate"`), or the integral of the initial rates (`"tier_integral"`). An initial-rate
+    override of the position wins when it is larger. The initial requirement is never below the maintenance one where
+    `initial_at_least_maintenance`.
+
+    `orders`: the size that counts is that of the position, or the larger of the sizes after all buy orders and after
+    all sell orders (`"worst_side"`), or the latter for the initial level alone (`"worst_side_initial"`); orders that
+    only reduce do not count. Every order of the account adds `per_order`.
     """
 
-    initial: Literal["leverage", "tier_rate"] = "leverage"
+    initial: Literal["leverage", "tier_rate", "tier_integral"] = "leverage"
+    basis: Literal["mark", "entry"] = "mark"
+    floors: Literal["notional", "quantity"] = "notional"
+    minimum: Number = Decimal(0)
+    initial_at_least_maintenance: bool = False
+    orders: Literal["ignore", "worst_side", "worst_side_initial"] = "ignore"
+    per_order: Number = Decimal(0)
+
+
+class RateOfSize(Form):
+    """Requirement of each position at one rate that grows with its size in units of the underlying (coins).
+
+    The rates of the first tier of `margin_tiers` and that row's `size_coefficient` c give the rate of a position of
+    size q: `law = "linear"`: `rate + c * q`; `law = "integer_sqrt"`: in integers of 1e-4 (rates) and 1e-6 (c), as an
+    on-chain program computes it, `max(w, w - w/5 + isqrt(10 * q * 1e9 + 1) * c / 1e7)`, every division rounded down.
+    Quantities stay in a scenario, so the rate is a number and the requirement is proportional to notional. `orders`
+    and `per_order` as in `TieredNotional`; an initial-rate override of the position wins when it is larger.
+    """
+
+    law: Literal["linear", "integer_sqrt"]
+    initial: Literal["rate", "leverage"] = "rate"
+    orders: Literal["ignore", "worst_side", "worst_side_initial"] = "ignore"
+    per_order: Number = Decimal(0)
 
 
 class WeightedValue(Form):
     """Value of balances (and settled profit) of an account, weighted.
 
     As an equity component: `sum value * weight`, with `weights = "unit"` (all 1) or `"collateral_tiers"` (asset weight
-    of the level on a positive net value, liability weight on a negative one). Values are netted per asset first when
-    `net_by_asset`, unrealised profit included in its settlement asset. Only balances with collateral enabled count. As
-    a requirement component: `sum value * (1 - asset weight)` on assets and `sum value * (liability weight - 1)` on
+    of the level on a positive net value, liability weight on a negative one). Several tiers of an asset are marginal:
+    each slice of the net value above its floor counts at its own weight. Equity counts at the maintenance weights; what
+    the initial weights take away more is added to the initial requirement. Values are netted per asset first when
+    `net_by_asset`, unrealized profit included in its settlement asset. Without netting the profit of a position counts
+    at the weight of its instrument where `collateral_tiers` has a row with the instrument's id in `asset_id`, else at
+    that of its settlement asset. Only balances with collateral enabled count.
+
+    `liabilities = "unit"`: a negative net value counts in full whatever the tiers say. `options`: an option is worth
+    its model price (`"model"`), the venue's own mark today with the model's changes from there (`"mark"`), or nothing
+    here because the per-contract formula holds its value (`"excluded"`).
+
+    As a requirement component: `sum value * (1 - asset weight)` on assets and `sum value * (liability weight - 1)` on
     debts, so that equity minus requirement is the weighted value. With `weighted_at = "usd"` the weighted part counts
     at the plain dollar price while the unweighted value counts in the account's own unit (they differ when the
     settlement stable is off peg).
@@ -55,29 +100,51 @@ class WeightedValue(Form):
     weights: Literal["unit", "collateral_tiers"] = "unit"
     net_by_asset: bool = False
     weighted_at: Literal["unit", "usd"] = "unit"
+    liabilities: Literal["weighted", "unit"] = "weighted"
+    options: Literal["model", "mark", "excluded"] = "model"
+
+
+class DebtCharge(Form):
+    """Requirement `rate * debt`: on every liability (`net_by_asset` false), or on what is owed of an asset after
+    netting its balances and the profit that settles in it.
+
+    `initial_rates` and `maintenance_rates` by asset id go before the common rates.
+    """
+
+    initial_rate: Number = Decimal(0)
+    maintenance_rate: Number = Decimal(0)
+    initial_rates: Mapping[str, Number] = Field(default_factory=dict)
+    maintenance_rates: Mapping[str, Number] = Field(default_factory=dict)
+    net_by_asset: bool = False
 
 
 class GridPoint(Form):
-    """One scenario of a grid: spot multiplier, direction of the vol move, multiplier of the resulting profit or
-    loss.
+    """One scenario of a grid.
+
+    `spot` multiplies the price. `vol`: up and down by the ranges of the grid's vol shock, or by `vol_move` where the
+    point states its own (a fraction of the vol, negative down; `vol` is then ignored but for the skews). `dampening`
+    multiplies the resulting profit or loss, which is then moved towards zero by `dampener` dollars (at most to zero).
     """
 
     spot: Number
-    vol: Literal["up", "down", "none", "skew_linear", "skew_abs"]
-    dampening: Number
+    vol: Literal["up", "down", "none", "skew_linear", "skew_abs"] = "none"
+    dampening: Number = Decimal(1)
+    vol_move: Number | None = None
+    dampener: Number = Decimal(0)
 
 
 class VolShock(Form):
     """Relative vol move `range * (30 / max(DTE, dte_floor_days))^power`, power by DTE <= 30 or above; floor on the way
-    up.
+    up. `short_below_30_days`: the short power holds below 30 days only, not at 30.
     """
 
-    range_up: Number
-    range_down: Number
+    range_up: Number = Decimal(0)
+    range_down: Number = Decimal(0)
     short_term_power: Number
     long_term_power: Number
     dte_floor_days: Number
     min_vol_up: Number
+    short_below_30_days: bool = False
 
 
 class SkewShock(Form):
@@ -115,6 +182,17 @@ class BasisContingency(Form):
     mult_factor: Number
 
 
+NO_DISCOUNT = StaticDiscount(
+    long_base=Decimal(1),
+    long_rate_mult=Decimal(0),
+    long_rate_add=Decimal(0),
+    short_base=Decimal(1),
+    short_rate_mult=Decimal(0),
+    short_rate_add=Decimal(0),
+)
+"""Shocked values count as they are."""
+
+
 class PegLoss(Form):
     """Extra factor `max(0, threshold - stable price) * factor`."""
 
@@ -122,26 +200,90 @@ class PegLoss(Form):
     factor: Number
 
 
-class PriceVolGrid(Form):
-    """Requirement of one risk unit (an account's options, perp and risk-cancelling collateral of one underlying).
+class DeltaFloor(Form):
+    """Least loss that a grid assumes: `(unhedged * |net delta| + hedged * (gross delta - |net delta|) / 2) * spot`.
 
-    `requirement = -factor(level) * min(basis contingency, min over grid points of profit)`, the initial factor raised
-    by the peg loss. Options by Black-76 on their forward. Collateral moves with spot where its symbol is in
-    `grid_collateral`.
+    Delta of an option per unit of the underlying, in quantity; the venue's own where `marks` has a `delta`.
+    """
+
+    unhedged: Number
+    hedged: Number
+
+
+class RollShock(Form):
+    """Charge `sum over expiries |net delta| * spot * max(minimum, move)` with `move = exp(annual * T) - 1` or
+    `annual * T` by `law`; perpetuals and spot are the expiry T = 0.
+    """
+
+    annual_move: Number
+    minimum: Number
+    law: Literal["exponential", "linear"] = "exponential"
+
+
+class DeltaShock(Form):
+    """Charge on a large net delta: `min(max(|D| * spot - threshold, 0) * |D| * increment, largest * spot * |D|)`.
+
+    D: deltas of futures, perpetuals and short options, reduced towards zero by those of long options.
+    """
+
+    threshold: Number
+    increment: Number
+    largest: Number
+
+
+class MinimumCharge(Form):
+    """Least requirement of a unit: `raw = delta_rate * |net delta| * spot + short_option_rate * short options * spot`,
+    each slice of the raw charge between floors multiplied by its factor.
+    """
+
+    delta_rate: Number
+    short_option_rate: Number = Decimal(0)
+    floors: tuple[Number, ...] = (Decimal(0),)
+    factors: tuple[Number, ...] = (Decimal(1),)
+
+
+class PriceVolGrid(Form):
+    """Requirement of one risk unit (an account's derivatives and risk-cancelling collateral of one underlying).
+
+        loss  = max(0, basis contingency, worst of the grid, delta floor, reported worst)
+        total = max(loss + roll shock + delta shock + reported add-on, minimum charge)
+        requirement = factor(level) * total
+
+    the initial factor raised by the peg loss. Options by Black-76 on their forward, which moves with the spot; with
+    `forward = "spot"` the forward is spot * exp(rate * T), which makes it Black-Scholes on spot. Collateral moves with
+    spot where its symbol is in `grid_collateral`. `profit_in = "coin"`: profits are counted in the underlying (an
+    inverse contract of q coins at a move m earns q * m / (1 + m), an option its value over the moved forward), rounded
+    to `round_digits` digits, and valued at spot; dampeners are dollars over spot. `value_today`: what a profit is
+    measured against, the model's value or the venue's mark. `look_ahead_days`: time that passes in every point.
+    `underlyings`: risk symbols whose units have this grid; empty for all that no other grid of the rule set names.
     """
 
     scenarios: tuple[GridPoint, ...] = Field(min_length=1)
     vol_shock: VolShock
     skew: SkewShock | None = None
-    discount: StaticDiscount
+    discount: StaticDiscount = Field(default_factory=lambda: NO_DISCOUNT)
     initial_factor: Number
     maintenance_factor: Number
     basis: BasisContingency | None = None
     peg_loss: PegLoss | None = None
     settlement_window_s: Number = Decimal(0)
     """Seconds before expiry over which the forward is progressively fixed (a time-weighted settlement price)."""
+    settlement_scales_profit: bool = False
+    """Whether inside that window the profit as a whole shrinks with the open share, in place of the forward's move."""
     grid_collateral: tuple[str, ...] = ()
     """Asset symbols of the collateral that counts as risk-cancelling."""
+    underlyings: tuple[str, ...] = ()
+    forward: Literal["own", "spot"] = "own"
+    profit_in: Literal["unit", "coin"] = "unit"
+    round_digits: Digits | None = None
+    value_today: Literal["model", "mark"] = "model"
+    look_ahead_days: Number = Decimal(0)
+    delta_floor: DeltaFloor | None = None
+    roll: RollShock | None = None
+    delta_shock: DeltaShock | None = None
+    minimum: MinimumCharge | None = None
+    reported_worst: Number = Decimal(0)
+    reported_add_on: Number = Decimal(0)
 
     @model_validator(mode="after")
     def _skew_points_rotate_only(self) -> PriceVolGrid:
@@ -184,6 +326,8 @@ class Contingency(Form):
         "gross_perp_and_short_options",
     ]
     price: Literal["spot", "perp_mark"] = "spot"
+    underlyings: tuple[str, ...] = ()
+    """Risk symbols that it applies to; empty for all."""
     initial_rate: Number | None = None
     maintenance_rate: Number | None = None
     confidence: Confidence | None = None
@@ -224,37 +368,94 @@ class ExpiryMaxLoss(Form):
     per_contract: OptionFormula
     unpaired_initial_scale: Number
     unpaired_maintenance_scale: Number
+    underlyings: tuple[str, ...] = ()
+    """Risk symbols that it applies to; empty for all that no other one of the rule set names."""
+
+
+class ContractRate(Form):
+    """Margin per unit of the underlying of one option at spot S, mark m, entry price e, strike K; money as S.
+
+    `charge = max(spot_rate * S - otm_weight * OTM, floor_rate * S, mark_rate * m)`, at most `cap_rate * S`
+    and `premium_cap * m` where they are set, plus the premium (`"none"`, `"mark"`, or `"larger_of_entry_and_mark"`),
+    plus `fee_rate * S`. OTM = max(0, K - S) for a call, max(0, S - K) for a put.
+    """
+
+    spot_rate: Number = Decimal(0)
+    otm_weight: Number = Decimal(0)
+    floor_rate: Number = Decimal(0)
+    mark_rate: Number = Decimal(0)
+    cap_rate: Number | None = None
+    premium_cap: Number | None = None
+    premium: Literal["none", "mark", "larger_of_entry_and_mark"] = "none"
+    fee_rate: Number = Decimal(0)
+
+
+class ContractMargin(Form):
+    """Standard margin of every option contract by side and level, added up; nothing nets.
+
+    An absent rate charges nothing. `at_least_maintenance`: no initial margin below the maintenance one. What stands
+    against it is said by `WeightedValue.options`: where the formula contains the premium and the equity contains the
+    (negative) value of a short option, the two cancel to the venue's net margin.
+    `underlyings`: risk symbols that it applies to; empty for all that no other one of the rule set names.
+    """
+
+    short_call_initial: ContractRate | None = None
+    short_call_maintenance: ContractRate | None = None
+    short_put_initial: ContractRate | None = None
+    short_put_maintenance: ContractRate | None = None
+    long_call_initial: ContractRate | None = None
+    long_call_maintenance: ContractRate | None = None
+    long_put_initial: ContractRate | None = None
+    long_put_maintenance: ContractRate | None = None
+    at_least_maintenance: bool = False
+    underlyings: tuple[str, ...] = ()
 
 
 class Fixed(Form):
-    """A requirement that the venue reports and does not publish a formula for; constant in every scenario.
+    """An amount in the account's unit that no scenario moves.
 
-    `basis` says where it came from, and results show it as reported.
+    As a requirement: `initial` and `maintenance`; as equity: `equity`, negative for a cost. `basis` says where it came
+    from. It begins with `reported` for what the venue reports without publishing a formula, and results then show the
+    account as having reported parts; with `computed` for what the adapter's exact mechanics give of today's input.
     """
 
     initial: Number = Decimal(0)
     maintenance: Number = Decimal(0)
+    equity: Number = Decimal(0)
     basis: str
+
+    @model_validator(mode="after")
+    def _says_where_from(self) -> Fixed:
+        if not self.basis.startswith(("reported", "computed")):
+            raise ValueError("basis must begin with `reported` or `computed`")
+        return self
 
 
 class Verdict(Form):
     """When the venue liquidates and how it states health.
 
-    `below`: liquidated when health < trigger; `at_or_below`: when health <= trigger. Health is
-    `equity / maintenance requirement`, or for a lender `sum weighted collateral / sum debt`.
+    `below`: liquidated when equity < trigger * maintenance requirement; `at_or_below`: when equity <= it. `health` is
+    the definition that the venue's reported health follows: `equity / maintenance requirement`, its inverse, or for a
+    lender `sum weighted collateral / sum debt`. The engine's own health is never the inverse, so that the lowest is the
+    worst.
     """
 
     liquidates_when: Literal["below", "at_or_below"]
     trigger: Number = Decimal(1)
-    health: Literal["equity_over_requirement", "weighted_collateral_over_debt"] = "equity_over_requirement"
+    health: Literal["equity_over_requirement", "requirement_over_equity", "weighted_collateral_over_debt"] = (
+        "equity_over_requirement"
+    )
 
 
 FORMS: dict[str, type[Form]] = {
     "tiered_notional": TieredNotional,
+    "rate_of_size": RateOfSize,
     "weighted_value": WeightedValue,
+    "debt_charge": DebtCharge,
     "price_vol_grid": PriceVolGrid,
     "contingency": Contingency,
     "option_formula": OptionFormula,
+    "contract_margin": ContractMargin,
     "expiry_max_loss": ExpiryMaxLoss,
     "fixed": Fixed,
     "verdict": Verdict,
@@ -317,18 +518,27 @@ def parse_parameters(form: str, text: str) -> Form:
 
 __all__ = [
     "FORMS",
+    "NO_DISCOUNT",
     "BasisContingency",
     "Component",
     "Confidence",
     "Contingency",
+    "ContractMargin",
+    "ContractRate",
+    "DebtCharge",
+    "DeltaFloor",
+    "DeltaShock",
     "ExpiryMaxLoss",
     "Fixed",
     "Form",
     "GridPoint",
+    "MinimumCharge",
     "Number",
     "OptionFormula",
     "PegLoss",
     "PriceVolGrid",
+    "RateOfSize",
+    "RollShock",
     "SkewShock",
     "StaticDiscount",
     "TieredNotional",

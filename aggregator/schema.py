@@ -36,6 +36,7 @@ MARK_FIELDS = (
     "forward",
     "rate",
     "implied_vol",
+    "delta",
     "funding_rate",
     "spread",
     "adv",
@@ -180,7 +181,7 @@ INSTRUMENTS = _schema(
 
 MARKS = _schema(
     "marks",
-    1,
+    2,
     [
         _text("venue"),
         _text("account_id", "set when the mark came inside this account's own payload", nullable=True),
@@ -226,29 +227,31 @@ RULE_SETS = _schema(
 
 MARGIN_TIERS = _schema(
     "margin_tiers",
-    1,
+    2,
     [
         _text("rule_set"),
         _text("market", "instrument_id"),
         _field("tier", pa.int32(), "1 is the smallest notional"),
-        _decimal("notional_floor", "settlement asset"),
-        _decimal("notional_cap", "settlement asset", nullable=True),
+        _decimal("notional_floor", "settlement asset, or contracts where the component says so"),
+        _decimal("notional_cap", "settlement asset, or contracts where the component says so", nullable=True),
         _decimal("initial_rate", "fraction of notional"),
         _decimal("maintenance_rate", "fraction of notional, marginal"),
         _decimal("deduction", "settlement asset"),
+        _decimal("size_coefficient", "growth of the rate with size, as the component's law says", nullable=True),
         _text("source", "venue | model"),
     ],
 )
 
 COLLATERAL_TIERS = _schema(
     "collateral_tiers",
-    1,
+    2,
     [
         _text("rule_set"),
-        _text("asset_id"),
+        _text("asset_id", "id; an instrument's id for the profit of its positions"),
         _text("emode", "lending category, empty for none"),
         _field("tier", pa.int32(), "1 is the smallest floor"),
-        _decimal("floor", "tokens"),
+        _decimal("floor", "tokens, or value in the account's unit by floor_in"),
+        _text("floor_in", "tokens | value; null is tokens", nullable=True),
         _decimal("asset_weight_initial", "fraction of value that counts for initial margin"),
         _decimal("asset_weight_maintenance", "fraction of value that counts for maintenance margin"),
         _decimal("liability_weight_initial", "multiple of value that a debt counts for initial margin"),
@@ -405,7 +408,9 @@ def _cast_column(name: str, table: pa.Table, target: pa.Field) -> pa.ChunkedArra
         column = column.cast(column.type.value_type)
     where = f"{name}.{target.name}"
     try:
-        if pa.types.is_decimal(target.type):
+        if column.type == target.type == DECIMAL and _within_bound(column):
+            pass  # as exact as the door could make it
+        elif pa.types.is_decimal(target.type):
             column = pa.chunked_array([exact_decimals(column.to_pylist(), where=where)])
         elif column.type != target.type:
             column = column.cast(target.type)
@@ -432,8 +437,12 @@ def exact_decimals(values: Iterable[Any], *, where: str) -> pa.Array:
     def refusal(reason: FailureReason, message: str) -> DataError:
         return DataError(Failure(reason, f"{where}: {message}", subject=where.partition(".")[0]))
 
+    listed = list(values)
+    # Most columns hold nothing to refuse; which value is wrong, and why, is only asked of those that do.
+    if (found := _quickly(listed)) is not None:
+        return found
     out: list[Decimal | None] = []
-    for value in values:
+    for value in listed:
         if value is None:
             out.append(None)
             continue
@@ -449,18 +458,41 @@ def exact_decimals(values: Iterable[Any], *, where: str) -> pa.Array:
     return pa.array(out, DECIMAL)
 
 
+def _quickly(values: Sequence[Any]) -> pa.Array | None:
+    """`exact_decimals` of values that are all fit for it, otherwise None."""
+    try:
+        array = pa.array(
+            [
+                None
+                if value is None
+                else (value if type(value) is Decimal else Decimal(str(value))).quantize(_QUANTUM, context=_EXACT)
+                for value in values
+            ],
+            DECIMAL,
+        )
+    except (ArithmeticError, pa.ArrowInvalid):
+        return None
+    return array if _within_bound(array) else None
+
+
+def _within_bound(decimals: pa.Array | pa.ChunkedArray) -> bool:
+    ends = pc.min_max(decimals).as_py()
+    return not any(_reaches_bound(end) for end in ends.values() if end is not None)
+
+
 def _reaches_bound(number: Decimal) -> bool:
     # By the exponent: abs() would round to the context's 28 digits and raises on exponents beyond its range.
     return bool(number) and number.adjusted() >= DECIMAL_BOUND.adjusted()
 
 
 _QUANTUM = Decimal(1).scaleb(-18)
+# Its own, not the caller's: Arrow ends the process on some exponents that no quantization has taken away.
+_EXACT = decimal.Context(prec=60, rounding=decimal.ROUND_HALF_EVEN, traps=[decimal.InvalidOperation])
 
 
 def quantize(number: Decimal) -> Decimal:
     """`number` with exactly 18 decimals, rounded half to even; |number| must be below 1e20."""
-    with decimal.localcontext(prec=60):
-        return number.quantize(_QUANTUM)
+    return number.quantize(_QUANTUM, context=_EXACT)
 
 
 def decimal_sum(column: pa.ChunkedArray | pa.Array) -> Decimal:
@@ -476,12 +508,16 @@ def table_from_rows(name: str, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
     a column that the table does not have.
     """
     schema = CANONICAL[name]
-    known = set(schema.names)
-    for row in rows:
-        if unknown := set(row) - known:
-            raise KeyError(f"table {name!r} has no column {sorted(unknown)}")
+    if not rows:
+        return schema.empty_table()
+    present = set[str]().union(*rows)
+    if unknown := present - set(schema.names):
+        raise KeyError(f"table {name!r} has no column {sorted(unknown)}")
     arrays = []
     for f in schema:
+        if f.name not in present:
+            arrays.append(pa.nulls(len(rows), f.type))
+            continue
         values = [row.get(f.name) for row in rows]
         if pa.types.is_decimal(f.type):
             arrays.append(exact_decimals(values, where=f"{name}.{f.name}"))
@@ -696,6 +732,26 @@ FACTORS = _result(
     ],
 )
 
+RECONCILIATION = _result(
+    "reconciliation",
+    [
+        _text("portfolio_id"),
+        _text("account_id"),
+        _text("venue"),
+        _text("figure", "equity | initial_margin | maintenance_margin | health"),
+        _text("unit", "asset whose unit the figure carries, or ratio"),
+        _float("ours", "unit, recomputed today", nullable=True),
+        _float("reported", "unit, the venue's own", nullable=True),
+        _float("difference", "unit, recomputed minus reported", nullable=True),
+        _float("difference_relative", "fraction of the venue's figure", nullable=True),
+        _float("difference_usd", "USD; of a ratio the equity that would make up for it", nullable=True),
+        _text("status", "match | explained | unexplained | not_reported | incomplete"),
+        _text("reason", "code of a closed list", nullable=True),
+        _text("message"),
+        _flag("beyond_bound"),
+    ],
+)
+
 RUN_FAILURES = pa.schema([_text("run_id"), *FAILURES], metadata=FAILURES.metadata)
 
 RESULTS: Mapping[str, pa.Schema] = {
@@ -708,6 +764,7 @@ RESULTS: Mapping[str, pa.Schema] = {
     "greeks": GREEKS,
     "loss_histogram": LOSS_HISTOGRAM,
     "factors": FACTORS,
+    "reconciliation": RECONCILIATION,
     "failures": RUN_FAILURES,
 }
 """Every result table by name. `runs` is written last; readers ignore rows of a run that has no row in it."""
@@ -722,6 +779,7 @@ RESULT_KEYS: Mapping[str, tuple[str, ...]] = {
     "greeks": ("run_id", "portfolio_id", "underlying"),
     "loss_histogram": ("run_id", "portfolio_id", "bin"),
     "factors": ("run_id", "factor"),
+    "reconciliation": ("run_id", "portfolio_id", "account_id", "figure"),
     "failures": ("run_id", "venue", "payload", "path", "subject", "reason", "message"),
 }
 """Key columns by result table, which is also its sort order."""

@@ -50,6 +50,7 @@ _CLOSED: Mapping[tuple[str, str], frozenset[str | None]] = {
     ("balances", "side"): frozenset({"asset", "liability"}),
     ("positions", "side_mode"): frozenset({"net", "long", "short"}),
     ("open_orders", "side"): frozenset({"buy", "sell"}),
+    ("collateral_tiers", "floor_in"): frozenset({"tokens", "value", None}),
     ("instruments", "kind"): frozenset({"spot", "perp", "future", "option"}),
     ("instruments", "payoff"): frozenset({"linear", "inverse"}),
     ("instruments", "option_type"): frozenset({"call", "put", None}),
@@ -99,6 +100,8 @@ def take_snapshot(
     for name in CANONICAL:
         if name != "failures":
             tables[name] = check.values(name, [row for batch in batches for row in check.rows(name, batch)])
+        if name == "instruments":
+            check.options = {row["instrument_id"] for row in tables[name] if row["kind"] == "option"}
     for name in tables:
         tables[name] = check.duplicates(name, tables[name])
     check.references(tables)
@@ -166,6 +169,8 @@ class _Check:
     def __init__(self, failures: list[Failure]) -> None:
         self.failures = failures
         self.rejected: list[tuple[str, Row]] = []
+        self.options: set[str] = set()
+        """Option instruments, whose marks may be 0."""
 
     def fail(self, reason: FailureReason, message: str, row: Row | None = None, *, table: str = "") -> None:
         row = row or {}
@@ -215,7 +220,8 @@ class _Check:
                     f"{column} {row[column]!r} is none of {sorted(text for text in allowed if text is not None)}",
                 )
         if name == "marks":
-            if row["field"] in _POSITIVE_MARKS and not row["value"] > 0:
+            worthless = row["field"] == "mark" and row["value"] == 0 and row["subject"] in self.options
+            if row["field"] in _POSITIVE_MARKS and not row["value"] > 0 and not worthless:
                 return FailureReason.OUT_OF_RANGE, f"{row['field']} {row['value']} of {row['subject']} must be positive"
             if row["confidence"] is not None and not 0 <= row["confidence"] <= 1:
                 return (

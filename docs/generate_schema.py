@@ -1,8 +1,8 @@
-"""Writes the two reference pages that are generated from `aggregator.schema`: canonical tables and result tables.
+"""Writes the reference page that is generated from `aggregator.schema`: the canonical tables and the result tables.
 
     .venv/bin/python -P docs/generate_schema.py
 
-`tests/test_docs.py` fails when a page is not what this program writes.
+`tests/test_docs.py` fails when the page is not what this program writes.
 """
 
 from __future__ import annotations
@@ -14,10 +14,18 @@ import pyarrow as pa
 
 from aggregator.schema import CANONICAL, KEYS, RESULT_KEYS, RESULTS, describe, table_version
 
-CANONICAL_PAGE = "canonical-tables.md"
-RESULT_PAGE = "result-tables.md"
+PAGE = "schema.md"
 
 _GENERATED = "<!-- Generated from aggregator/schema.py: .venv/bin/python -P docs/generate_schema.py. Do not edit. -->"
+
+_INTRODUCTION = """\
+Two sets of tables, by name and version. The **canonical tables** are what every venue becomes: write them and any
+program can bring a venue, a desk or a book of its own into a run, without an adapter, by the venue `tables`
+([below](#writing-canonical-tables)). The **result tables** are what a run leaves.
+
+A table's version is a whole number in the metadata of its Arrow schema. A new nullable column, a new word in a closed
+list or a change of meaning is a new version, and the [changelog](../CHANGELOG.md) names it; a source that states
+another version is refused, one that states none is taken as the current one."""
 
 _CANONICAL_INTRODUCTION = """\
 What an adapter emits and the snapshot checks. Every Arrow schema carries the table's name and version in its metadata
@@ -32,7 +40,16 @@ What an adapter emits and the snapshot checks. Every Arrow schema carries the ta
   rules and tiers) that agree in full are one row; of anything else, all copies are rejected.
 
 How the tables are filled and checked: [the path of the data](data-path.md). What the `parameters` of a rule set hold:
-[rule forms](rule-forms.md)."""
+[rule forms](rule-forms.md).
+
+### Writing canonical tables
+
+One file per table, named in the configuration by the table's name: Parquet, Arrow IPC (file or stream) or CSV; from
+Python any object with the Arrow C stream interface (`adapters.tables`). Columns go by name; nullable ones may be
+absent, unknown ones are refused. Types are cast exactly: decimals from text or integers without passing through binary
+floating point, times with an offset. A row that the schema refuses becomes a failure and the others stay; rows of equal
+key are all rejected. `venue` may be any name of your own; `rule_set` refers to rows of `rule_sets` that you bring, in
+the [forms](rule-forms.md) that exist."""
 
 _RESULT_INTRODUCTION = """\
 What a run writes, one Delta table per name below the store's root. What the numbers mean and how to read them:
@@ -46,18 +63,22 @@ _CANONICAL_ROWS: Mapping[str, str] = {
     "balances": "One row per account, asset and side.",
     "positions": "One row per account, instrument and side mode. Market value today is quantity × contract size × "
     "(mark − entry price) + unsettled funding + realized profit (linear), for an option quantity × contract size × "
-    "model price.",
-    "open_orders": "One row per resting order. Read, checked and hashed; no rule form uses them yet.",
+    "model price or, where the rule set says so, the venue's own mark.",
+    "open_orders": "One row per resting order. The tiered forms count them where the rule set says so; what else a "
+    "venue takes for orders its adapter computes from its rules or takes as reported.",
     "assets": "One row per asset that anything refers to, with the factors that move it.",
     "instruments": "One row per instrument of a venue.",
     "marks": "One row per venue, subject and field. A mark with an `account_id` came inside that account's payload and "
     "goes before the venue's own mark for that account.",
-    "market_state": "One row per venue, market and field: open interest, indices, caps, status words. Read, checked "
-    "and hashed; the engine does not use them yet.",
+    "market_state": "One row per venue, market and field: open interest, skew, pools, indices, caps, status words, "
+    "with the time they hold at; what of them enters a requirement, the adapter's rules have used. With an account as "
+    "market: `reconciliation_note` and `order_margin`, see [reconciliation](reconcile.md).",
     "rule_sets": "One row per component of a rule set, and one verdict row.",
-    "margin_tiers": "One row per rule set, market and tier. `notional × maintenance_rate − deduction` is the integral "
-    "of the rates up to the notional.",
-    "collateral_tiers": "One row per rule set, asset, lending category and tier: what a balance counts.",
+    "margin_tiers": "One row per rule set, market and tier: `notional × maintenance_rate − deduction` in the tier of "
+    "the notional. Deductions that continue the tier below make it the integral of the rates; deductions of 0 in many "
+    "tiers charge the whole notional at the tier's rate.",
+    "collateral_tiers": "One row per rule set, asset (or instrument, for the profit of its positions), lending "
+    "category and tier: what the slice above the floor counts.",
     "routes": "One row per pair of nodes and asset: how collateral moves between them. The shape stands; nothing "
     "fills or uses it yet.",
     "failures": "One row per row or payload that could not be used. The reasons: [the path of the data](data-path.md).",
@@ -76,36 +97,44 @@ _RESULT_ROWS: Mapping[str, str] = {
     "greeks": "First-order sensitivities by underlying. For the `detail_top` portfolios.",
     "loss_histogram": "Probability of the pooled loss by bins of equal width. For the `detail_top` portfolios.",
     "factors": "One row per risk factor of the run: its spread over the horizon and where its law comes from.",
+    "reconciliation": "One row per account and figure: ours, the venue's own, and what explains a difference. What the "
+    "columns mean: [reconciliation](reconcile.md).",
     "failures": "Everything that could not be read, checked or computed.",
 }
 
 
-def page(
+def section(
     title: str,
     introduction: str,
     tables: Mapping[str, pa.Schema],
     keys: Mapping[str, Sequence[str]],
     rows: Mapping[str, str],
 ) -> str:
-    """Markdown of one page: an introduction, and for every table its rows, key, and columns with type and unit."""
-    parts = [f"# {title}", _GENERATED, introduction]
+    """Markdown of one set of tables: an introduction, and for every table its rows, key, and columns with type and
+    unit.
+    """
+    parts = [f"## {title}", introduction]
     for name, schema in tables.items():
         key = ", ".join(f"`{column}`" for column in keys.get(name, ())) or "none"
-        lines = [f"## {name}", "", rows[name], "", f"Version {table_version(schema)[1]}. Key: {key}.", ""]
+        lines = [f"### {name}", "", rows[name], "", f"Version {table_version(schema)[1]}. Key: {key}.", ""]
         lines += ["| column | type | null | unit or meaning |", "|---|---|---|---|"]
         for column in describe(schema):
             unit = column["unit"].replace("|", "\\|")
             lines.append(f"| `{column['name']}` | {column['type']} | {'yes' if column['nullable'] else ''} | {unit} |")
         parts.append("\n".join(lines))
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(parts)
 
 
 def pages() -> dict[str, str]:
     """Text of every generated page by file name."""
-    return {
-        CANONICAL_PAGE: page("Canonical tables", _CANONICAL_INTRODUCTION, CANONICAL, KEYS, _CANONICAL_ROWS),
-        RESULT_PAGE: page("Result tables", _RESULT_INTRODUCTION, RESULTS, RESULT_KEYS, _RESULT_ROWS),
-    }
+    parts = [
+        "# The schema",
+        _GENERATED,
+        _INTRODUCTION,
+        section("Canonical tables", _CANONICAL_INTRODUCTION, CANONICAL, KEYS, _CANONICAL_ROWS),
+        section("Result tables", _RESULT_INTRODUCTION, RESULTS, RESULT_KEYS, _RESULT_ROWS),
+    ]
+    return {PAGE: "\n\n".join(parts) + "\n"}
 
 
 if __name__ == "__main__":

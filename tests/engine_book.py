@@ -36,12 +36,14 @@ from aggregator.rule_forms import (
     Component,
     Confidence,
     Contingency,
+    DebtCharge,
     ExpiryMaxLoss,
     Fixed,
     GridPoint,
     OptionFormula,
     PegLoss,
     PriceVolGrid,
+    RateOfSize,
     StaticDiscount,
     TieredNotional,
     Verdict,
@@ -78,7 +80,7 @@ CORRELATION = {
 }
 # One that ends inside the horizon of a day, and three behind it on both sides of 30 days.
 EXPIRIES = tuple(AS_OF + timedelta(hours=h) for h in (12, 24 * 7, 24 * 28, 24 * 119))
-NO_FIXED_FIGURE = "the venue reports it without a formula"
+NO_FIXED_FIGURE = "reported without a formula"
 
 
 def rows(**tables: Iterable[Mapping[str, Any]]) -> Rows:
@@ -318,6 +320,47 @@ RULES: Mapping[str, tuple[Component, ...]] = {
         _verdict(),
     ),
     "wallet": (_equity(), _verdict()),
+    # Weights in slices, a charge on what is owed, tiers of the whole notional, and open orders that count.
+    "slices": (
+        _equity(weights="collateral_tiers", net_by_asset=True, liabilities="unit"),
+        _requirement(
+            TieredNotional(
+                initial="tier_rate",
+                orders="worst_side",
+                per_order=Decimal("0.25"),
+                minimum=Decimal(400),
+                initial_at_least_maintenance=True,
+            ),
+            "position",
+        ),
+        _requirement(
+            DebtCharge(
+                net_by_asset=True,
+                initial_rate=Decimal("0.1"),
+                maintenance_rate=Decimal("0.02"),
+                maintenance_rates={"ETH": Decimal("0.05")},
+            )
+        ),
+        _verdict("at_or_below"),
+    ),
+    # Profit at a weight of its own, rates by the root of the size, tiers at entry, and costs against equity.
+    "sized": (
+        _equity(weights="collateral_tiers"),
+        Component(side="equity", parameters=Fixed(equity=Decimal("-12.5"), basis="computed closing cost")),
+        _requirement(RateOfSize(law="integer_sqrt", orders="worst_side_initial"), "position"),
+        _requirement(DebtCharge(initial_rate=Decimal("0.2"), maintenance_rate=Decimal("0.1"))),
+        _verdict(),
+    ),
+    "entry": (
+        _equity(),
+        _requirement(TieredNotional(initial="tier_integral", basis="entry", minimum=Decimal(1)), "position"),
+        _verdict(),
+    ),
+    "contracts": (
+        _equity(),
+        _requirement(TieredNotional(initial="tier_rate", floors="quantity"), "position"),
+        _verdict(),
+    ),
 }
 
 # notional floor, maintenance rate, initial rate; in the settlement asset
@@ -344,20 +387,29 @@ MULTI_WEIGHTS = {
 MANAGER_WEIGHTS = {"ETH": ("0.8", "0.85"), "wstETH": ("0.75", "0.82"), "USDT": ("0.9", "0.95")}
 
 
-def _tiers(rule_set: str, market: str, steps: Sequence[tuple[str, str, str]]) -> list[dict[str, Any]]:
-    return [
-        {
-            "rule_set": rule_set,
-            "market": market,
-            "tier": number + 1,
-            "notional_floor": floor,
-            "initial_rate": initial,
-            "maintenance_rate": maintenance,
-            "deduction": "0",
-            "source": "venue",
-        }
-        for number, (floor, maintenance, initial) in enumerate(steps)
-    ]
+def _tiers(
+    rule_set: str, market: str, steps: Sequence[tuple[str, str, str]], *, whole: bool = False, **columns: Any
+) -> list[dict[str, Any]]:
+    """Rows of `margin_tiers`, with the deductions that continue the tier below, or none (`whole`)."""
+    out, deduction, before = [], Decimal(0), Decimal(0)
+    for number, (floor, maintenance, initial) in enumerate(steps):
+        if not whole:
+            deduction += Decimal(floor) * (Decimal(maintenance) - before)
+        before = Decimal(maintenance)
+        out.append(
+            {
+                "rule_set": rule_set,
+                "market": market,
+                "tier": number + 1,
+                "notional_floor": floor,
+                "initial_rate": initial,
+                "maintenance_rate": maintenance,
+                "deduction": str(deduction),
+                "source": "venue",
+            }
+            | columns
+        )
+    return out
 
 
 def _weights(
@@ -380,6 +432,25 @@ def _weights(
     ]
 
 
+CONTRACT_TIERS = (("0", "0.004", "0.01"), ("1000", "0.01", "0.02"), ("4000", "0.025", "0.05"))
+SLICES = {
+    "BTC": (("0", "0.95", "0.96"), ("1.5", "0.9", "0.92"), ("4", "0.5", "0.6"), ("9", "0", "0.1")),
+    "ETH": (("0", "0.9", "0.9"), ("20", "0.7", "0.75")),
+    "USDT": (("0", "1", "1"), ("2000", "0.9", "0.95")),
+}
+
+
+def _slices(
+    rule_set: str, asset: str, slices: Sequence[tuple[str, str, str]], *, debt: str = "1", floor_in: str | None = None
+) -> list[dict[str, Any]]:
+    """Rows of `collateral_tiers` by floor, initial and maintenance weight."""
+    return [
+        row | {"tier": number + 1, "floor": floor, "floor_in": floor_in}
+        for number, (floor, initial, maintenance) in enumerate(slices)
+        for row in _weights(rule_set, "", {asset: (initial, maintenance)}, debt)
+    ]
+
+
 def rule_rows() -> Rows:
     """Rule sets, margin tiers and collateral tiers of every venue."""
     components = [row for name, of in RULES.items() for row in component_rows(name, of, source="test")]
@@ -393,6 +464,17 @@ def rule_rows() -> Rows:
         for suffix in ("PERP", "JUN"):
             tiers += _tiers("coin", f"coin:{symbol}-{suffix}", COIN_TIERS)
     weights = [row for emode, of in LENDER_WEIGHTS.items() for row in _weights("lend", emode, of)]
+    for symbol in ("BTC", "ETH", "SOL"):
+        tiers += _tiers("slices", f"multi:{symbol}-PERP", USD_TIERS, whole=True)
+        tiers += _tiers("entry", f"perps:{symbol}-PERP", USD_TIERS)
+        tiers += _tiers("sized", f"perps:{symbol}-PERP", (("0", "0.03", "0.05"),), size_coefficient="0.002")
+    for suffix in ("PERP", "JUN"):
+        tiers += _tiers("contracts", f"coin:BTC-{suffix}", CONTRACT_TIERS)
+    weights += [row for asset, slices in SLICES.items() for row in _slices("slices", asset, slices)]
+    weights += _slices("sized", "USDC", (("0", "1", "1"),))
+    weights += _slices("sized", "ETH", (("0", "0.7", "0.8"),), debt="1.1")
+    # The profit of SOL counts in part, and initially up to 100.
+    weights += _slices("sized", "perps:SOL-PERP", (("0", "0.8", "0.9"), ("125", "0", "0.9")), floor_in="value")
     # A debt in a multi-asset account counts for more than it is worth.
     weights += _weights("multi", "", MULTI_WEIGHTS, debt="1.02")
     for manager in ("portfolio", "standard"):
@@ -602,6 +684,80 @@ def standard_margin(account_id: str, rng: np.random.Generator, *, options: int =
     )
 
 
+def order(
+    account_id: str, number: int, instrument: str, quantity: float, *, reduce_only: bool = False
+) -> dict[str, Any]:
+    """One row of `open_orders`; a negative quantity sells."""
+    return {
+        "order_id": f"{account_id}/{number}",
+        "account_id": account_id,
+        "instrument_id": instrument,
+        "side": "buy" if quantity > 0 else "sell",
+        "remaining_quantity": amount(abs(quantity)),
+        "limit_price": None,
+        "reduce_only": reduce_only,
+    }
+
+
+def sliced(account_id: str, rng: np.random.Generator) -> Rows:
+    """Coins in slices, one borrowed, perps with orders on both sides, one market with orders alone."""
+    positions = [
+        position(account_id, "multi:SOL-PERP", rng.uniform(-3000, 3000), entry_price=amount(SPOT["SOL"] * 1.01)),
+        position(account_id, "multi:ETH-PERP", rng.uniform(-0.2, 0.2), entry_price=amount(SPOT["ETH"])),
+    ]
+    orders = [
+        order(account_id, 1, "multi:SOL-PERP", rng.uniform(100, 900)),
+        order(account_id, 2, "multi:SOL-PERP", -rng.uniform(100, 900)),
+        order(account_id, 3, "multi:BTC-PERP", -rng.uniform(0.1, 2)),
+        order(account_id, 4, "multi:BTC-PERP", rng.uniform(5, 9), reduce_only=True),
+    ]
+    balances = [
+        balance(account_id, "BTC", rng.uniform(0.5, 12)),
+        balance(account_id, "USDT", rng.uniform(-9000, 9000)),
+        balance(account_id, "ETH", rng.uniform(-30, 40)),
+    ]
+    row = account(account_id, "slices", "USD", multi_assets_mode=True)
+    return rows(accounts=[row], balances=balances, positions=positions, open_orders=orders)
+
+
+def sized(account_id: str, rng: np.random.Generator) -> Rows:
+    """Perps whose rate grows with their size, profit at a weight, a coin borrowed or held."""
+    positions = [
+        position(
+            account_id,
+            f"perps:{symbol}-PERP",
+            rng.uniform(-size, size),
+            entry_price=amount(SPOT[symbol] * rng.uniform(0.9, 1.1)),
+        )
+        for symbol, size in (("BTC", 3), ("ETH", 60), ("SOL", 9000))
+    ]
+    positions[1]["initial_rate_override"] = "0.2"
+    balances = [
+        balance(account_id, "USDC", rng.uniform(40_000, 300_000)),
+        balance(account_id, "ETH", rng.uniform(-20, 20)),
+    ]
+    orders = [order(account_id, 1, "perps:SOL-PERP", rng.uniform(-5000, 5000))]
+    row = account(account_id, "sized", "USDC")
+    return rows(accounts=[row], balances=balances, positions=positions, open_orders=orders)
+
+
+def at_entry(account_id: str, rng: np.random.Generator) -> Rows:
+    """Perps whose requirement is of the size at entry."""
+    columns = {"entry_price": amount(SPOT["BTC"] * rng.uniform(0.9, 1.1))}
+    return rows(
+        accounts=[account(account_id, "entry", "USDC", margin_mode="isolated")],
+        balances=[balance(account_id, "USDC", rng.uniform(1_000, 30_000))],
+        positions=[position(account_id, "perps:BTC-PERP", rng.uniform(-8, 8), **columns)],
+    )
+
+
+def by_contracts(account_id: str, rng: np.random.Generator) -> Rows:
+    """Inverse contracts under brackets that count contracts."""
+    part = coin_margined(account_id, rng)
+    part["accounts"][0]["rule_set"] = "contracts"
+    return part
+
+
 def wallet(account_id: str, rng: np.random.Generator) -> Rows:
     """Coins that nothing is required of."""
     return rows(
@@ -624,6 +780,10 @@ BUILDERS = {
     "coin:options": coin_options,
     "options:grid": portfolio_margin,
     "standard:losses": standard_margin,
+    "multi:slices": sliced,
+    "perps:sized": sized,
+    "perps:entry": at_entry,
+    "coin:contracts": by_contracts,
     "wallet:spot": wallet,
 }
 """Account builders by venue and kind."""
@@ -654,9 +814,9 @@ EVERY_KIND = {
     "n1": ("lend:plain", "perps:cross", "multi:usd", "wallet:spot"),
     "n2": ("lend:emode", "perps:thin", "multi:usdt", "perps:zero"),
     "n3": ("lend:plain", "perps:rates", "multi:usdt", "perps:isolated"),
-    "u1": ("options:grid", "standard:losses", "perps:cross", "coin:options"),
-    "u2": ("options:grid", "standard:losses", "perps:thin", "lend:plain"),
-    "u3": ("options:grid", "standard:losses", "coin:margined", "perps:isolated"),
+    "u1": ("options:grid", "standard:losses", "perps:cross", "coin:options", "multi:slices"),
+    "u2": ("options:grid", "standard:losses", "perps:thin", "multi:slices", "perps:sized"),
+    "u3": ("options:grid", "standard:losses", "coin:margined", "multi:slices", "perps:entry", "coin:contracts"),
 }
 """Portfolios that hold every kind of account, of two shapes: each shape costs a compilation."""
 

@@ -187,23 +187,37 @@ def account_twin(world: World, account_id: str) -> Account:
         tokens = sign * (float(row["quantity"]) + float(row.get("accrued_interest") or 0))
         value = tokens * world.price(account, row["asset_id"])
         lines[f"{account_id}/{row['asset_id']}" + ("" if sign > 0 else "/debt")] = value
-        holdings.append((row["asset_id"], row["side"], bool(row["collateral_enabled"]) or sign < 0, value))
+        holdings.append((row["asset_id"], row["side"], bool(row["collateral_enabled"]) or sign < 0, value, None))
     for row in world.of("positions", account_id=account_id):
         value = position_value(world, account, row, undiscounted=undiscounted)
         suffix = "" if row["side_mode"] == "net" else f"/{row['side_mode']}"
         lines[f"{account_id}/{row['instrument_id']}{suffix}"] = value
-        holdings.append((world.instruments[row["instrument_id"]]["settlement_asset"], None, True, value))
+        settlement = world.instruments[row["instrument_id"]]["settlement_asset"]
+        holdings.append((settlement, None, True, value, row["instrument_id"]))
 
     equity, initial, maintenance = world.none.copy(), world.none.copy(), world.none.copy()
     for row, form in parsed:
-        if row["side"] == "equity":
-            equity += _weighted_equity(world, account, form, holdings, unit_price)
+        if row["side"] == "equity" and row["form"] == "fixed":
+            equity += float(form["equity"])
+        elif row["side"] == "equity":
+            counted = _weighted_equity(world, account, form, holdings, unit_price, "maintenance")
+            equity += counted
+            initial += counted - _weighted_equity(world, account, form, holdings, unit_price, "initial")
+        elif row["form"] == "debt_charge":
+            needed = _debt_charge(world, form, holdings, unit_price)
+            initial += needed[0]
+            maintenance += needed[1]
         elif row["form"] == "weighted_value":
             for level, total in (("initial", initial), ("maintenance", maintenance)):
                 total += _haircuts(world, account, form, holdings, unit_price, level)
-        elif row["form"] == "tiered_notional":
-            for position in world.of("positions", account_id=account_id):
-                needed = _tiered(world, account, form, position, unit_price)
+        elif row["form"] in ("tiered_notional", "rate_of_size"):
+            orders = world.of("open_orders", account_id=account_id)
+            initial += float(form["per_order"]) * len(orders)
+            maintenance += float(form["per_order"]) * len(orders)
+            charged = _positions_and_markets_with_orders(world, account_id, form)
+            charge = _tiered if row["form"] == "tiered_notional" else _by_size
+            for position in charged:
+                needed = charge(world, account, form, position, unit_price)
                 initial += needed[0]
                 maintenance += needed[1]
         elif row["form"] == "fixed":
@@ -224,7 +238,7 @@ def account_twin(world: World, account_id: str) -> Account:
     health: float | None = None
     if verdict["health"] == "weighted_collateral_over_debt":
         power, debt = 0.0, 0.0
-        for asset, side, counts, value in holdings:
+        for asset, side, counts, value, _ in holdings:
             if side == "liability":
                 debt -= value[0] / unit_price[0]
             elif counts:
@@ -256,31 +270,108 @@ def _weight(world: World, account: Row, asset: str, side: str, level: str) -> fl
     return 1.0
 
 
-def _weighted_equity(world: World, account: Row, form: Any, holdings: Sequence[Any], unit_price: Any) -> np.ndarray:
-    counting = [(asset, value / unit_price) for asset, _, counts, value in holdings if counts]
+def _weighted_equity(
+    world: World, account: Row, form: Any, holdings: Sequence[Any], unit_price: Any, level: str
+) -> np.ndarray:
+    """What the holdings count at the weights of `level`, slice by slice."""
+    counting = [(asset, value / unit_price, held) for asset, _, counts, value, held in holdings if counts]
     if form["weights"] == "unit":
-        return np.sum([value for _, value in counting], axis=0) if counting else world.none
-    nets: dict[str, np.ndarray] = {}
-    for number, (asset, value) in enumerate(counting):
-        key = asset if form["net_by_asset"] else f"{asset} {number}"
+        return np.sum([value for _, value, _ in counting], axis=0) if counting else world.none
+    nets: dict[tuple[str, str], np.ndarray] = {}
+    for number, (asset, value, held) in enumerate(counting):
+        own = held is not None and world.of("collateral_tiers", rule_set=account["rule_set"], asset_id=held)
+        key = (asset, "") if form["net_by_asset"] else (held if own else asset, str(number))
         nets[key] = nets.get(key, world.none) + value
     total = world.none.copy()
-    for key, net in nets.items():
-        asset = key.split(" ")[0]
-        weight = np.where(
-            net > 0,
-            _weight(world, account, asset, "asset", "maintenance"),
-            _weight(world, account, asset, "liability", "maintenance"),
+    for (subject, _), net in nets.items():
+        tiers = sorted(
+            world.of("collateral_tiers", rule_set=account["rule_set"], asset_id=subject, emode=""),
+            key=lambda tier: tier["tier"],
         )
-        total += net * weight
+        if len(tiers) < 2:
+            owed = 1.0 if form["liabilities"] == "unit" else _weight(world, account, subject, "liability", level)
+            total += net * np.where(net > 0, _weight(world, account, subject, "asset", level), owed)
+            continue
+        for number, tier in enumerate(tiers):
+            worth = 1.0 if tier["floor_in"] == "value" else world.price(account, subject) / unit_price
+            above = float(tier["floor"]) * worth
+            below = float(tiers[number + 1]["floor"]) * worth if number + 1 < len(tiers) else math.inf
+            slice_ = np.clip(np.minimum(net, below) - above, 0.0, None)
+            total += slice_ * float(tier[f"asset_weight_{level}"])
+        owed = 1.0 if form["liabilities"] == "unit" else float(tiers[0][f"liability_weight_{level}"])
+        total += np.minimum(net, 0.0) * owed
     return total
+
+
+def _debt_charge(
+    world: World, form: Any, holdings: Sequence[Any], unit_price: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """(initial, maintenance) on what is owed: every liability, or each asset's net."""
+    owed: dict[str, np.ndarray] = {}
+    if form["net_by_asset"]:
+        for asset, _, _, value, _ in holdings:
+            owed[asset] = owed.get(asset, world.none) - value / unit_price
+        owed = {asset: np.maximum(debt, 0.0) for asset, debt in owed.items()}
+    else:
+        for asset, side, _, value, _ in holdings:
+            if side == "liability":
+                owed[asset] = owed.get(asset, world.none) - value / unit_price
+    levels = [
+        np.sum(
+            [float(form[f"{level}_rates"].get(asset, form[f"{level}_rate"])) * debt for asset, debt in owed.items()], 0
+        )
+        + world.none
+        for level in ("initial", "maintenance")
+    ]
+    return levels[0], levels[1]
+
+
+def _positions_and_markets_with_orders(world: World, account_id: str, form: Any) -> list[Row]:
+    """The account's positions with what its orders could make of them, and markets of orders alone."""
+    out = {row["instrument_id"]: dict(row) for row in world.of("positions", account_id=account_id)}
+    if form["orders"] != "ignore":
+        for waiting in world.of("open_orders", account_id=account_id):
+            if waiting["reduce_only"]:
+                continue
+            empty = {"instrument_id": waiting["instrument_id"], "quantity": "0"}
+            row = out.setdefault(waiting["instrument_id"], empty)
+            row[waiting["side"]] = row.get(waiting["side"], 0.0) + float(waiting["remaining_quantity"])
+    return list(out.values())
+
+
+def _sizes(form: Any, row: Row) -> tuple[float, float]:
+    """(contracts that count initially, for maintenance)."""
+    held = float(row["quantity"])
+    worst = max(abs(held), abs(held + row.get("buy", 0.0)), abs(held - row.get("sell", 0.0)))
+    return worst, worst if form["orders"] == "worst_side" else abs(held)
+
+
+def _by_size(world: World, account: Row, form: Any, row: Row, unit_price: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(initial, maintenance) of one position at a rate that grows with the root of its size (no integer rounding)."""
+    (tier,) = world.of("margin_tiers", rule_set=account["rule_set"], market=row["instrument_id"])
+    instrument = world.instruments[row["instrument_id"]]
+    mark_row = world.mark(account, row["instrument_id"], "mark")
+    assert mark_row is not None
+    mark = mark_row["value"] * np.exp(world.log_move(instrument["underlying"]))
+    conversion = world.price(account, instrument["settlement_asset"]) / unit_price
+    needed = []
+    for level, size in zip(("initial", "maintenance"), _sizes(form, row), strict=True):
+        rate = float(tier[f"{level}_rate"])
+        root = math.floor(math.sqrt(10 * math.floor(size * 1e9 + 1e-4) + 1))
+        ten_thousandths = round(rate * 1e4)
+        grown = ten_thousandths - ten_thousandths // 5 + math.floor(root * float(tier["size_coefficient"]) / 10 + 1e-9)
+        rate = max(ten_thousandths, grown) / 1e4
+        if level == "initial" and row.get("initial_rate_override") is not None:
+            rate = max(rate, float(row["initial_rate_override"]))
+        needed.append(size * mark * rate * conversion)
+    return needed[0], needed[1]
 
 
 def _haircuts(
     world: World, account: Row, form: Any, holdings: Sequence[Any], unit_price: np.ndarray, level: str
 ) -> np.ndarray:
     total = world.none.copy()
-    for asset, side, counts, value in holdings:
+    for asset, side, counts, value, _ in holdings:
         if side is None or not counts or form["weights"] == "unit":
             continue
         if asset == account["settlement_asset"] and not world.of(
@@ -299,23 +390,39 @@ def _tiered(world: World, account: Row, form: Any, row: Row, unit_price: np.ndar
     mark_row = world.mark(account, row["instrument_id"], "mark")
     assert mark_row is not None
     mark = mark_row["value"] * np.exp(world.log_move(instrument["underlying"]))
-    size = abs(float(row["quantity"])) * float(instrument["contract_size"])
-    notional = size * mark if instrument["payoff"] == "linear" else size / mark
+    if form["basis"] == "entry":
+        mark = float(row["entry_price"]) + world.none
     tiers = sorted(
         world.of("margin_tiers", rule_set=account["rule_set"], market=row["instrument_id"]), key=lambda t: t["tier"]
     )
-    maintenance = world.none.copy()
-    tier_rate = np.full_like(notional, float(tiers[0]["initial_rate"]))
-    for number, tier in enumerate(tiers):
-        floor = float(tier["notional_floor"])
-        cap = float(tiers[number + 1]["notional_floor"]) if number + 1 < len(tiers) else math.inf
-        maintenance += float(tier["maintenance_rate"]) * np.clip(np.minimum(notional, cap) - floor, 0.0, None)
-        tier_rate = np.where(notional > floor, float(tier["initial_rate"]), tier_rate)
-    rate = 1.0 / float(row["leverage"]) if form["initial"] == "leverage" else tier_rate
-    if row.get("initial_rate_override") is not None:
-        rate = np.maximum(rate, float(row["initial_rate_override"]))
+    contract = float(instrument["contract_size"])
+    contracts = dict(zip(("initial", "maintenance"), _sizes(form, row), strict=True))
+    needed = {}
+    for level, count in contracts.items():
+        notional = count * contract * mark if instrument["payoff"] == "linear" else count * contract / mark
+        measure = count + world.none if form["floors"] == "quantity" else notional
+        sliced, whole = world.none.copy(), np.full_like(notional, float(tiers[0][f"{level}_rate"]))
+        for number, tier in enumerate(tiers):
+            floor = float(tier["notional_floor"])
+            cap = float(tiers[number + 1]["notional_floor"]) if number + 1 < len(tiers) else math.inf
+            sliced += float(tier[f"{level}_rate"]) * np.clip(np.minimum(measure, cap) - floor, 0.0, None)
+            whole = np.where(measure > floor, float(tier[f"{level}_rate"]), whole)
+        average = sliced / np.where(measure > 0, measure, 1.0)
+        if level == "maintenance":
+            is_whole = len(tiers) > 1 and not any(float(tier["deduction"]) for tier in tiers)
+            needed[level] = notional * (whole if is_whole else average)
+        else:
+            rate = average if form["initial"] == "tier_integral" else whole
+            rate = 1.0 / float(row["leverage"]) if form["initial"] == "leverage" else rate
+            if row.get("initial_rate_override") is not None:
+                rate = np.maximum(rate, float(row["initial_rate_override"]))
+            needed[level] = notional * rate
+    if float(row["quantity"]):
+        needed = {level: np.maximum(amount, float(form["minimum"])) for level, amount in needed.items()}
+    if form["initial_at_least_maintenance"]:
+        needed["initial"] = np.maximum(needed["initial"], needed["maintenance"])
     conversion = world.price(account, instrument["settlement_asset"]) / unit_price
-    return notional * rate * conversion, maintenance * conversion
+    return needed["initial"] * conversion, needed["maintenance"] * conversion
 
 
 # ---- risk units ------------------------------------------------------------------------------------------------------

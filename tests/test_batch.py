@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from aggregator.batch import bucketed, rounded_up
+from aggregator.batch import bucketed
 from aggregator.portfolio import PackedPortfolio
+from aggregator.unit_batch import rounded_up
 from tests.engine_book import EVERY_KIND, FACTORS, VARIANTS, desk_book, packed
 
 
@@ -64,7 +65,7 @@ def test_padding_adds_nothing(portfolios: tuple[PackedPortfolio, ...]) -> None:
             (("leg_coefficient", "leg_row", "leg_line"), len(portfolio.legs)),
             (("native_coefficient", "native_row", "native_group"), len(portfolio.native_legs)),
             (("requirement_initial", "requirement_maintenance", "requirement_row"), len(portfolio.requirements)),
-            (("tier_notional", "tier_conversion", "tier_increment"), len(portfolio.tiers)),
+            (("tier_notional", "tier_conversion", "tier_step"), len(portfolio.tiers)),
             (("fixed_initial", "fixed_maintenance", "account_is_real"), len(portfolio.accounts)),
         ):
             for name in names:

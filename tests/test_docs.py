@@ -159,6 +159,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "Top level": config.Configuration,
     "[run]": config.Run,
     "[data]": config.Data,
+    "[reconcile]": config.Reconcile,
     '[scenarios] with generator = "multivariate_t"': config.MultivariateTFigures,
     '[scenarios] with generator = "filtered_history"': config.FilteredHistoryFigures,
     "Proxy": config.Proxy,
@@ -209,6 +210,7 @@ def test_keys_outside_of_the_digest_are_marked(tmp_path: Path) -> None:
         "assets": "other.toml",
         "run": {"seed": 1},
         "data": {"max_age_s": 1.0},
+        "reconcile": {"bound_usd": 5.0},
         "engine": {"scenario_chunk": 512},
         "store": {"path": "elsewhere"},
         "report": {"path": ""},
@@ -265,7 +267,7 @@ def test_exit_codes_are_documented() -> None:
 
 def test_venues_and_their_requests_are_documented() -> None:
     text = _text("venues.md")
-    known = {row[0].strip("`") for row in _tables(text)["Venues"].values()}
+    known = set(_tables(text)["Venues"])
     ours = {name for name in adapter_names() if (ROOT / "adapters" / name).exists()}
     assert known == ours
     for name in ours:

@@ -174,11 +174,23 @@ LEFT_OUT: dict[str, tuple[str, Callable[[Rows], None], FailureReason, str]] = {
         FailureReason.MISSING_PARAMETER,
         "no collateral weight of USDC",
     ),
-    "collateral weights in tiers": (
-        "multi",
-        repeated("collateral_tiers", {"rule_set": "multi", "asset_id": "BTC"}, tier=2, floor="100"),
+    "a haircut in tiers": (
+        "lend",
+        repeated("collateral_tiers", {"rule_set": "lend", "asset_id": "ETH"}, tier=2, floor="100"),
         FailureReason.UNSUPPORTED,
-        "collateral weights of BTC in 2 tiers",
+        "a haircut on ETH in 2 tiers as a requirement",
+    ),
+    "collateral tiers from nowhere": (
+        "multi",
+        changed("collateral_tiers", {"rule_set": "multi", "asset_id": "BTC"}, floor="1"),
+        FailureReason.INCONSISTENT,
+        "collateral tiers of BTC do not ascend from 0",
+    ),
+    "collateral tiers of two measures": (
+        "multi",
+        repeated("collateral_tiers", {"rule_set": "multi", "asset_id": "BTC"}, tier=2, floor="9", floor_in="value"),
+        FailureReason.INCONSISTENT,
+        "collateral tiers of BTC in tokens and in value",
     ),
     "no forward": (
         "grid",
@@ -223,12 +235,6 @@ LEFT_OUT: dict[str, tuple[str, Callable[[Rows], None], FailureReason, str]] = {
         with_rules("portfolio", EQUITY, Component(side="requirement", parameters=TieredNotional()), VERDICT),
         FailureReason.UNSUPPORTED,
         "under notional tiers",
-    ),
-    "two perps of one underlying in a risk unit": (
-        "grid",
-        added(positions=[position("options:grid:0", "options:ETH-PERP", 5.0, side_mode="long", **PERP)]),
-        FailureReason.UNSUPPORTED,
-        "perp options:ETH-PERP in a risk unit",
     ),
     "an option on an asset without a price factor": (
         "grid",
@@ -433,18 +439,18 @@ def test_leverage_override_and_tier_rate() -> None:
             balances=[balance(name, "USDC", 1e5)],
             positions=[position(name, "perps:BTC-PERP", -1.0, entry_price="60000", **columns)],
         )
-        (found,) = alone(part).tiers
+        ((_, found),) = alone(part).tiers
         return found
 
     plain = tier("perps", leverage="20")
-    assert plain[5] == 0.05
-    assert not plain[8].any()  # the chosen leverage decides, not the tier's own rate
-    assert plain[2] == pytest.approx(SPOT["BTC"] * 1.0008, rel=RTOL)
-    assert tier("perps", leverage="20", initial_rate_override="0.031")[5] == 0.05
-    assert tier("perps", leverage="20", initial_rate_override="0.08")[5] == 0.08
-    assert tier("perps_tier_rate")[5] == 0.0
-    assert tier("perps_tier_rate", initial_rate_override="0.08")[5] == 0.08
-    np.testing.assert_array_equal(tier("perps_tier_rate")[8], [0.01, 0.02, 0.05, 0.1])
+    assert plain.inverse_leverage == 0.05
+    assert not plain.tables.initial_step.any()  # the chosen leverage decides, not the tier's own rate
+    assert plain.notional == pytest.approx(SPOT["BTC"] * 1.0008, rel=RTOL)
+    assert tier("perps", leverage="20", initial_rate_override="0.031").inverse_leverage == 0.05
+    assert tier("perps", leverage="20", initial_rate_override="0.08").inverse_leverage == 0.08
+    assert tier("perps_tier_rate").inverse_leverage == 0.0
+    assert tier("perps_tier_rate", initial_rate_override="0.08").inverse_leverage == 0.08
+    np.testing.assert_allclose(np.cumsum(tier("perps_tier_rate").tables.initial_step), [0.01, 0.02, 0.05, 0.1])
 
 
 def test_a_position_has_one_profit_where_assets_are_not_netted() -> None:
@@ -505,12 +511,12 @@ def test_a_stable_beside_two_underlyings_is_a_unit_of_its_own() -> None:
     assert (unit.underlying, len(unit.collateral)) == ("BTC", 1)
 
 
-def test_an_inverse_contract_is_refused_in_a_risk_unit() -> None:
+def test_further_and_inverse_perps_stand_beside_the_first_in_a_risk_unit() -> None:
     name = "coin:x"
     part = rows(
         accounts=[account(name, "standard", "BTC")],
         balances=[balance(name, "BTC", 1.0)],
-        positions=[position(name, "coin:BTC-PERP", 1.0, entry_price="60000")],
+        positions=[position(name, "coin:BTC-PERP", 3.0, entry_price="60000")],
     )
     tables = merged(market_rows(), rule_rows(), part)
     tables["collateral_tiers"] += [
@@ -518,9 +524,13 @@ def test_an_inverse_contract_is_refused_in_a_risk_unit() -> None:
         for row in tables["collateral_tiers"]
         if row["rule_set"] == "standard" and row["asset_id"] == "ETH"
     ]
-    (failure,) = packed(AccountBook(tables, {"desk": (name,)})).failures
-    assert failure.reason == FailureReason.UNSUPPORTED
-    assert "inverse perp coin:BTC-PERP in a risk unit" in failure.message
+    book = packed(AccountBook(tables, {"desk": (name,)}))
+    assert book.failures == ()
+    (unit,) = book.portfolios[0].units
+    (held,) = unit.delta_one
+    # 3 contracts of 100 dollars, in coins at the mark.
+    assert held.quantity == pytest.approx(300 / (SPOT["BTC"] * 1.0004), rel=RTOL)
+    assert held.is_inverse
 
 
 # ---- who belongs to whom ---------------------------------------------------------------------------------------------

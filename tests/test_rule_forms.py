@@ -15,13 +15,21 @@ from aggregator.rule_forms import (
     Component,
     Confidence,
     Contingency,
+    ContractMargin,
+    ContractRate,
+    DebtCharge,
+    DeltaFloor,
+    DeltaShock,
     ExpiryMaxLoss,
     Fixed,
     Form,
     GridPoint,
+    MinimumCharge,
     OptionFormula,
     PegLoss,
     PriceVolGrid,
+    RateOfSize,
+    RollShock,
     SkewShock,
     StaticDiscount,
     TieredNotional,
@@ -45,43 +53,95 @@ def with_numbers(model: type[Form], **others: st.SearchStrategy[Any]) -> st.Sear
 peg_losses = with_numbers(PegLoss)
 option_formulas = with_numbers(OptionFormula)
 points = st.one_of(
-    with_numbers(GridPoint, vol=st.sampled_from(["up", "down", "none"])),
-    with_numbers(GridPoint, vol=st.sampled_from(["skew_linear", "skew_abs"]), spot=st.just(Decimal(1))),
+    with_numbers(GridPoint, vol=st.sampled_from(["up", "down", "none"]), vol_move=st.none() | numbers),
+    with_numbers(
+        GridPoint, vol_move=st.none(), vol=st.sampled_from(["skew_linear", "skew_abs"]), spot=st.just(Decimal(1))
+    ),
 )
 measures = st.sampled_from(
     ["gross_perp", "naked_short_options", "short_options", "gross_options", "collateral", "collateral_usd"]
 )
+sides = st.sampled_from(["ignore", "worst_side", "worst_side_initial"])
+symbols = st.lists(st.text(), max_size=3).map(tuple)
+contract_rates = st.none() | with_numbers(
+    ContractRate,
+    cap_rate=st.none() | numbers,
+    premium_cap=st.none() | numbers,
+    premium=st.sampled_from(["none", "mark", "larger_of_entry_and_mark"]),
+)
+rates_by_asset = st.dictionaries(st.text(), numbers, max_size=3)
 instances: dict[str, st.SearchStrategy[Form]] = {
-    "tiered_notional": st.builds(TieredNotional, initial=st.sampled_from(["leverage", "tier_rate"])),
+    "tiered_notional": with_numbers(
+        TieredNotional,
+        initial=st.sampled_from(["leverage", "tier_rate", "tier_integral"]),
+        basis=st.sampled_from(["mark", "entry"]),
+        floors=st.sampled_from(["notional", "quantity"]),
+        initial_at_least_maintenance=st.booleans(),
+        orders=sides,
+    ),
+    "rate_of_size": with_numbers(
+        RateOfSize,
+        law=st.sampled_from(["linear", "integer_sqrt"]),
+        initial=st.sampled_from(["rate", "leverage"]),
+        orders=sides,
+    ),
     "weighted_value": st.builds(
         WeightedValue,
         weights=st.sampled_from(["unit", "collateral_tiers"]),
         net_by_asset=st.booleans(),
         weighted_at=st.sampled_from(["unit", "usd"]),
+        liabilities=st.sampled_from(["weighted", "unit"]),
+        options=st.sampled_from(["model", "mark", "excluded"]),
+    ),
+    "debt_charge": with_numbers(
+        DebtCharge, initial_rates=rates_by_asset, maintenance_rates=rates_by_asset, net_by_asset=st.booleans()
     ),
     "price_vol_grid": with_numbers(
         PriceVolGrid,
         scenarios=st.lists(points, min_size=1, max_size=4).map(tuple),
-        vol_shock=with_numbers(VolShock),
+        vol_shock=with_numbers(VolShock, short_below_30_days=st.booleans()),
         skew=with_numbers(SkewShock),
         discount=with_numbers(StaticDiscount),
         basis=st.none() | with_numbers(BasisContingency),
         peg_loss=st.none() | peg_losses,
-        grid_collateral=st.lists(st.text(), max_size=3).map(tuple),
+        settlement_scales_profit=st.booleans(),
+        grid_collateral=symbols,
+        underlyings=symbols,
+        forward=st.sampled_from(["own", "spot"]),
+        profit_in=st.sampled_from(["unit", "coin"]),
+        round_digits=st.none() | st.integers(0, 18),
+        value_today=st.sampled_from(["model", "mark"]),
+        delta_floor=st.none() | with_numbers(DeltaFloor),
+        roll=st.none() | with_numbers(RollShock, law=st.sampled_from(["exponential", "linear"])),
+        delta_shock=st.none() | with_numbers(DeltaShock),
+        minimum=st.none()
+        | with_numbers(
+            MinimumCharge,
+            floors=st.lists(numbers, min_size=1, max_size=3).map(tuple),
+            factors=st.lists(numbers, min_size=1, max_size=3).map(tuple),
+        ),
     ),
     "contingency": st.one_of(
         st.builds(Contingency, measure=measures, initial_rate=numbers, maintenance_rate=st.none() | numbers),
-        st.builds(Contingency, measure=measures, maintenance_rate=numbers),
+        st.builds(Contingency, measure=measures, maintenance_rate=numbers, underlyings=symbols),
         st.builds(Contingency, measure=measures, confidence=with_numbers(Confidence)),
         st.builds(Contingency, measure=measures, depeg=peg_losses, price=st.just("perp_mark")),
     ),
     "option_formula": option_formulas,
-    "expiry_max_loss": with_numbers(ExpiryMaxLoss, per_contract=option_formulas),
-    "fixed": with_numbers(Fixed, basis=st.text()),
+    "contract_margin": st.builds(
+        ContractMargin,
+        short_call_initial=contract_rates,
+        short_put_maintenance=contract_rates,
+        long_call_initial=contract_rates,
+        at_least_maintenance=st.booleans(),
+        underlyings=symbols,
+    ),
+    "expiry_max_loss": with_numbers(ExpiryMaxLoss, per_contract=option_formulas, underlyings=symbols),
+    "fixed": with_numbers(Fixed, basis=st.sampled_from(["reported totals", "computed from arrays"])),
     "verdict": with_numbers(
         Verdict,
         liquidates_when=st.sampled_from(["below", "at_or_below"]),
-        health=st.sampled_from(["equity_over_requirement", "weighted_collateral_over_debt"]),
+        health=st.sampled_from(["equity_over_requirement", "requirement_over_equity", "weighted_collateral_over_debt"]),
     ),
 }
 
@@ -135,6 +195,11 @@ def test_what_is_no_number_is_refused_without_echoing_it(number: str) -> None:
     with pytest.raises(ValidationError) as caught:
         parse_parameters("verdict", '{"liquidates_when": "below", "trigger": ' + number + "}")
     assert "input_value" not in str(caught.value)
+
+
+def test_an_amount_says_where_it_comes_from() -> None:
+    with pytest.raises(ValidationError, match="reported"):
+        Fixed(initial=Decimal(1), basis="somewhere")
 
 
 def test_an_unknown_form_is_a_key_error() -> None:

@@ -61,7 +61,7 @@ def _first_difference(got: bytes, expected: bytes) -> object:
 
 def test_the_desk_exercises_what_could_differ() -> None:
     portfolios = desk(SEED).book.portfolios
-    assert any(len(row[6]) > 1 for p in portfolios for row in p.tiers)
+    assert any(len(entry.tables.floor) > 1 for p in portfolios for _, entry in p.tiers)
     assert any(unit.grid is not None and unit.options for p in portfolios for unit in p.units)
     assert any(unit.max_loss is not None and unit.options for p in portfolios for unit in p.units)
     assert len(whole()) == 7

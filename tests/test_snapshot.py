@@ -218,7 +218,7 @@ def test_a_bad_reference_row_is_taken_out_with_its_reason(
 
 
 def test_every_field_of_the_closed_list_is_accepted_and_prices_must_be_positive() -> None:
-    signed = {"rate", "funding_rate", "spread", "adv", "depth_bid", "depth_ask"}
+    signed = {"rate", "funding_rate", "delta", "spread", "adv", "depth_bid", "depth_ask"}
     rows = desk()
     rows["marks"] = [
         {"venue": "binance", "subject": "X", "field": field, "value": -0.5, "source": "test"} for field in MARK_FIELDS
@@ -229,6 +229,22 @@ def test_every_field_of_the_closed_list_is_accepted_and_prices_must_be_positive(
     for row in rows["marks"]:
         row["value"] = 0.5
     assert len(taken(rows).tables["marks"]) == len(MARK_FIELDS)
+
+
+def test_an_option_may_be_worth_nothing_and_a_perp_may_not() -> None:
+    rows = desk()
+    option = rows["instruments"][0] | {
+        "instrument_id": "binance:OPT", "kind": "option", "strike": Decimal(9), "expiry": NOW, "option_type": "put",
+    }  # fmt: skip
+    rows["instruments"].append(option)
+    perp = rows["instruments"][0]["instrument_id"]
+    rows["marks"] = [
+        {"venue": "binance", "subject": subject, "field": "mark", "value": 0.0, "source": "test"}
+        for subject in ("binance:OPT", perp)
+    ]
+    snapshot = taken(rows)
+    assert [row["subject"] for row in snapshot.tables["marks"]] == ["binance:OPT"]
+    assert [(f.reason, f.subject) for f in snapshot.failures] == [(FailureReason.OUT_OF_RANGE, perp)]
 
 
 # ---- tables of the wrong shape ---------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """The contingency form: charges on gross, naked, short quantities and collateral of one risk unit.
 
-Requirements positive, in the account's own unit. Letters: K components, O options, X expiries, C collaterals. What a
-measure counts and which confidences it looks at is stated in `rule_forms.Contingency`.
+Requirements positive, in the account's own unit. Letters: K components, M measures, O options, X expiries, C
+collaterals, F further perpetuals. What a measure counts and which confidences it looks at is stated in
+`rule_forms.Contingency`.
 
 Source of the rule: derivexyz/v2-core @7736900d, PMRMLib_2.sol and StandardManager.sol (rules only).
 """
@@ -49,8 +50,19 @@ class ContingencyParameters(eqx.Module):
     depeg_factor: Float[Array, " K"]
 
 
+class _FurtherPerps(eqx.Module):
+    """Size, own price and lowest confidence of each further perpetual; a future has size 0."""
+
+    size: Float[Array, " F"]
+    price: Float[Array, " F"]
+    confidence: Float[Array, " F"]
+
+
 class _Groups(eqx.Module):
-    """Quantity (collateral: value) and confidence, by measure, of what has its own feeds: perp, expiry, collateral."""
+    """Quantity (collateral: value) and confidence, by measure, of what has its own feeds: perp, expiry, collateral.
+
+    `further`: perpetuals beside the unit's first linear one, None without any; `counts_perps` by measure.
+    """
 
     perp: Float[Array, " M"]
     expiry: Float[Array, "M X"]
@@ -58,6 +70,8 @@ class _Groups(eqx.Module):
     perp_confidence: Float[Array, " M"]
     expiry_confidence: Float[Array, "M X"]
     collateral_confidence: Float[Array, "M C"]
+    counts_perps: Float[Array, " M"]
+    further: _FurtherPerps | None
 
 
 def pack_contingencies(components: Sequence[Contingency], size: int) -> ContingencyParameters:
@@ -113,6 +127,14 @@ def contingency_requirement(unit: RiskUnit, parameters: ContingencyParameters) -
         + _doubted(expiry, groups.expiry_confidence[parameters.measure], parameters)
         + _doubted(collateral, groups.collateral_confidence[parameters.measure], parameters)
     )
+    if groups.further is not None:
+        held, count = groups.further, parameters.measure.shape[0]
+        prices = jnp.stack([jnp.full_like(held.price, unit.spot), held.price])[parameters.price]
+        sizes = groups.counts_perps[parameters.measure][:, None] * held.size[None, :]
+        further = rounded(sizes * prices)
+        total = total + ordered_sum(further)
+        confidence = jnp.broadcast_to(held.confidence, (count, held.size.shape[0]))
+        doubted = doubted + _doubted(further, confidence, parameters)
     depeg = rounded(jnp.maximum(0.0, parameters.depeg_threshold - unit.stable_price) * parameters.depeg_factor)
     charged = rounded(total * (parameters.initial_rate + depeg))
     return Requirement(
@@ -141,6 +163,13 @@ def _groups(unit: RiskUnit) -> _Groups:
     perp_confidence = jnp.minimum(spot_confidence, unit.perp_confidence)
     options = jnp.minimum(spot_confidence, unit.expiry_confidence)
     with_perp = jnp.where(unit.perp_quantity != 0, jnp.minimum(options, unit.perp_confidence), options)
+    further = None
+    if unit.delta_one is not None:
+        held = unit.delta_one
+        size = jnp.where(held.expiry < 0, jnp.abs(held.quantity), 0.0)
+        further = _FurtherPerps(size, held.price, jnp.minimum(spot_confidence, held.confidence))
+        lowest = jnp.min(jnp.where(size > 0, held.confidence, 1.0), initial=1.0)
+        with_perp = jnp.minimum(with_perp, lowest)
     own = unit.collateral_confidence
     no_perp, no_expiry, no_collateral = jnp.zeros_like(perp), jnp.zeros_like(short), jnp.zeros_like(value)
 
@@ -154,4 +183,6 @@ def _groups(unit: RiskUnit) -> _Groups:
         perp_confidence=jnp.broadcast_to(perp_confidence, (len(MEASURES),)),
         expiry_confidence=jnp.stack([options, with_perp, options, with_perp, options, options, options]),
         collateral_confidence=jnp.stack([jnp.minimum(own, spot_confidence)] * 5 + [own, own]),
+        counts_perps=jnp.array([float("perp" in name) for name in MEASURES], jnp.float64),
+        further=further,
     )

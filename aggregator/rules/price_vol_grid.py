@@ -1,9 +1,12 @@
 """The scenario grid form: the worst profit of one risk unit over a grid of spot and vol moves.
 
-All money in the account's own unit, profits signed (a loss is negative), requirements positive. Letters: G grid points,
-X expiries, O options, C collaterals. Options are valued by Black-76 on their forward, discounted at max(rate, 0).
+Profits are signed (a loss is negative), requirements positive. Both are in the account's own unit; profits of a grid in
+coin are in units of the underlying until the worst of them is turned into the account's unit. Letters: G grid points,
+X expiries, O options, C collaterals, F further delta-one holdings. Options are valued by Black-76 on their forward,
+discounted at max(rate, 0).
 
-Source of the rule: derivexyz/v2-core @7736900d, PMRM_2.sol and PMRMLib_2.sol (rules only).
+Sources of the rule: derivexyz/v2-core @7736900d, PMRM_2.sol and PMRMLib_2.sol (rules only); Deribit API reference of
+private/pme/simulate (profits in coin, dampener, rounding); Paradex documentation and SDK (profits against the mark).
 """
 
 from __future__ import annotations
@@ -15,12 +18,22 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from ..pricing import DAYS_PER_YEAR, black76_price
 from ..rounding import rounded
-from ..rule_forms import PriceVolGrid
-from .risk_unit import Requirement, RiskUnit, expiry_sums, ordered_sum
+from ..rule_forms import GridPoint, PriceVolGrid
+from .delta_charges import (
+    DeltaCharges,
+    delta_floor,
+    delta_shock,
+    minimum_charge,
+    pack_delta_charges,
+    roll_shock,
+    slices_of,
+    unit_deltas,
+)
+from .risk_unit import DeltaOne, Requirement, RiskUnit, expiry_sums, ordered_sum
 
 VOL_UP, VOL_DOWN, VOL_NONE, SKEW_LINEAR, SKEW_ABS = range(5)
 _VOL_CODES = {"up": VOL_UP, "down": VOL_DOWN, "none": VOL_NONE, "skew_linear": SKEW_LINEAR, "skew_abs": SKEW_ABS}
@@ -37,7 +50,11 @@ class GridParameters(eqx.Module):
 
     spot: Float[Array, " G"]
     vol_direction: Int[Array, " G"]
+    vol_move: Float[Array, " G"]
+    """The point's own relative move of the vol; 0 where its direction decides."""
     dampening: Float[Array, " G"]
+    dampener: Float[Array, " G"]
+    """Dollars that a profit or loss moves towards zero."""
 
     vol_range_up: Float[Array, ""]
     vol_range_down: Float[Array, ""]
@@ -45,6 +62,7 @@ class GridParameters(eqx.Module):
     long_term_power: Float[Array, ""]
     dte_floor_days: Float[Array, ""]
     min_vol_up: Float[Array, ""]
+    short_below_30_days: Bool[Array, ""]
 
     skew_linear_base_cap: Float[Array, ""]
     skew_linear_c_base: Float[Array, ""]
@@ -71,26 +89,48 @@ class GridParameters(eqx.Module):
     peg_threshold: Float[Array, ""]
     peg_factor: Float[Array, ""]
     settlement_window_s: Float[Array, ""]
+    settlement_scales_profit: Bool[Array, ""]
+    in_coin: Bool[Array, ""]
+    rounding: Float[Array, ""]
+    """Ten to the number of digits of the worst profit; 0 where it is not rounded."""
+    against_mark: Bool[Array, ""]
+    forward_on_spot: Bool[Array, ""]
+    reported_worst: Float[Array, ""]
+    reported_add_on: Float[Array, ""]
+    look_ahead_years: Float[Array, ""] | None
+    """None where no time passes in any grid of the book, which spares a square root per option and point."""
+    charges: DeltaCharges | None
 
 
 class _ExpiryValues(NamedTuple):
-    """Value of each expiry's options, one row per grid point and at today's and the two basis prices."""
+    """Value of each expiry's options, one row per grid point and at today's and the two basis prices; in coin where the
+    grid is.
+    """
 
     grid: Float[Array, "G X"]
     basis_up: Float[Array, " X"]
     basis_down: Float[Array, " X"]
     today: Float[Array, " X"]
+    reference: Float[Array, " X"]
+    """What the profit of a grid point is measured against: `today`, or what the venue's marks say of it."""
 
 
-def pack_grid(parameters: PriceVolGrid, points: int) -> GridParameters:
+def pack_grid(
+    parameters: PriceVolGrid, points: int, *, slices: int | None = None, looks_ahead: bool | None = None
+) -> GridParameters:
     """`parameters` as NumPy float64 arrays with `points` grid points.
 
-    An absent skew, basis or peg rule is packed as one that charges nothing. Raises `ValueError` when the grid has more
-    points than `points`.
+    An absent skew, basis or peg rule is packed as one that charges nothing, and so are the charges by delta in a book
+    that has some, with room for `slices` (0: none has any), and the look-ahead in one that `looks_ahead`; left out,
+    both are as this grid needs them. Raises `ValueError` when the grid needs more than what is reserved, or its minimum
+    charge has no proper slices.
     """
     count = len(parameters.scenarios)
     if count > points:
         raise ValueError(f"the grid has {count} points, more than the {points} that were reserved")
+    ahead = float(parameters.look_ahead_days) / DAYS_PER_YEAR
+    if looks_ahead is False and ahead:
+        raise ValueError("the grid looks ahead, for which nothing was reserved")
     shock, discount, skew, basis, peg = (
         parameters.vol_shock,
         parameters.discount,
@@ -99,22 +139,30 @@ def pack_grid(parameters: PriceVolGrid, points: int) -> GridParameters:
         parameters.peg_loss,
     )
 
-    def number(value: Decimal | int) -> Any:
+    def number(value: Decimal | float) -> Any:
         return np.asarray(float(value), np.float64)
+
+    look_ahead: Any = number(ahead) if (ahead if looks_ahead is None else looks_ahead) else None
+
+    def flag(value: bool) -> Any:
+        return np.asarray(value, np.bool_)
 
     def points_of(values: list[Any], fill: float, dtype: type) -> Any:
         return np.array(values + [fill] * (points - count), dtype)
 
     return GridParameters(
         spot=points_of([float(p.spot) for p in parameters.scenarios], 1.0, np.float64),
-        vol_direction=points_of([_VOL_CODES[p.vol] for p in parameters.scenarios], VOL_NONE, np.int32),
+        vol_direction=points_of([_direction(p) for p in parameters.scenarios], VOL_NONE, np.int32),
+        vol_move=points_of([float(p.vol_move or 0) for p in parameters.scenarios], 0.0, np.float64),
         dampening=points_of([float(p.dampening) for p in parameters.scenarios], 0.0, np.float64),
+        dampener=points_of([float(p.dampener) for p in parameters.scenarios], 0.0, np.float64),
         vol_range_up=number(shock.range_up),
         vol_range_down=number(shock.range_down),
         short_term_power=number(shock.short_term_power),
         long_term_power=number(shock.long_term_power),
         dte_floor_days=number(shock.dte_floor_days),
         min_vol_up=number(shock.min_vol_up),
+        short_below_30_days=flag(shock.short_below_30_days),
         skew_linear_base_cap=number(skew.linear_base_cap if skew else 0),
         skew_linear_c_base=number(skew.linear_c_base if skew else 0),
         skew_abs_base_cap=number(skew.abs_base_cap if skew else 0),
@@ -138,7 +186,23 @@ def pack_grid(parameters: PriceVolGrid, points: int) -> GridParameters:
         peg_threshold=number(peg.threshold if peg else 0),
         peg_factor=number(peg.factor if peg else 0),
         settlement_window_s=number(parameters.settlement_window_s),
+        settlement_scales_profit=flag(parameters.settlement_scales_profit),
+        in_coin=flag(parameters.profit_in == "coin"),
+        rounding=number(0 if parameters.round_digits is None else Decimal(10) ** parameters.round_digits),
+        against_mark=flag(parameters.value_today == "mark"),
+        forward_on_spot=flag(parameters.forward == "spot"),
+        reported_worst=number(parameters.reported_worst),
+        reported_add_on=number(parameters.reported_add_on),
+        look_ahead_years=look_ahead,
+        charges=pack_delta_charges(parameters, slices_of(parameters) if slices is None else slices),
     )
+
+
+def _direction(point: GridPoint) -> int:
+    """Code of the point's vol direction; a point with a vol move of its own keeps only a rotation."""
+    if point.vol_move is not None and not point.vol.startswith("skew"):
+        return VOL_NONE
+    return _VOL_CODES[point.vol]
 
 
 def discount_factors(unit: RiskUnit) -> Float[Array, " X"]:
@@ -146,10 +210,10 @@ def discount_factors(unit: RiskUnit) -> Float[Array, " X"]:
     return jnp.exp(-jnp.maximum(unit.expiry_rate, 0.0) * unit.expiry_years)
 
 
-def option_mark_values(unit: RiskUnit) -> Float[Array, " O"]:
-    """Signed value of each option position, account unit: quantity times discounted Black-76 price; 0 for padding."""
+def option_model_prices(unit: RiskUnit) -> Float[Array, " O"]:
+    """Discounted Black-76 price of each option, in the money of its forward per unit of the underlying."""
     expiry = unit.option_expiry
-    prices = jax.vmap(_price)(
+    return jax.vmap(_price)(
         unit.expiry_forward[expiry],
         unit.option_strike,
         unit.expiry_years[expiry],
@@ -157,7 +221,30 @@ def option_mark_values(unit: RiskUnit) -> Float[Array, " O"]:
         unit.option_is_call,
         discount_factors(unit)[expiry],
     )
-    return rounded(unit.option_quantity * prices)
+
+
+def mark_offsets(unit: RiskUnit) -> Float[Array, " O"]:
+    """What the venue's mark adds to each option's model price, in the money of its forward; 0 without quotes."""
+    quotes = unit.option_quotes
+    if quotes is None:
+        return jnp.zeros_like(unit.option_quantity)
+    forward = unit.expiry_forward[unit.option_expiry]
+    return rounded(jnp.where(quotes.is_inverse, quotes.mark_offset * forward, quotes.mark_offset))
+
+
+def option_mark_values(unit: RiskUnit) -> Float[Array, " O"]:
+    """Signed value of each option position, account unit: quantity times price; 0 for padding.
+
+    The price is discounted Black-76 plus the offset to the venue's mark, if any. An inverse option is worth its coins,
+    the price over the forward, at the index.
+    """
+    price = option_model_prices(unit)
+    if unit.option_quotes is not None:
+        quotes = unit.option_quotes
+        price = rounded(price + mark_offsets(unit)) * unit.in_account_unit(quotes.money_usd)
+        over_forward = unit.spot / _safe(unit.expiry_forward)
+        price = jnp.where(quotes.is_inverse, price * over_forward[unit.option_expiry], price)
+    return rounded(unit.option_quantity * price)
 
 
 def option_mark_value(unit: RiskUnit) -> Float[Array, ""]:
@@ -171,16 +258,18 @@ def collateral_values(unit: RiskUnit) -> Float[Array, " C"]:
 
 
 def grid_profits(unit: RiskUnit, parameters: GridParameters) -> Float[Array, " G"]:
-    """Profit of the unit at each grid point, dampened; 0 at padded points.
+    """Profit of the unit at each grid point, dampened; 0 at padded points. Account unit, or coins of a grid in coin.
 
     expiry: dampening * (discount(sign of the shocked value) * shocked value - value today), minus its size if skewed;
-    perp: dampening * quantity * price * (spot - 1); collateral in the grid likewise on its value.
+    perp: dampening * quantity * price * (spot - 1); collateral in the grid and futures likewise on their values. In
+    coin an option is worth its value over the (moved) forward, a linear or spot profit counts at the moved spot, and an
+    inverse contract gains quantity * (1 - 1 / spot). The total then moves towards zero by the dampener.
     """
     return _grid_profits(unit, parameters, _expiry_values(unit, parameters))
 
 
 def basis_contingency(unit: RiskUnit, parameters: GridParameters) -> Float[Array, ""]:
-    """Loss (<= 0) of each expiry's worse forward move alone, without vol shock or static discount.
+    """Loss (<= 0) of each expiry's worse forward move alone, without vol shock or static discount; unit as the profits.
 
     sum over expiries of min(V(up) - V, V(down) - V, 0) * (add factor + mult factor * T)
     """
@@ -188,17 +277,39 @@ def basis_contingency(unit: RiskUnit, parameters: GridParameters) -> Float[Array
 
 
 def grid_requirement(unit: RiskUnit, parameters: GridParameters) -> Requirement:
-    """Requirement of the grid: minus the factor of the level times the worse of grid and basis contingency (<= 0).
+    """Requirement of the grid: the factor of the level times its loss with all charges (see `rule_forms.PriceVolGrid`).
 
-    The initial factor grows by max(0, peg threshold - stable price) * peg factor.
+    The loss is the worst of the grid (rounded where the venue rounds it), the basis contingency, the delta floor and
+    what the venue reports; roll shock, delta shock and the reported add-on come on top, the minimum charge bounds the
+    total from below. The initial factor grows by max(0, peg threshold - stable price) * peg factor.
     """
     values = _expiry_values(unit, parameters)
-    worst = jnp.minimum(jnp.min(_grid_profits(unit, parameters, values)), _basis_contingency(unit, parameters, values))
+    worst = jnp.minimum(jnp.min(_grid_profits(unit, parameters, values)), 0.0)
+    digits = jnp.where(parameters.rounding > 0, parameters.rounding, 1.0)
+    worst = jnp.where(parameters.rounding > 0, jnp.round(worst * digits) / digits, worst)
+    worst = jnp.minimum(worst, _basis_contingency(unit, parameters, values))
+    loss = rounded(-worst * jnp.where(parameters.in_coin, unit.coin_price(), 1.0))
+    loss = jnp.maximum(loss, parameters.reported_worst)
+    if parameters.charges is None:
+        total = loss + parameters.reported_add_on
+    else:
+        charges, deltas = (
+            parameters.charges,
+            unit_deltas(unit, discount_factors(unit), on_spot=parameters.charges.on_spot),
+        )
+        loss = jnp.maximum(loss, delta_floor(unit, deltas, charges))
+        added = rounded(roll_shock(unit, deltas, charges)) + rounded(delta_shock(unit, deltas, charges))
+        total = jnp.maximum(loss + added + parameters.reported_add_on, minimum_charge(unit, deltas, charges))
     peg_loss = rounded(jnp.maximum(0.0, parameters.peg_threshold - unit.stable_price) * parameters.peg_factor)
     return Requirement(
-        initial=-(parameters.initial_factor + peg_loss) * worst,
-        maintenance=-parameters.maintenance_factor * worst,
+        initial=(parameters.initial_factor + peg_loss) * total,
+        maintenance=parameters.maintenance_factor * total,
     )
+
+
+def _safe(price: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """A divisor: 1 in place of the prices of 0 of empty units."""
+    return jnp.where(price > 0, price, 1.0)
 
 
 def _price(forward: Array, strike: Array, years: Array, vol: Array, is_call: Array, discount: Array) -> Array:
@@ -209,45 +320,77 @@ def _expiry_values(unit: RiskUnit, parameters: GridParameters) -> _ExpiryValues:
     spot = jnp.concatenate(
         [parameters.spot, jnp.stack([parameters.basis_spot_up, parameters.basis_spot_down, jnp.float64(1.0)])]
     )
-    direction = jnp.concatenate([parameters.vol_direction, jnp.full(3, VOL_NONE, parameters.vol_direction.dtype)])
     points, options = spot.shape[0], unit.option_quantity.shape[0]
 
     forward = _shocked_forward(unit, parameters, spot)
-    vol = _shocked_vol(unit, parameters, direction)
+    vol = _shocked_vol(unit, parameters)
     expiry = unit.option_expiry
+    ahead = parameters.look_ahead_years
+    if ahead is None:
+        years, discount, each = unit.expiry_years[expiry], discount_factors(unit)[expiry], None
+    else:
+        passed = jnp.concatenate([jnp.full(points - 3, ahead), jnp.zeros(3, jnp.float64)])
+        left = jnp.maximum(unit.expiry_years[None, :] - passed[:, None], 0.0)
+        rate = jnp.maximum(unit.expiry_rate, 0.0)
+        spent = unit.expiry_years[None, :] - left
+        forward = jnp.where(parameters.forward_on_spot, forward * jnp.exp(-rate[None, :] * spent), forward)
+        years, discount, each = left[:, expiry], jnp.exp(-rate[None, :] * left)[:, expiry], 0
     across_options = jax.vmap(_price, in_axes=(0, 0, 0, 0, 0, 0))
-    across_points = jax.vmap(across_options, in_axes=(0, None, None, 0, None, None))
-    prices = across_points(
-        forward[:, expiry],
-        unit.option_strike,
-        unit.expiry_years[expiry],
-        vol,
-        unit.option_is_call,
-        discount_factors(unit)[expiry],
-    )
-    values = expiry_sums(jnp.broadcast_to(unit.option_quantity, (points, options)) * prices, unit)
-    return _ExpiryValues(values[:-3], values[-3], values[-2], values[-1])
+    across_points = jax.vmap(across_options, in_axes=(0, None, each, 0, None, each))
+    prices = across_points(forward[:, expiry], unit.option_strike, years, vol, unit.option_is_call, discount)
+    quantity = unit.option_quantity
+    if unit.option_quotes is not None:
+        money = unit.in_account_unit(unit.option_quotes.money_usd)
+        quantity = jnp.where(parameters.in_coin, quantity, rounded(quantity * money))
+    values = expiry_sums(jnp.broadcast_to(quantity, (points, options)) * prices, unit)
+    reference = values[-1]
+    if unit.option_quotes is not None:
+        beside_model = expiry_sums(quantity * mark_offsets(unit), unit)
+        reference = reference + jnp.where(parameters.against_mark, beside_model, 0.0)
+    values = jnp.where(parameters.in_coin, values / _safe(forward), values)
+    reference = jnp.where(parameters.in_coin, reference / _safe(unit.expiry_forward), reference)
+    return _ExpiryValues(values[:-3], values[-3], values[-2], values[-1], reference)
+
+
+def _open_share(unit: RiskUnit, parameters: GridParameters) -> Float[Array, " X"]:
+    """Share of each expiry's settlement average that is still open; 1 outside of its window."""
+    window = parameters.settlement_window_s
+    seconds = unit.expiry_years * (DAYS_PER_YEAR * _SECONDS_PER_DAY)
+    return jnp.where(window > 0, jnp.clip(seconds / jnp.where(window > 0, window, 1.0), 0.0, 1.0), 1.0)
+
+
+def _shares(unit: RiskUnit, parameters: GridParameters) -> tuple[Float[Array, " X"], Float[Array, " X"]]:
+    """(share of a spot move that reaches each expiry's forward, share of its profit that counts)."""
+    open_share, whole = _open_share(unit, parameters), jnp.ones_like(unit.expiry_years)
+    scales = parameters.settlement_scales_profit
+    return jnp.where(scales, whole, open_share), jnp.where(scales, open_share, whole)
 
 
 def _shocked_forward(unit: RiskUnit, parameters: GridParameters, spot: Float[Array, " P"]) -> Float[Array, "P X"]:
     """Forward of each expiry with its open share moved; the share that is already averaged into settlement stays."""
-    window = parameters.settlement_window_s
-    seconds = unit.expiry_years * (DAYS_PER_YEAR * _SECONDS_PER_DAY)
-    open_share = jnp.where(window > 0, jnp.clip(seconds / jnp.where(window > 0, window, 1.0), 0.0, 1.0), 1.0)
-    return rounded(unit.expiry_forward[None, :] * (1.0 + rounded(open_share[None, :] * (spot[:, None] - 1.0))))
+    moving, _ = _shares(unit, parameters)
+    return rounded(unit.expiry_forward[None, :] * (1.0 + rounded(moving[None, :] * (spot[:, None] - 1.0))))
 
 
-def _shocked_vol(unit: RiskUnit, parameters: GridParameters, direction: Int[Array, " P"]) -> Float[Array, "P O"]:
+def _shocked_vol(unit: RiskUnit, parameters: GridParameters) -> Float[Array, "P O"]:
+    """Vol of each option at every grid point, and unmoved at the three points of basis and today."""
     expiry = unit.option_expiry
     days = unit.expiry_years * DAYS_PER_YEAR
     # A floor of 0 on an expired option would divide by 0; the venue's clock counts whole seconds.
     tau = _TERM_DAYS / jnp.maximum(jnp.maximum(days, parameters.dte_floor_days), _ONE_SECOND_DAYS)
-    move = tau ** jnp.where(days <= _TERM_DAYS, parameters.short_term_power, parameters.long_term_power)
+    is_short = jnp.where(parameters.short_below_30_days, days < _TERM_DAYS, days <= _TERM_DAYS)
+    move = tau ** jnp.where(is_short, parameters.short_term_power, parameters.long_term_power)
     up = jnp.maximum(parameters.min_vol_up, unit.option_vol * (1.0 + rounded(parameters.vol_range_up * move))[expiry])
     down = unit.option_vol * jnp.maximum(0.0, 1.0 - rounded(parameters.vol_range_down * move))[expiry]
     linear, absolute = _skew_multipliers(unit, parameters)
     by_direction = jnp.stack([up, down, unit.option_vol, unit.option_vol * linear, unit.option_vol * absolute])
-    return rounded(by_direction[direction])
+
+    unmoved = jnp.zeros(3, jnp.float64)
+    own_move = jnp.concatenate([parameters.vol_move, unmoved])[:, None]
+    direction = jnp.concatenate([parameters.vol_direction, jnp.full(3, VOL_NONE, parameters.vol_direction.dtype)])
+    growth = jnp.maximum(0.0, 1.0 + rounded(own_move * move[None, :]))[:, expiry]
+    vol = rounded(by_direction[direction]) * growth
+    return rounded(jnp.where(own_move > 0, jnp.maximum(parameters.min_vol_up, vol), vol))
 
 
 def _skew_multipliers(unit: RiskUnit, parameters: GridParameters) -> tuple[Float[Array, " O"], Float[Array, " O"]]:
@@ -282,7 +425,9 @@ def _grid_profits(unit: RiskUnit, parameters: GridParameters, values: _ExpiryVal
         * jnp.exp(years * (rounded(rate * parameters.short_rate_mult) + parameters.short_rate_add)),
     )
     discount = jnp.where(values.grid >= 0, long_discount[None, :], short_mark_up[None, :])
-    expiry_profit = (rounded(discount * values.grid) - values.today[None, :]) * parameters.dampening[:, None]
+    _, counting = _shares(unit, parameters)
+    expiry_profit = rounded((rounded(discount * values.grid) - values.reference[None, :]) * counting[None, :])
+    expiry_profit = expiry_profit * parameters.dampening[:, None]
     is_skew = (parameters.vol_direction == SKEW_LINEAR) | (parameters.vol_direction == SKEW_ABS)
     # A rotation the other way round would turn an expiry's gain into its loss: each expiry takes the worse one.
     expiry_profit = jnp.where(is_skew[:, None], -jnp.abs(expiry_profit), expiry_profit)
@@ -290,7 +435,38 @@ def _grid_profits(unit: RiskUnit, parameters: GridParameters, values: _ExpiryVal
     spot_move = parameters.dampening * (parameters.spot - 1.0)
     in_grid = ordered_sum(collateral_values(unit) * unit.collateral_in_grid)
     delta_one = rounded(unit.perp_quantity * unit.perp_price) + in_grid
-    return ordered_sum(expiry_profit) + rounded(spot_move * delta_one)
+    profit = ordered_sum(expiry_profit) + rounded(spot_move * delta_one * _per_profit_money(unit, parameters))
+    if unit.delta_one is not None:
+        further = ordered_sum(_delta_one_profits(unit, unit.delta_one, parameters))
+        profit = profit + rounded(parameters.dampening * further)
+    return _towards_zero(
+        profit, parameters.dampener / _safe(jnp.where(parameters.in_coin, unit.spot, unit.stable_price))
+    )
+
+
+def _per_profit_money(unit: RiskUnit, parameters: GridParameters) -> Float[Array, " G"]:
+    """What a profit in the account's unit is in that of the grid: 1, or one over the moved price of the coin."""
+    return jnp.where(parameters.in_coin, 1.0 / _safe(unit.coin_price() * parameters.spot), 1.0)
+
+
+def _delta_one_profits(unit: RiskUnit, held: DeltaOne, parameters: GridParameters) -> Float[Array, "G F"]:
+    """Profit of each further delta-one holding at each grid point, before dampening.
+
+    A dated one moves and counts in the settlement window as the options of its expiry do.
+    """
+    moving, counting = _shares(unit, parameters)
+    dated = held.expiry >= 0
+    row = jnp.maximum(held.expiry, 0)
+    move = rounded((parameters.spot - 1.0)[:, None] * jnp.where(dated, moving[row], 1.0)[None, :])
+    value = rounded(held.quantity * held.price * unit.in_account_unit(held.money_usd))
+    in_money = value[None, :] * move * _per_profit_money(unit, parameters)[:, None]
+    in_coins = held.quantity[None, :] * move / _safe(1.0 + move)
+    profit = jnp.where(parameters.in_coin & held.is_inverse[None, :], in_coins, in_money)
+    return profit * jnp.where(dated, counting[row], 1.0)[None, :]
+
+
+def _towards_zero(value: Float[Array, " G"], amount: Float[Array, " G"]) -> Float[Array, " G"]:
+    return jnp.where(value > 0, jnp.maximum(value - amount, 0.0), jnp.minimum(value + amount, 0.0))
 
 
 def _basis_contingency(unit: RiskUnit, parameters: GridParameters, values: _ExpiryValues) -> Float[Array, ""]:

@@ -1,9 +1,9 @@
-"""A risk unit: one account's options, perpetual and collateral of one underlying, as the grid and contract forms see
-it.
+"""A risk unit: one account's options, perpetuals, futures and collateral of one underlying, as the grid and contract
+forms see it.
 
-All money is in the account's own unit (its settlement stable), times in years of 365 days. Rows are padded; a padded
-option has quantity 0, strike 1 and sits in expiry 0, a padded expiry holds no option, a padded collateral has quantity
-0.
+All money is in the account's own unit (its settlement stable or its coin) unless a name says otherwise, times in years
+of 365 days. Rows are padded; a padded option has quantity 0, strike 1 and sits in expiry 0, a padded expiry holds no
+option, a padded collateral or delta-one holding has quantity 0.
 """
 
 from __future__ import annotations
@@ -39,20 +39,56 @@ def expiry_sums(values: Float[Array, "*rest O"], unit: RiskUnit) -> Float[Array,
     """Sum of per-option `values` for each expiry of `unit`, added in the order of the options; padding adds zeros
     only.
     """
-    expiries = jnp.arange(unit.expiry_years.shape[0], dtype=unit.option_expiry.dtype)
+    return sums_by(values, unit.option_expiry, size=unit.expiry_years.shape[0])
 
-    def add(total: Array, option: tuple[Array, Array]) -> tuple[Array, None]:
-        value, expiry = option
-        holds = jnp.broadcast_to(expiry == expiries, total.shape)
+
+def sums_by(values: Float[Array, "*rest n"], group: Int[Array, " n"], *, size: int) -> Float[Array, "*rest groups"]:
+    """Sum of `values` over the last axis by group 0..size-1, in order; a negative group counts nowhere."""
+    groups = jnp.arange(size, dtype=group.dtype)
+
+    def add(total: Array, row: tuple[Array, Array]) -> tuple[Array, None]:
+        value, own = row
+        holds = jnp.broadcast_to(own == groups, total.shape)
         return total + jnp.where(holds, jnp.broadcast_to(value[..., None], total.shape), 0.0), None
 
     # A loop, because a fused sum would compute each option's price anew for every expiry that might select it.
-    start = jnp.zeros((*values.shape[:-1], expiries.shape[0]), values.dtype)
-    return lax.scan(add, start, (jnp.moveaxis(rounded(values), -1, 0), unit.option_expiry), unroll=4)[0]
+    start = jnp.zeros((*values.shape[:-1], size), values.dtype)
+    return lax.scan(add, start, (jnp.moveaxis(rounded(values), -1, 0), group), unroll=4)[0]
+
+
+class DeltaOne(eqx.Module):
+    """Perpetuals beyond the unit's first linear one, inverse ones, and futures of both kinds. Letter: F rows."""
+
+    quantity: Float[Array, " F"]
+    """Units of the underlying, signed; of an inverse contract its USD notional over its price."""
+    price: Float[Array, " F"]
+    """Quote money per unit."""
+    confidence: Float[Array, " F"]
+    is_inverse: Bool[Array, " F"]
+    money_usd: Float[Array, " F"]
+    """USD per unit of the money of `price`; 0 where that is the account's own unit."""
+    expiry: Int[Array, " F"]
+    """Index into the expiry rows; -1 for a perpetual."""
+
+
+class OptionQuotes(eqx.Module):
+    """What the venue says of each option beside the model's inputs, and how it is quoted; neutral where it is 0."""
+
+    mark_offset: Float[Array, " O"]
+    """The venue's mark less the model's price today, in the option's own price unit: quote money, inverse: coins."""
+    delta_offset: Float[Array, " O"]
+    """The venue's delta less the model's today."""
+    entry_price: Float[Array, " O"]
+    """In the option's own price unit."""
+    is_inverse: Bool[Array, " O"]
+    money_usd: Float[Array, " O"]
+    """USD per unit of the money of its forward; 0 where that is the account's own unit."""
 
 
 class RiskUnit(eqx.Module):
-    """One account × one underlying at one instant. Letters: O options, X expiries, C collaterals (all padded)."""
+    """One account × one underlying at one instant. Letters: O options, X expiries, C collaterals, F further delta-one
+    holdings (all padded).
+    """
 
     spot: Float[Array, ""]
     """Index price of the underlying in USD."""
@@ -85,6 +121,19 @@ class RiskUnit(eqx.Module):
     expiry_confidence: Float[Array, " X"]
     """Lowest confidence of the expiry's own feeds (forward, rate, vol)."""
 
+    delta_one: DeltaOne | None = None
+    """None: there are none."""
+    option_quotes: OptionQuotes | None = None
+    """None: every option is linear, in the account's unit, and worth its model price."""
+
+    def in_account_unit(self, money_usd: Float[Array, " n"]) -> Float[Array, " n"]:
+        """Account units per unit of a money that costs `money_usd`; exactly 1 where that is 0, the account's own."""
+        return jnp.where(money_usd > 0, money_usd / self.stable_price, 1.0)
+
+    def coin_price(self) -> Float[Array, ""]:
+        """Account units per unit of the underlying at the index; exactly 1 where the account's unit is that coin."""
+        return self.spot / self.stable_price
+
 
 class UnitMove(eqx.Module):
     """How a scenario moves a risk unit."""
@@ -102,11 +151,22 @@ class UnitMove(eqx.Module):
 def moved(unit: RiskUnit, move: UnitMove, *, elapsed_years: float) -> RiskUnit:
     """`unit` after `move` and `elapsed_years`: prices scaled, vols moved, expiries nearer (never below 0).
 
-    Sticky strike: an option keeps its own vol, moved with its underlying's 30-day vol. Confidences, rates and
-    quantities stay as of today.
+    Sticky strike: an option keeps its own vol, moved with its underlying's 30-day vol. Confidences, rates, what the
+    venue says beside the model, and quantities stay as of today; only the coins of an inverse contract become fewer as
+    the price rises, because its dollars stay.
     """
     growth = jnp.exp(move.price)
     own_vol = term_scaled_log_vol_change(move.vol, unit.expiry_years[unit.option_expiry])
+    if unit.delta_one is not None:
+        held = unit.delta_one
+        unit = eqx.tree_at(
+            lambda u: (u.delta_one.quantity, u.delta_one.price),
+            unit,
+            (
+                rounded(jnp.where(held.is_inverse, held.quantity * jnp.exp(-move.price), held.quantity)),
+                rounded(held.price * growth),
+            ),
+        )
     return eqx.tree_at(
         lambda u: (
             u.spot,
