@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,6 +22,8 @@ from . import __version__
 from .errors import ConfigurationError, CrossmarginError, ExitCode, nearest_name
 
 if TYPE_CHECKING:
+    from .doctor import Adapters, Check
+    from .reconcile import Reconciled
     from .sweep import Outcome
 
 app = typer.Typer(
@@ -114,6 +116,36 @@ def report(
 
 
 @app.command()
+def reconcile(config: _ConfigArgument, as_json: _JsonOption = False, overrides: _SetOption = None) -> None:
+    """Hold today's figures of every account against the venue's own; nothing is stored."""
+    with _exit_codes(as_json):
+        from .config import load_configuration
+
+        resolved = load_configuration(config, overrides=overrides or (), environment=os.environ)
+        _start_engine(1)
+        from .reconcile import run_reconcile
+
+        with _progress() as say:
+            outcome = run_reconcile(resolved, progress=say)
+        _print_reconciled(outcome, as_json)
+    raise typer.Exit(int(outcome.exit_code))
+
+
+@app.command()
+def doctor(
+    store: Annotated[str, typer.Option("--store", help="Result store to look at: folder or URL.")] = "results",
+    as_json: _JsonOption = False,
+) -> None:
+    """Check installation, devices, store, clock and files; write nothing."""
+    with _exit_codes(as_json):
+        from .doctor import examine, exit_code
+
+        checks = examine(store, _registered_adapters)
+        _print_checks(checks, as_json)
+    raise typer.Exit(int(exit_code(checks)))
+
+
+@app.command()
 def schema(
     table: Annotated[str | None, typer.Argument(help="One table; default all.", show_default=False)] = None,
     as_json: _JsonOption = False,
@@ -142,6 +174,14 @@ def schema(
                 null = ", nullable" if column["nullable"] else ""
                 typer.echo(f"  {column['name']:<32} {column['type']}{null}  [{column['unit']}]")
             typer.echo("")
+
+
+def _registered_adapters() -> Adapters:
+    from adapters.adapter import adapter_names, find_adapter
+
+    from .doctor import Adapters
+
+    return Adapters(adapter_names(), find_adapter)
 
 
 def _start_engine(host_devices: int) -> None:
@@ -207,6 +247,39 @@ def _print_outcome(outcome: Outcome, as_json: bool) -> None:
     typer.echo(f"results  {outcome.store}")
     if outcome.report:
         typer.echo(f"report   {outcome.report}")
+
+
+def _print_reconciled(outcome: Reconciled, as_json: bool) -> None:
+    if as_json:
+        document = {
+            "as_of": outcome.as_of.isoformat(),
+            "conditions": [condition._asdict() for condition in outcome.conditions],
+            "counts": outcome.counts,
+            "rows": outcome.rows,
+        }
+        typer.echo(json.dumps(document))
+        return
+    from rich.console import Console
+
+    from .headline import plain_text
+    from .reconcile import reconciliation_table
+
+    Console(width=None if sys.stdout.isatty() else 200).print(reconciliation_table(outcome.rows))
+    for condition in outcome.conditions:
+        typer.echo(f"{condition.condition}: {plain_text(condition.message)}", err=True)
+    counts = ", ".join(f"{count} {status.replace('_', ' ')}" for status, count in outcome.counts.items() if count)
+    typer.echo(f"figures  {counts or 'none'}, as of {outcome.as_of:%Y-%m-%dT%H:%M:%SZ}")
+
+
+def _print_checks(checks: Sequence[Check], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps({"checks": [check._asdict() for check in checks]}))
+        return
+    from rich.console import Console
+
+    from .doctor import checks_table
+
+    Console(width=None if sys.stdout.isatty() else 200).print(checks_table(checks))
 
 
 class _Lines:

@@ -75,8 +75,16 @@ class Data(Section):
 
     max_age_s: float = Field(default=3600.0, le=1e10, ge=0)
     max_mark_gap: float = Field(default=0.02, ge=0)
-    max_reported_gap: float = Field(default=0.001, ge=0)
-    """Largest relative difference between a recomputed equity or maintenance and the one that the venue reports."""
+
+
+class Reconcile(Section):
+    """From where on a difference to a venue's own figure that nothing explains is too large.
+
+    It has to be beyond both bounds: of absolute size in USD, and of size relative to the venue's figure.
+    """
+
+    bound_usd: float = Field(default=1.0, ge=0)
+    bound_relative: float = Field(default=0.001, ge=0)
 
 
 class MultivariateTFigures(Section):
@@ -206,6 +214,7 @@ class Configuration(Section):
     assets: str = "assets.toml"
     run: Run = Run()
     data: Data = Data()
+    reconcile: Reconcile = Reconcile()
     scenarios: MultivariateTFigures | FilteredHistoryFigures = Field(discriminator="generator")
     engine: Engine = Engine()
     store: Store = Store()

@@ -21,6 +21,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from .errors import ExitCode, StoreError
+from .reconciliation import by_size, worth_showing
 from .report_charts import (
     NO_BREAK,
     HeatCell,
@@ -49,6 +50,7 @@ WATERFALL_STEPS = 11
 HEAT_MAP_ROWS = 12
 HEAT_MAP_COLUMNS = 10
 SCENARIO_ROWS = 10
+RECONCILIATION_ROWS = 80
 FACTOR_ROWS = 60
 FAILURE_ROWS = 100
 INPUT_ROWS = 200
@@ -127,7 +129,8 @@ def render_report(run_tables: Mapping[str, pa.Table]) -> str:
         factor_sources=_counts(run_tables["factors"], "source"),
         failures=_failures(run_tables["failures"]),
         failure_reasons=_counts(run_tables["failures"], "reason"),
-        reconciled=_reconciliation(run_tables["account_margin"]),
+        reconciliation=_reconciliation(run_tables["reconciliation"]),
+        reconciliation_counts=_counts(run_tables["reconciliation"], "status"),
         inputs=_limited(_json(run["inputs"], "runs.inputs"), INPUT_ROWS),
         versions=sorted(_json(run["versions"], "runs.versions").items()),
         configuration=json.dumps(
@@ -273,23 +276,9 @@ def _counts(table: pa.Table, column: str) -> list[tuple[str, int]]:
     return sorted(counted, key=lambda pair: (-pair[1], pair[0]))
 
 
-def _reconciliation(accounts: pa.Table) -> Row:
-    """How many accounts state figures of their own, and the largest relative difference to the recomputed ones."""
-    rows = accounts.select(
-        ["account_id", "equity_difference", "reported_equity", "maintenance_difference", "reported_maintenance_margin"]
-    ).to_pylist()
-    out: dict[str, Any] = {"accounts": len(rows)}
-    for kind, difference, reported in (
-        ("equity", "equity_difference", "reported_equity"),
-        ("maintenance", "maintenance_difference", "reported_maintenance_margin"),
-    ):
-        relative = [
-            (abs(row[difference]) / abs(row[reported]), row["account_id"])
-            for row in rows
-            if row[difference] is not None and row[reported]
-        ]
-        out[kind] = {"count": len(relative), "worst": max(relative, default=None)}
-    return out
+def _reconciliation(table: pa.Table) -> _Limited:
+    """Figures that a venue reports or that could not be computed, largest difference first."""
+    return _limited(worth_showing(by_size(table.to_pylist())), RECONCILIATION_ROWS)
 
 
 # -- one portfolio -------------------------------------------------------------------------------------------------

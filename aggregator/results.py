@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from .engine import Cube, Detail, Headline
 from .errors import Failure, FailureReason
+from .margin import NativeMargin
 from .portfolio import PackedPortfolio
 from .schema import RESULTS
 
@@ -65,29 +66,6 @@ def calculation_failures(evaluated: Iterable[Evaluated]) -> list[Failure]:
     ]
 
 
-def reconciliation_failures(accounts: Iterable[Mapping[str, Any]], *, largest_gap: float) -> list[Failure]:
-    """One finding for every figure of an account (rows of `account_margin`) that is not the venue's own.
-
-    A balance or position that a payload lacks leaves no other trace. Compared with `largest_gap` of the reported figure
-    and at least one unit, which covers what venues round away.
-    """
-    found = []
-    for row in accounts:
-        for name, own, reported in (
-            ("equity", row.get("equity"), row["reported_equity"]),
-            ("maintenance margin", row.get("maintenance_requirement"), row["reported_maintenance_margin"]),
-        ):
-            if own is None or reported is None or abs(own - reported) <= max(largest_gap * abs(reported), 1.0):
-                continue
-            message = (
-                f"recomputed {name} {own:.6f} is not the venue's own {reported:.6f} {row['unit']}: "
-                f"some row is missing or wrong"
-            )
-            subject = row["account_id"]
-            found.append(Failure(FailureReason.INCONSISTENT, message, row["venue"], path=name, subject=subject))
-    return found
-
-
 def _first_sum(values: Any, count: int) -> float:
     """Sum of the first `count` values: what lies behind them is padding."""
     # math.fsum: exactly rounded, so the order of lines cannot matter.
@@ -118,7 +96,9 @@ def portfolio_row(evaluated: Evaluated) -> Row:
         for a, info in enumerate(portfolio.accounts)
     ]
     health = [
-        (h, a.account_id) for n, a in enumerate(portfolio.accounts) if (h := _health(portfolio, figures, n)) is not None
+        (h, a.account_id)
+        for n, a in enumerate(portfolio.accounts)
+        if (h := native_health(portfolio, figures.native, n)) is not None
     ]
     likeliest = min((-float(figures.p_liquidation[n]), a.account_id) for n, a in enumerate(portfolio.accounts))
     equity = math.fsum(portfolio.line_equity)
@@ -157,10 +137,13 @@ def portfolio_row(evaluated: Evaluated) -> Row:
     return row
 
 
-def _health(portfolio: PackedPortfolio, figures: Headline, account: int) -> float | None:
-    """Health as the venue states it; None without a requirement (or, for a lender, without debt)."""
+def native_health(portfolio: PackedPortfolio, native: NativeMargin, account: int) -> float | None:
+    """Health as the venue states it; None without a requirement (or, for a lender, without debt).
+
+    A venue that states the inverse gets its ratio the right way up: the lowest is the worst everywhere.
+    """
     info = portfolio.accounts[account]
-    equity, maintenance = float(figures.native.equity[account]), float(figures.native.maintenance[account])
+    equity, maintenance = float(native.equity[account]), float(native.maintenance[account])
     if info.lender:
         debt = portfolio.debts.get(account, 0.0)
         return (equity + debt - maintenance) / debt if debt > 0 else None
@@ -182,7 +165,7 @@ def account_rows(evaluated: Evaluated) -> list[Row]:
         equity, initial, maintenance = (float(x[account]) for x in figures.native)
         needed = info.trigger * maintenance
         gone = (equity <= needed if info.at_or_below else equity < needed) if maintenance > 0 else equity < 0
-        health = _health(portfolio, figures, account)
+        health = native_health(portfolio, figures.native, account)
         reported = info.reported
         lines = [n for n, line in enumerate(portfolio.lines) if line.account_id == info.account_id]
         rows.append(

@@ -27,12 +27,15 @@ from adapters.asset_book import read_asset_book
 from adapters.transport import Payload, PayloadRequest, RecordedTransport
 
 from . import __version__
-from .config import Configuration, Data, FilteredHistoryFigures, Limit, Resolved, Run, Source
+from .config import Configuration, FilteredHistoryFigures, Limit, Reconcile, Resolved, Run, Source
+from .differences import Native, reconciliation_rows
 from .engine import Cube, Detail, Headline, draw_cube, evaluate_details, evaluate_headlines
 from .errors import PRECEDENCE, ConfigurationError, ExitCode, Failure, FailureReason, StoreError, nearest_name
+from .evidence import Evidence
 from .factors import Generation, build_generator
 from .greeks import greeks_by_underlying, row_sensitivities
 from .portfolio import Book, PackedPortfolio, pack_book
+from .reconciliation import reconciliation_findings
 from .results import (
     Evaluated,
     account_rows,
@@ -41,7 +44,6 @@ from .results import (
     histogram_rows,
     node_rows,
     portfolio_row,
-    reconciliation_failures,
     result_table,
     worst_rows,
 )
@@ -131,9 +133,22 @@ def run_sweep(resolved: Resolved, *, fresh: bool = False, progress: Progress | N
         horizon_days=configuration.run.horizon_days,
     )
     devices = _devices(configuration)
-    work = _Work(store, run_id, shards - 1, book, generation, cube, devices, configuration.run, configuration.data, say)
-    in_detail = _write_portfolio_shards(work)
     of_inputs = _ordered([*inputs.failures, *book.failures, *generation.failures])
+    evidence = Evidence(inputs.snapshots, of_inputs, inputs.as_of)
+    work = _Work(
+        store=store,
+        run_id=run_id,
+        shards=shards - 1,
+        book=book,
+        generation=generation,
+        cube=cube,
+        devices=devices,
+        run=configuration.run,
+        evidence=evidence,
+        bound=configuration.reconcile,
+        say=say,
+    )
+    in_detail = _write_portfolio_shards(work)
     _write_detail_shard(work, in_detail, of_inputs)
 
     # From the store, not from memory: a resumed run did not compute the shards that were there.
@@ -374,7 +389,8 @@ class _Work(NamedTuple):
     cube: Cube
     devices: int
     run: Run
-    data: Data
+    evidence: Evidence
+    bound: Reconcile
     say: Progress
 
 
@@ -402,14 +418,20 @@ def _write_portfolio_shards(work: _Work) -> dict[str, tuple[Headline, Detail]]:
             "portfolio_margin": [portfolio_row(e) for e in evaluated],
             "account_margin": [row for e in evaluated for row in account_rows(e)],
             "node_margin": [row for e in evaluated for row in node_rows(e)],
+            "reconciliation": reconciliation_rows([_native(e) for e in evaluated], work.evidence, work.bound),
         }
-        found = calculation_failures(evaluated)
-        if work.data.max_reported_gap:
-            found += reconciliation_failures(rows["account_margin"], largest_gap=work.data.max_reported_gap)
+        found = [*calculation_failures(evaluated), *reconciliation_findings(rows["reconciliation"])]
         rows["failures"] = [asdict(failure) for failure in found]
         _write(work, shard, rows)
     work.say("portfolios", work.shards, work.shards)
     return in_detail
+
+
+def _native(evaluated: Evaluated) -> Native:
+    portfolio, figures = evaluated
+    if figures is None:
+        return Native(portfolio, None, ())
+    return Native(portfolio, figures.native, np.asarray(figures.account_is_finite).tolist())
 
 
 def _in_detail(work: _Work, members: Sequence[PackedPortfolio]) -> dict[str, tuple[Headline, Detail]]:

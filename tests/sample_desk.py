@@ -106,8 +106,9 @@ class Desk:
             "title": "Sample desk",
             "assets": "assets.toml",
             "run": {"as_of": AS_OF, "seed": 7, "detail_top": 3},
+            "data": {"max_age_s": 0.0, "max_mark_gap": 0.0},
             # The sample multi-assets account states its total at plain index prices; ours counts the buffers: 4.6 %.
-            "data": {"max_age_s": 0.0, "max_mark_gap": 0.0, "max_reported_gap": 0.05},
+            "reconcile": {"bound_relative": 0.05},
             "scenarios": {
                 "generator": "multivariate_t",
                 "scenarios": SCENARIOS,

@@ -78,6 +78,7 @@ def test_a_small_configuration_has_every_default(tmp_path: Path) -> None:
     assert configuration.run.horizon_days == 1.0
     assert configuration.run.as_of is None
     assert configuration.data.max_mark_gap == 0.02
+    assert (configuration.reconcile.bound_usd, configuration.reconcile.bound_relative) == (1.0, 0.001)
     assert isinstance(configuration.scenarios, MultivariateTFigures)
     assert configuration.scenarios.proxies["SOL"].factor == "price:ETH"
     assert configuration.scenarios.proxies["SOL"].scale == 1.0
@@ -218,6 +219,8 @@ def test_an_empty_file_misses_what_every_run_needs(tmp_path: Path) -> None:
         ("[run]\nseed = 5", "[run]\n[data]\nmax_age_s = inf", "data.max_age_s"),
         ("[run]\nseed = 5", "[run]\n[data]\nmax_age_s = -1", "data.max_age_s"),
         ("[run]\nseed = 5", "[run]\n[data]\nmax_mark_gap = nan", "data.max_mark_gap"),
+        ("[run]\nseed = 5", "[run]\n[reconcile]\nbound_usd = -1", "reconcile.bound_usd"),
+        ("[run]\nseed = 5", "[run]\n[reconcile]\nbound_relative = inf", "reconcile.bound_relative"),
         ("[run]\nseed = 5", "run = 5", "run"),
         ("nu = 4", "nu = 2", "scenarios.nu"),
         ("nu = 4", "nu = inf", "scenarios.nu"),
@@ -414,6 +417,8 @@ def test_the_digest_does_not_depend_on_what_changes_no_number(tmp_path: Path, ov
         "run.worst_scenarios=1",
         "data.max_age_s=1",
         "data.max_mark_gap=1",
+        "reconcile.bound_usd=2",
+        "reconcile.bound_relative=0.01",
         "scenarios.scenarios=500",
         "scenarios.nu=5",
         "scenarios.daily_std.price:BTC=0.031",
@@ -434,7 +439,7 @@ def test_the_digest_depends_on_everything_else(tmp_path: Path, override: str) ->
 def test_every_top_level_key_is_either_in_the_digest_or_tried_above_as_left_out() -> None:
     assert set(Configuration.model_fields) == {
         *("title", "engine", "store", "report"),
-        *("assets", "run", "data", "scenarios", "sources", "portfolios", "limits"),
+        *("assets", "run", "data", "reconcile", "scenarios", "sources", "portfolios", "limits"),
     }
 
 

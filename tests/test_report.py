@@ -21,7 +21,17 @@ import pytest
 
 from aggregator import report_charts
 from aggregator.errors import StoreError
-from aggregator.report import DETAILED_PORTFOLIOS, difference, full, native, percent, ratio, render_report, write_report
+from aggregator.report import (
+    DETAILED_PORTFOLIOS,
+    RECONCILIATION_ROWS,
+    difference,
+    full,
+    native,
+    percent,
+    ratio,
+    render_report,
+    write_report,
+)
 from aggregator.report_charts import (
     HeatCell,
     LadderStep,
@@ -88,9 +98,9 @@ SECTIONS = (
     "Accounts by health",
     "Positions: alone and in the whole",
     "Greeks by underlying",
+    "Reconciliation",
     "Data quality",
     "Risk factors",
-    "Reconciliation with the venues",
     "Failures",
     "Appendix",
     "Configuration",
@@ -204,6 +214,13 @@ def _portfolio(name: str, rng: np.random.Generator, size_usd: float) -> dict[str
                 "maintenance_difference": -0.000021 * maintenance[account] if reports else None,
             }
         )
+        rows["reconciliation"] += [
+            _compared(name, venue, account, "equity", equity[account], equity[account] if reports else None),
+            _compared(
+                name, venue, account, "maintenance_margin", maintenance[account],
+                maintenance[account] * 1.000021 if reports else None,
+            ),
+        ]  # fmt: skip
         rows["node_margin"].append(
             {
                 "portfolio_id": name,
@@ -281,6 +298,29 @@ def _portfolio(name: str, rng: np.random.Generator, size_usd: float) -> dict[str
             }
         )
     return rows
+
+
+def _compared(
+    portfolio: str, venue: str, account: str, figure: str, ours: float, reported: float | None
+) -> dict[str, Any]:
+    """A row of `reconciliation`: a difference is unexplained and beyond the bound from one dollar on."""
+    difference = None if reported is None else ours - reported
+    row = {
+        "portfolio_id": portfolio,
+        "account_id": account,
+        "venue": venue,
+        "figure": figure,
+        "unit": "USDC",
+        "ours": ours,
+        "reported": reported,
+        "difference": difference,
+        "difference_relative": difference / reported if difference is not None and reported else None,
+        "difference_usd": difference,
+        "status": "match" if reported is not None else "not_reported",
+        "message": "equal" if reported is not None else "no payload states it",
+        "beyond_bound": difference is not None and abs(difference) > 1.0,
+    }
+    return row | ({"status": "unexplained", "message": "nothing accounts for it"} if difference else {})
 
 
 def _run_row(**changes: Any) -> dict[str, Any]:
@@ -473,6 +513,7 @@ def hostile_run() -> dict[str, pa.Table]:
         "allocation": ("venue", "asset", "key"),
         "greeks": ("underlying",),
         "account_margin": ("venue", "unit"),
+        "reconciliation": ("account_id", "unit", "reason", "message"),
         "portfolio_margin": ("health_minimum_account",),
     }.items():
         for number, row in enumerate(rows[table]):
@@ -705,6 +746,29 @@ def test_a_single_portfolio_without_figures_is_no_blank_page() -> None:
     ):
         assert sentence in page.text
     assert "USD 0" not in page.text
+
+
+def test_the_reconciliation_is_a_table_of_differences_by_size() -> None:
+    tables = many_desks()
+    html = render_report(tables)
+    section = html[html.index('<section id="reconciliation">') : html.index('<section id="data">')]
+    rows = [row for row in tables["reconciliation"].to_pylist() if row["status"] != "not_reported"]
+    rows.sort(key=lambda row: -abs(row["difference_usd"]))
+    shown = re.findall(r"<tr([^>]*)>\s*<td class=\"name\">([^<]+)</td><td>([^<]+)</td>", section)
+    assert len(rows) > RECONCILIATION_ROWS == len(shown)
+    assert f"{len(rows) - RECONCILIATION_ROWS:,} more figures are in the result store." in section
+    for (mark, account, figure), row in zip(shown, rows, strict=False):
+        assert (account, figure) == (row["account_id"], row["figure"].replace("_", " "))
+        assert ("alarm" in mark) is row["beyond_bound"]
+    assert {mark for mark, _, _ in shown} == {' class="alarm"', ' class="undecided"', ""}
+    counts = dict(re.findall(r'<span class="status \w+">([a-z ]+)</span> ([\d,]+)', section))
+    assert counts["not reported"] == str(tables["reconciliation"].num_rows - len(rows))
+    assert full(rows[0]["difference_usd"], 2) in section
+    assert "−0.0021\u00a0%" in section
+
+
+def test_a_run_without_compared_figures_says_so() -> None:
+    assert "No figure of this run was compared." in render_report(empty_run())
 
 
 def test_an_empty_run_says_so() -> None:
