@@ -59,24 +59,22 @@ def binance_pm_parts(inputs: Cases) -> Cases:
     return out
 
 
-_COIN_KEYS = (
-    "margin_asset",
-    "margin_loan",
-    "futures_wallet",
-    "futures_upnl",
-    "futures_mm",
-    "index",
-    "collateral_rate",
-)
+def _portfolio_coin(figures: dict[str, Any]) -> mechanics.PortfolioMarginCoin:
+    return mechanics.PortfolioMarginCoin(
+        margin_asset=_number(figures["margin_asset"]),
+        margin_loan=_number(figures["margin_loan"]),
+        futures_wallet=_number(figures["futures_wallet"]),
+        futures_profit=_number(figures["futures_upnl"]),
+        futures_maintenance=_number(figures["futures_mm"]),
+        index_price=_number(figures["index"]),
+        collateral_rate=_number(figures["collateral_rate"]),
+    )
 
 
 def binance_unimmr(inputs: Cases) -> Cases:
     out = []
     for case in inputs:
-        coins = {
-            coin: mechanics.PortfolioMarginCoin(*(_number(figures[key]) for key in _COIN_KEYS))
-            for coin, figures in case["coins"].items()
-        }
+        coins = {coin: _portfolio_coin(figures) for coin, figures in case["coins"].items()}
         result = mechanics.uni_mmr(
             coins, loan_rate=_number(case["loan_mmr"]), open_loss_usd=_number(case["open_loss_usd"])
         )

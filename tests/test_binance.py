@@ -1,8 +1,9 @@
 """The Binance adapter: payloads of the venue's shape to canonical batches, every class of bad input, the mechanics.
 
 Desk of the payloads (2024-06-20): owner `north` in single-asset mode with an isolated position, a dated future and open
-orders; owner `south` in multi-assets and hedge mode (version 3 answers); owner `east` under portfolio margin. The
-reference figures of the mechanics are checked by `test_vectors.py`.
+orders; owner `south` in multi-assets and hedge mode (version 3 answers); owner `east` with the account answer of
+portfolio margin alone. COIN-M and portfolio margin have files of their own, with payloads of 2024-06-30. The reference
+figures of the mechanics are checked by `test_vectors.py`.
 """
 
 import copy
@@ -22,6 +23,7 @@ from adapters.binance import ADAPTER, mechanics, request_name
 from adapters.binance.parse import market_of
 from adapters.transport import Payload, PayloadRequest, RecordedTransport
 from aggregator.errors import Failure, FailureReason
+from aggregator.rule_forms import parse_parameters
 from aggregator.snapshot import take_snapshot
 
 HERE = Path(__file__).parent
@@ -147,6 +149,10 @@ def as_json(result: Normalized) -> Any:
         for name, table in result.batches.items()
         if table.num_rows
     }
+    for row in tables.get("rule_sets", ()):
+        # What a form leaves at its default is not the adapter's word.
+        form = parse_parameters(row["form"], row["parameters"])
+        row["parameters"] = form.model_dump(mode="json", exclude_defaults=True)
     failures = [
         {
             "reason": str(f.reason),
@@ -306,7 +312,7 @@ def test_every_rule_set_has_equity_tiers_and_one_verdict() -> None:
                 ("collateral_tiers", True) if multi else ("unit", False)
             )
             tiered = [c for c in components if c["form"] == "tiered_notional"]
-            assert [json.loads(c["parameters"]) for c in tiered] == [{"initial": "leverage"}]
+            assert [json.loads(c["parameters"])["initial"] for c in tiered] == ["leverage"]
 
 
 def test_order_margin_is_the_reported_one_in_a_rule_set_of_the_account() -> None:
@@ -317,6 +323,7 @@ def test_order_margin_is_the_reported_one_in_a_rule_set_of_the_account() -> None
     assert json.loads(fixed["parameters"]) == {
         "initial": "250.50000000",
         "maintenance": "0",
+        "equity": "0",
         "basis": "reported openOrderInitialMargin of USDT",
     }
     assert fixed["level"] == "initial"
@@ -913,7 +920,7 @@ def test_an_unreadable_mode_leaves_no_account_complete() -> None:
 
 
 def test_requests_that_are_not_understood() -> None:
-    unknown = normalized([answer("dapi/v1/account", {}, owner="north")])
+    unknown = normalized([answer("eapi/v1/account", {}, owner="north")])
     assert [(f.reason, f.subject) for f in unknown.failures] == [(FailureReason.UNSUPPORTED, "north")]
     nobody = normalized([answer("fapi/account", {"assets": []})])
     assert [(f.reason, f.path) for f in nobody.failures] == [(FailureReason.MISSING_FIELD, "account")]
@@ -928,43 +935,6 @@ def test_truncated_and_missing_files_are_said_by_the_transport(tmp_path: Path) -
     assert isinstance(cut, Failure)
     assert isinstance(gone, Failure)
     assert (cut.reason, gone.reason) == (FailureReason.MALFORMED, FailureReason.UNREACHABLE)
-
-
-# portfolio margin
-
-
-def test_portfolio_margin_is_kept_as_reported_and_not_computed() -> None:
-    result = normalized(load("east_portfolio_account.json", "collateral_rate.json"))
-    row = row_of(result, "accounts")
-    assert row["margin_mode"] == "portfolio"
-    assert row["reported_health"] == Decimal("3.41870021")
-    # uniMMR = equity after haircuts over maintenance margin, to the 8 decimals that the venue prints
-    ratio = row["reported_equity"] / row["reported_maintenance_margin"]
-    assert abs(ratio - row["reported_health"]) <= Decimal("1e-7")
-    assert [(f.reason, f.account_id) for f in result.failures] == [
-        (FailureReason.UNSUPPORTED, "binance:east:portfolio")
-    ]
-    weights = {t["asset_id"]: t["asset_weight_initial"] for t in rows_of(result, "collateral_tiers")}
-    assert weights == {"USDC": 1, "BTC": Decimal("0.95")}
-
-
-def test_portfolio_margin_that_cannot_be_read_still_has_its_account() -> None:
-    result = normalized([answer("portfolio/account", {"accountEquity": "NaN"}, owner="east")])
-    assert row_of(result, "accounts")["reported_equity"] is None
-    assert reasons(result, "binance:east:portfolio") == {"not_a_number", "unsupported"}
-    twice = normalized(load("east_portfolio_account.json") * 2)
-    assert reasons(twice, "binance:east:portfolio") == {"duplicate", "unsupported"}
-    rate = [{"asset": "BTC", "collateralRate": "1.2"}, {"asset": "USDC", "collateralRate": "0.99"}]
-    rates = normalized([answer("portfolio/collateralRate", rate)])
-    assert [f.reason for f in rates.failures] == [FailureReason.OUT_OF_RANGE]
-    assert [t["asset_id"] for t in rows_of(rates, "collateral_tiers")] == ["USDC"]
-
-
-def test_futures_of_a_portfolio_margin_owner_are_not_computed_by_the_classic_rule() -> None:
-    body = load("east_portfolio_account.json")[0].body
-    result = normalized([*north(), answer("portfolio/account", body, owner="north")])
-    for account in (CROSS, "binance:north:USDC", "binance:north:portfolio"):
-        assert "unsupported" in reasons(result, account)
 
 
 # no answer of any shape gets an exception out of the adapter
@@ -1069,64 +1039,6 @@ def test_positions_without_a_liquidation_price() -> None:
         Decimal(1), Decimal(60_000), BRACKETS, wallet=Decimal(5_000), other_margin=Decimal(1_000)
     )
     assert one == mechanics.liquidation_price(Decimal(1), Decimal(60_000), BRACKETS, wallet=Decimal(6_000))
-
-
-def coin(value: str, *, rate: str = "1", maintenance: str = "0", loan: str = "0") -> mechanics.PortfolioMarginCoin:
-    zero = Decimal(0)
-    return mechanics.PortfolioMarginCoin(
-        Decimal(value) + Decimal(loan), Decimal(loan), zero, zero, Decimal(maintenance), Decimal(1), Decimal(rate)
-    )
-
-
-@pytest.mark.parametrize(
-    ("equity", "status"),
-    [
-        ("150.01", "normal"),
-        ("150", "warning"),
-        ("120.01", "warning"),
-        ("120", "reduce_only"),
-        ("105.01", "reduce_only"),
-        ("105", "liquidation"),
-        ("100.01", "liquidation"),
-        ("100", "bankrupt"),
-        ("-5", "bankrupt"),
-    ],
-)
-def test_uni_mmr_status_at_every_threshold(equity: str, status: str) -> None:
-    result = mechanics.uni_mmr({"USDT": coin(equity, maintenance="100")}, loan_rate=Decimal("0.1"))
-    assert (result.status, result.ratio) == (status, Decimal(equity) / 100)
-
-
-def test_uni_mmr_at_its_edges() -> None:
-    rate = Decimal("0.1")
-    assert mechanics.uni_mmr({}, loan_rate=rate) == mechanics.UniMmr(Decimal(0), Decimal(0), None, "normal")
-    assert mechanics.uni_mmr({"USDT": coin("10")}, loan_rate=rate).ratio is None
-    assert mechanics.uni_mmr({}, loan_rate=rate, open_loss_usd=Decimal(1)).status == "bankrupt"
-    # what is owed on balance is not haircut, what is held is
-    owed = mechanics.uni_mmr({"BTC": coin("-10", rate="0.9"), "ETH": coin("100", rate="0.9")}, loan_rate=rate)
-    assert owed.equity_usd == Decimal(80)
-    # a loan needs margin although its coin is held
-    assert mechanics.uni_mmr({"BTC": coin("0", loan="50")}, loan_rate=rate).maintenance_usd == 5
-
-
-def test_portfolio_margin_parts() -> None:
-    margin = [
-        mechanics.MarginCoin("BTC", Decimal("0.1"), Decimal("0.04")),
-        mechanics.MarginCoin("BTC", Decimal("0.2"), Decimal(0)),
-    ]
-    linear = [mechanics.LinearPosition("BTCUSDT", *map(Decimal, ("-0.05", "52000", "40000", "0.005", "2")))]
-    inverse = [
-        mechanics.InversePosition("BTCUSD_PERP", Decimal(10_000), 1, Decimal(50_000), Decimal(40_000), Decimal("0.005"))
-    ]
-    parts = mechanics.portfolio_margin_parts(margin, linear, inverse, loan_rate=Decimal("0.1"))
-    assert parts.linear_profit == (Decimal(600),)
-    assert parts.linear_maintenance == (Decimal(8),)  # 2000 * 0.005 - 2
-    # 10000 USD long from 50000 to 40000: 0.2 BTC less 0.25 BTC
-    assert parts.inverse_profit == (Decimal("-0.05"),)
-    assert parts.inverse_maintenance == (Decimal("0.00125"),)
-    assert parts.margin_equity == {"BTC": Decimal("0.26")}
-    assert parts.margin_maintenance == {"BTC": Decimal("0.004")}
-    assert mechanics.portfolio_margin_parts([], [], [], loan_rate=Decimal("0.1")) == ((), (), (), (), {}, {})
 
 
 # payloads recorded elsewhere

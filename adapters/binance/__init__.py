@@ -1,4 +1,4 @@
-"""Binance USD-M futures: leverage brackets, single-asset and multi-assets mode, isolated positions.
+"""Binance futures, USD-M and COIN-M, in single-asset and multi-assets mode, isolated, and under portfolio margin.
 
 Requests (named by their path without version; `/fapi/v2/account` and `fapi/account` are one):
 
@@ -17,18 +17,26 @@ Requests (named by their path without version; `/fapi/v2/account` and `fapi/acco
   From the venue's documentation, not yet checked against an account [M].
 - `fapi/depth:<symbol>` (market-wide): best bid and ask and the notional of the received levels per side; an order
   book does not name its symbol, so the request must.
-- `portfolio/account` (owner): read and kept as reported, but failed as unsupported: no rule for portfolio margin yet.
-- `portfolio/collateralRate` (market-wide): weights of the portfolio-margin rule set.
+- `dapi/account`, `dapi/positionRisk`, `dapi/openOrders` (owner), `dapi/leverageBracket` (by symbol or by pair),
+  `dapi/premiumIndex`, `dapi/depth:<symbol>`, `dapi/exchangeInfo` (contract sizes): the same of COIN-M.
+- Portfolio margin: `papi/account` or `portfolio/account`, `papi/balance` or `portfolio/balance`, positions of both
+  products (`papi/um/account`, `papi/um/positionRisk`, `papi/cm/account`, `papi/cm/positionRisk`, or the `fapi/` and
+  `dapi/` ones), `papi/um/openOrders`, `papi/cm/openOrders`, `papi/um/symbolConfig`, `papi/um/leverageBracket`,
+  `papi/cm/leverageBracket` (owner); `portfolio/collateralRate` (one rate by asset, or tiers of it),
+  `portfolio/asset-index-price` (market-wide); `portfolio/margin-asset-leverage` (owner, or market-wide).
 
 A market-wide request, and one asked per symbol, may be given several times with `:<symbol>` behind it. Two answers to
 one request of one owner are both rejected.
 
 Accounts. Single-asset mode: `binance:<owner>:<asset>` per margin asset, equity = crossWalletBalance + unrealized
 profit of its cross positions; each isolated position is `binance:<owner>:isolated:<symbol>[:LONG|:SHORT]`, equity =
-isolatedWallet + profit. Multi-assets mode: `binance:<owner>:multi` in USD. Every account is its own node: margin of
-one does not defend another. Binance liquidates when the margin balance is at or below the sum of maintenance margins;
-maintenance of a position is `notional * rate - cum` of its bracket, initial margin notional over the chosen leverage,
-plus the reported margin of orders.
+isolatedWallet + profit. Multi-assets mode: `binance:<owner>:multi` in USD. COIN-M: `binance:<owner>:coinm:<coin>` in
+coins, isolated positions as in USD-M. Every account is its own node: margin of one does not defend another. Binance
+liquidates when the margin balance is at or below the sum of maintenance margins; maintenance of a position is
+`notional * rate - cum` of its bracket (COIN-M: in coins, `contracts * size / mark`), initial margin notional over the
+chosen leverage, plus the reported margin of orders. Both sides of a hedge are margined apart.
+
+Portfolio margin: `binance:<owner>:portfolio` in USD holds everything of its owner, see `portfolio_margin`.
 
 Times: `updateTime` of an account or position is the time of its last change, not of the answer, so `event_at` stays
 null and the receive time dates the account and the marks that came with it.
@@ -44,24 +52,44 @@ from typing import Any
 from aggregator.errors import FailureReason
 
 from ..adapter import Context, Normalized, parameter_table
+from ..facts import VenueFacts
 from ..rows import Rows
 from ..symbols import account_id
 from ..transport import Payload
 from .accounts import OwnerReader
-from .market import PARAMETER_FILE, VENUE, Catalog, RuleSets, read_market
+from .contracts import COINM, USDM
+from .market import PARAMETER_FILE, VENUE, Catalog, read_market
 from .parse import flag_of
-from .portfolio_margin import PORTFOLIO, PORTFOLIO_ACCOUNT, read_collateral_rates, read_portfolio_margin
+from .portfolio_margin import OWN_REQUESTS as PORTFOLIO_REQUESTS
+from .portfolio_margin import PORTFOLIO, PortfolioReader
+from .portfolio_market import INDEX, LEVERAGE, RATES, read_portfolio_market
+from .rule_sets import RuleSets
 
-OWNER_REQUESTS = (
+USDM_REQUESTS = (
     "fapi/account",
     "fapi/positionRisk",
     "fapi/symbolConfig",
     "fapi/multiAssetsMargin",
     "fapi/openOrders",
-    PORTFOLIO_ACCOUNT,
 )
-MARKET_REQUESTS = ("fapi/premiumIndex", "fapi/assetIndex", "fapi/depth", "portfolio/collateralRate")
-BRACKET_REQUEST = "fapi/leverageBracket"
+COINM_REQUESTS = ("dapi/account", "dapi/positionRisk", "dapi/openOrders")
+OWNER_REQUESTS = (*USDM_REQUESTS, *COINM_REQUESTS, *PORTFOLIO_REQUESTS)
+MARKET_REQUESTS = (
+    "fapi/premiumIndex",
+    "fapi/assetIndex",
+    "fapi/depth",
+    "dapi/premiumIndex",
+    "dapi/depth",
+    "dapi/exchangeInfo",
+    RATES,
+    INDEX,
+)
+BRACKET_REQUESTS = ("fapi/leverageBracket", "dapi/leverageBracket")
+ALIASES: Mapping[str, str] = {
+    "papi/um/leverageBracket": "fapi/leverageBracket",
+    "papi/cm/leverageBracket": "dapi/leverageBracket",
+}
+"""Requests of portfolio margin that say what those of a product say."""
 
 _VERSION = re.compile(r"(^|/)v\d+(?=/)")
 
@@ -71,8 +99,8 @@ Grouped = dict[str, list[Payload]]
 def request_name(request: str) -> tuple[str, str]:
     """(name, symbol behind the colon) of a request: no leading slash, no version, no `sapi/`."""
     path, _, symbol = request.strip().partition(":")
-    path = _VERSION.sub("", path.strip("/")).strip("/")
-    return path.removeprefix("sapi/"), symbol.strip()
+    path = _VERSION.sub("", path.strip("/")).strip("/").removeprefix("sapi/")
+    return ALIASES.get(path, path), symbol.strip()
 
 
 @dataclass(frozen=True)
@@ -80,7 +108,7 @@ class Binance:
     """The adapter."""
 
     venue: str = VENUE
-    requests: tuple[str, ...] = (*OWNER_REQUESTS, BRACKET_REQUEST, *MARKET_REQUESTS)
+    requests: tuple[str, ...] = (*OWNER_REQUESTS, *BRACKET_REQUESTS, *MARKET_REQUESTS, LEVERAGE)
 
     def normalize(self, payloads: Sequence[Payload], context: Context) -> Normalized:
         """Canonical tables of all owners' accounts and of the markets, and what could not be read."""
@@ -88,25 +116,28 @@ class Binance:
         market_wide, owners = _grouped(rows, payloads)
         default = _multi_assets_default(rows, context.parameters)
         market = read_market(rows, market_wide, catalog, parameters=context.parameters)
+        portfolio = read_portfolio_market(rows, market_wide, context.parameters)
         for owner in sorted(owners):
             answers = owners[owner]
-            if PORTFOLIO_ACCOUNT in answers:
-                read_portfolio_margin(rows, owner, next(iter(answers[PORTFOLIO_ACCOUNT]), None), rule_sets=rule_sets)
-            if set(answers) - {PORTFOLIO_ACCOUNT} or any(
-                f.account_id == account_id(VENUE, owner) for f in rows.failures
-            ):
-                reader = OwnerReader(
-                    rows,
-                    owner,
-                    answers,
-                    catalog=catalog,
-                    market=market,
-                    rule_sets=rule_sets,
-                    multi_assets_default=default,
-                )
-                reader.read()
-        read_collateral_rates(rows, market_wide.get("portfolio/collateralRate", []), catalog, rule_sets=rule_sets)
-        rule_sets.write(rows, market, catalog)
+            if set(answers) & set(PORTFOLIO_REQUESTS):
+                PortfolioReader(
+                    rows, owner, answers, catalog=catalog, market=market, portfolio=portfolio, rule_sets=rule_sets
+                ).read()
+                continue
+            for product, requests in ((USDM, USDM_REQUESTS), (COINM, COINM_REQUESTS)):
+                whole = account_id(VENUE, owner, product.part)
+                if set(answers) & set(requests) or any(f.account_id == whole for f in rows.failures):
+                    OwnerReader(
+                        rows,
+                        owner,
+                        product,
+                        answers,
+                        catalog=catalog,
+                        market=market,
+                        rule_sets=rule_sets,
+                        multi_assets_default=default,
+                    ).read()
+        rule_sets.write(rows, market, portfolio, catalog)
         catalog.write(rows)
         return Normalized(rows.batches(), rows.failures)
 
@@ -139,14 +170,15 @@ def _grouped(rows: Rows, payloads: Sequence[Payload]) -> tuple[Grouped, dict[str
             found.setdefault((name, owner, symbol), []).append(payload)
     market_wide: Grouped = {}
     owners: dict[str, Grouped] = {}
+    under_portfolio = {owner for name, owner, _ in found if name in PORTFOLIO_REQUESTS}
     for (name, owner, symbol), copies in found.items():
-        target = owners.setdefault(owner, {}) if owner and name != BRACKET_REQUEST else market_wide
+        target = owners.setdefault(owner, {}) if owner and name not in BRACKET_REQUESTS else market_wide
         answers = target.setdefault(name, [])
         if len(copies) == 1:
             answers.append(copies[0])
             continue
         request = f"{name}:{symbol}" if symbol else name
-        part = PORTFOLIO if name == PORTFOLIO_ACCOUNT else ""
+        part = PORTFOLIO if owner in under_portfolio else COINM.part if name.startswith(COINM.api) else ""
         if owner:
             owners.setdefault(owner, {})
         rows.fail(
@@ -167,4 +199,47 @@ def _multi_assets_default(rows: Rows, parameters: Mapping[str, Any]) -> bool:
     return False
 
 
-__all__ = ["ADAPTER", "Binance", "request_name"]
+FACTS = VenueFacts(
+    title="Binance (USD-M and COIN-M futures, portfolio margin)",
+    accounts=(
+        "USD-M, single-asset mode: one account per margin asset, each a node",
+        "USD-M, multi-assets mode: one account in USD, a node",
+        "COIN-M: one account per coin, in that coin, each a node",
+        "every isolated position of either product, a node of its own",
+        "portfolio margin: one account in USD of the margin wallet and both futures products, a node",
+    ),
+    equity=(
+        "wallet and unrealized profit; multi-assets mode at the buffered rates of each asset; portfolio margin every "
+        "coin net at its collateral rate, by tiers where the venue has them, less the reported loss of open orders"
+    ),
+    requirement=(
+        "tiered_notional: notional x rate - cum of the bracket (COIN-M in coins), initial by leverage; fixed for the "
+        "reported margin of orders; debt_charge for loans under portfolio margin, by leverage of the loan"
+    ),
+    verdict="at or below 1 (margin balance over maintenance); portfolio margin at or below a uniMMR of 1.05",
+    cross_or_isolated="cross and isolated in USD-M and COIN-M, one-way and hedge mode; portfolio margin is cross only",
+    orders="initial margin as reported by asset; the formula for the worst side is not rebuilt",
+    liquidation=(
+        "liquidation price of linear and inverse positions, brackets, uniMMR with its status words, exact in decimals; "
+        "liquidation fees and auto-deleveraging are not modeled"
+    ),
+    rules=(
+        "Binance, leverage and margin of USD-M futures; published brackets of October 2024",
+        "Binance, leverage and margin of COIN-M futures; API documentation of dapi, read 2026-11-21",
+        "Binance FAQ, portfolio margin pro maintenance margin ratio calculation",
+        "API documentation of papi and portfolio, read 2026-11-21",
+    ),
+    parameters=(
+        "leverageBracket, assetIndex, collateralRate, asset-index-price, margin-asset-leverage, exchangeInfo; dated in "
+        "configs/venues/binance.toml: brackets of three symbols, contract sizes, loan rates, the default loan leverage"
+    ),
+    gaps=(
+        "multi-assets mode counts an asset at bidRate when held and askRate when owed: documented, not checked",
+        "whether collateral tiers of portfolio margin count tokens or value is not said; tokens unless configured",
+        "whether COIN-M brackets hold coins at the mark is taken from the documentation",
+        "interest of a margin loan is taken off equity and needs no margin of its own",
+        "portfolio margin by scenarios (SPAN) and options under portfolio margin are refused",
+    ),
+)
+
+__all__ = ["ADAPTER", "FACTS", "Binance", "request_name"]

@@ -8,43 +8,34 @@ without it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, NamedTuple, TypeVar
 
 from aggregator.errors import FailureReason
-from aggregator.rule_forms import component_rows
 
 from ..adapter import AssetBook, parameter_table
-from ..amounts import FieldError
+from ..amounts import FieldError, members, positive_at
 from ..rows import Rows
 from ..symbols import account_id, instrument_id
 from ..transport import Payload
+from .contracts import COINM, USDM, CoinMarket, Market, Product, is_coin_symbol
 from .mechanics import Bracket
 from .parse import (
     AssetIndexLine,
-    Market,
     PremiumLine,
     asset_index_line,
     depth_of,
     listed,
-    market_of,
     premium_line,
+    text_at,
     unique_lines,
 )
 from .rules import (
-    MULTI_ASSETS,
-    SINGLE_ASSET,
     BracketBook,
-    collateral_tier_rows,
-    margin_tier_rows,
-    rule_set_id,
     symbol_brackets,
-    usdm_components,
 )
 
 VENUE = "binance"
-RULE_SOURCE = "Binance, leverage and margin of USD-M futures"
 PARAMETER_FILE = "configs/venues/binance.toml"
 
 Line = TypeVar("Line")
@@ -57,6 +48,18 @@ class Catalog:
         self._book = book
         self._assets: dict[str, dict[str, Any]] = {}
         self._instruments: dict[str, dict[str, Any]] = {}
+        self.contract_sizes: dict[str, Decimal] = {}
+        """Dollars per COIN-M contract by symbol or pair."""
+
+    def contract_size(self, market: Market, path: str = "") -> Decimal:
+        """Units (USD-M) or dollars (COIN-M) of one contract; raises missing_parameter where nothing says it."""
+        if not isinstance(market, CoinMarket):
+            return Decimal(1)
+        for name in (market.symbol, market.pair):
+            if name in self.contract_sizes:
+                return self.contract_sizes[name]
+        message = f"no contract size of {market.symbol} in dapi/exchangeInfo or the parameter file"
+        raise FieldError(path, FailureReason.MISSING_PARAMETER, message)
 
     def asset(self, symbol: str) -> bool:
         """Takes an asset in; False when the asset book does not know it."""
@@ -73,22 +76,32 @@ class Catalog:
         }
         return True
 
+    def is_stable(self, symbol: str) -> bool:
+        """Whether an asset is moved by no price factor, so that it counts at par where nobody states its price."""
+        asset = self._book.resolve(symbol)
+        return asset is not None and asset.risk_factor is None
+
     def known(self, market: Market) -> bool:
-        """Whether base and quote asset are in the asset book."""
-        return self._book.resolve(market.base) is not None and self._book.resolve(market.quote) is not None
+        """Whether base and margin asset are in the asset book."""
+        return self._book.resolve(market.base) is not None and self._book.resolve(market.margin_asset) is not None
 
     def instrument(self, market: Market, path: str = "") -> str:
-        """Takes a market in and gives its instrument id; raises `FieldError` (unknown_market, unknown_asset)."""
+        """Takes a market in and gives its instrument id.
+
+        Raises `FieldError`: unknown_market, unknown_asset, missing_parameter (a COIN-M contract of unknown size).
+        """
         if self._book.resolve(market.base) is None:
             raise FieldError(
                 path, FailureReason.UNKNOWN_MARKET, f"{market.base!r} of {market.symbol} is not in the asset book"
             )
-        if self._book.resolve(market.quote) is None:
+        if self._book.resolve(market.margin_asset) is None:
             raise FieldError(
-                path, FailureReason.UNKNOWN_ASSET, f"{market.quote!r} of {market.symbol} is not in the asset book"
+                path,
+                FailureReason.UNKNOWN_ASSET,
+                f"{market.margin_asset!r} of {market.symbol} is not in the asset book",
             )
         self.asset(market.base)
-        self.asset(market.quote)
+        self.asset(market.margin_asset)
         name = instrument_id(VENUE, market.symbol)
         self._instruments[name] = {
             "instrument_id": name,
@@ -96,9 +109,9 @@ class Catalog:
             "symbol": market.symbol,
             "kind": "future" if market.expiry else "perp",
             "underlying": market.base,
-            "settlement_asset": market.quote,
-            "payoff": "linear",
-            "contract_size": Decimal(1),
+            "settlement_asset": market.margin_asset,
+            "payoff": "inverse" if market.inverse else "linear",
+            "contract_size": self.contract_size(market, path),
             "expiry": market.expiry,
         }
         return name
@@ -117,36 +130,68 @@ class MarketData(NamedTuple):
     states_indices: bool
     """Whether `fapi/assetIndex` was answered: then an asset without a usable row has no price, and not that of par."""
     brackets: BracketBook
+    dollars: Mapping[str, Decimal]
+    """USD per asset: its index, or that of its COIN-M perpetual."""
 
 
 def read_market(
     rows: Rows, payloads: Mapping[str, Sequence[Payload]], catalog: Catalog, *, parameters: Mapping[str, Any]
 ) -> MarketData:
     """Reads all market-wide answers, writes their marks, and gives what accounts need from them."""
-    premiums = _lines(rows, payloads.get("fapi/premiumIndex", ()), premium_line, key=lambda line: line.symbol)
-    for line, payload in premiums.values():
-        with rows.guard(payload.name, subject=line.symbol):
-            _premium_marks(rows, line, payload, catalog)
+    catalog.contract_sizes |= _contract_sizes(rows, payloads.get("dapi/exchangeInfo", ()), parameters)
+    premiums: dict[str, PremiumLine] = {}
+    dollar_indices: dict[str, tuple[PremiumLine, Payload]] = {}
+    dollars: dict[str, Decimal] = {}
+    for product in (USDM, COINM):
+        request = f"{product.api}/premiumIndex"
+        found = _lines(rows, payloads.get(request, ()), premium_line, key=lambda line: line.symbol)
+        for line, payload in found.values():
+            with rows.guard(payload.name, subject=line.symbol):
+                _premium_marks(rows, line, payload, catalog, product)
+        premiums |= {symbol: line for symbol, (line, _) in found.items() if is_coin_symbol(symbol) == product.inverse}
+        dollar_indices |= {symbol: entry for symbol, entry in found.items() if symbol.endswith("USD_PERP")}
     indices = _lines(rows, payloads.get("fapi/assetIndex", ()), asset_index_line, key=lambda line: line.asset)
     for index, payload in indices.values():
+        dollars[index.asset] = index.price
         if catalog.asset(index.asset):
-            _mark(
-                rows,
-                index.asset,
-                "index",
-                index.price,
-                as_of=index.time or payload.received_at,
-                source="fapi/assetIndex",
-            )
-    for payload in payloads.get("fapi/depth", ()):
-        with rows.guard(payload.name):
-            _depth_marks(rows, payload, catalog)
+            moment = index.time or payload.received_at
+            _mark(rows, index.asset, "index", index.price, as_of=moment, source="fapi/assetIndex")
+    for symbol, (line, payload) in dollar_indices.items():
+        # The index of a COIN-M contract is its coin in dollars.
+        coin = symbol.removesuffix("USD_PERP")
+        if coin not in indices and line.index_price is not None and catalog.asset(coin):
+            dollars[coin] = line.index_price
+            moment = line.time or payload.received_at
+            _mark(rows, coin, "index", line.index_price, as_of=moment, source="dapi/premiumIndex")
+    for product in (USDM, COINM):
+        for payload in payloads.get(f"{product.api}/depth", ()):
+            with rows.guard(payload.name):
+                _depth_marks(rows, payload, catalog, product)
+    brackets = [*payloads.get("fapi/leverageBracket", ()), *payloads.get("dapi/leverageBracket", ())]
     return MarketData(
-        {symbol: line for symbol, (line, _) in premiums.items()},
+        premiums,
         {asset: line for asset, (line, _) in indices.items()},
         bool(payloads.get("fapi/assetIndex")),
-        _bracket_book(rows, payloads.get("fapi/leverageBracket", ()), parameters),
+        _bracket_book(rows, brackets, parameters),
+        dollars,
     )
+
+
+def _contract_sizes(rows: Rows, payloads: Sequence[Payload], parameters: Mapping[str, Any]) -> dict[str, Decimal]:
+    """Dollars per COIN-M contract: by symbol from `dapi/exchangeInfo`, by pair from the parameter file."""
+    sizes: dict[str, Decimal] = {}
+    for pair, size in parameter_table(parameters, "contract_sizes", venue=VENUE).items():
+        with rows.guard(PARAMETER_FILE, subject=pair):
+            sizes[pair] = positive_at({pair: size}, pair, "contract_sizes")
+
+    def read(record: Any, path: str) -> tuple[str, Decimal]:
+        return text_at(record, "symbol", path), positive_at(record, "contractSize", path)
+
+    for payload in payloads:
+        with rows.guard(payload.name):
+            entries = members(payload.body, "symbols")
+            sizes |= dict(unique_lines(rows, payload.name, entries, read, key=lambda line: line[0], path="symbols"))
+    return sizes
 
 
 def _lines(
@@ -182,21 +227,21 @@ def _mark(rows: Rows, subject: str, field: str, value: Decimal, **columns: Any) 
     rows.add("marks", venue=VENUE, subject=subject, field=field, value=float(value), **columns)
 
 
-def _premium_marks(rows: Rows, line: PremiumLine, payload: Payload, catalog: Catalog) -> None:
+def _premium_marks(rows: Rows, line: PremiumLine, payload: Payload, catalog: Catalog, product: Product) -> None:
     try:
-        market = market_of(line.symbol)
+        market = product.market_of(line.symbol, "")
     except FieldError:
-        return  # no USD-M symbol: an index or a contract of another kind
+        return  # no symbol of this product: an index or a contract of another kind
     if not catalog.known(market):
         return
     instrument = catalog.instrument(market)
     for name, value in (("mark", line.mark_price), ("index", line.index_price), ("funding_rate", line.funding_rate)):
         if value is not None:
             as_of = line.time or payload.received_at
-            _mark(rows, instrument, name, value, as_of=as_of, source="fapi/premiumIndex")
+            _mark(rows, instrument, name, value, as_of=as_of, source=f"{product.api}/premiumIndex")
 
 
-def _depth_marks(rows: Rows, payload: Payload, catalog: Catalog) -> None:
+def _depth_marks(rows: Rows, payload: Payload, catalog: Catalog, product: Product) -> None:
     symbol = payload.request.partition(":")[2].strip()
     if not symbol:
         raise FieldError(
@@ -204,15 +249,22 @@ def _depth_marks(rows: Rows, payload: Payload, catalog: Catalog) -> None:
             FailureReason.MISSING_FIELD,
             "an order book does not name its symbol: give the request as 'fapi/depth:BTCUSDT' or the like",
         )
-    instrument = catalog.instrument(market_of(symbol, "symbol"), "symbol")
-    depth = depth_of(payload.body)
+    market = product.market_of(symbol, "symbol")
+    instrument = catalog.instrument(market, "symbol")
+    depth = depth_of(payload.body, contract_size=catalog.contract_size(market) if market.inverse else None)
     for name, value in (
         ("bid", depth.bid),
         ("ask", depth.ask),
         ("depth_bid", depth.bid_notional),
         ("depth_ask", depth.ask_notional),
     ):
-        _mark(rows, instrument, name, value, as_of=depth.time or payload.received_at, source="fapi/depth")
+        _mark(rows, instrument, name, value, as_of=depth.time or payload.received_at, source=f"{product.api}/depth")
+
+
+def is_of(payload: Payload, product: Product) -> bool:
+    """Whether an answer is of a product, by the path of its request."""
+    inverse = "dapi/" in payload.request or ("papi/" in payload.request and "/cm/" in payload.request)
+    return inverse == product.inverse
 
 
 def _bracket_book(rows: Rows, payloads: Sequence[Payload], parameters: Mapping[str, Any]) -> BracketBook:
@@ -220,63 +272,21 @@ def _bracket_book(rows: Rows, payloads: Sequence[Payload], parameters: Mapping[s
     rejected: set[tuple[str, str]] = set()
     for owner in sorted({payload.account for payload in payloads}):
         answers = [payload for payload in payloads if payload.account == owner]
-        whole = account_id(VENUE, owner) if owner else None
-        lines = _lines(rows, answers, symbol_brackets, key=lambda line: line.symbol, account=whole)
-        by_owner[owner] = {symbol: line.brackets for symbol, (line, _) in lines.items()}
+        by_owner[owner] = {}
+        for product in (USDM, COINM):
+            whole = account_id(VENUE, owner, product.part) if owner else None
+            own = [payload for payload in answers if is_of(payload, product)]
+            lines = _lines(rows, own, symbol_brackets, key=lambda line: line.symbol, account=whole)
+            by_owner[owner] |= {symbol: line.brackets for symbol, (line, _) in lines.items()}
         named = {
-            str(record["symbol"])
+            str(record.get("symbol", record.get("pair")))
             for payload in answers
             for record in (payload.body if isinstance(payload.body, list) else [payload.body])
-            if isinstance(record, Mapping) and "symbol" in record
+            if isinstance(record, Mapping) and ("symbol" in record or "pair" in record)
         }
-        rejected |= {(owner, symbol) for symbol in named - set(lines)}
+        rejected |= {(owner, symbol) for symbol in named - set(by_owner[owner])}
     dated: dict[str, tuple[Bracket, ...]] = {}
     for symbol, brackets in parameter_table(parameters, "brackets", venue=VENUE).items():
         with rows.guard(PARAMETER_FILE, subject=symbol):
             dated[symbol] = symbol_brackets({"symbol": symbol, "brackets": brackets}, "brackets").brackets
     return BracketBook(by_owner, by_owner.pop("", {}), dated, frozenset(rejected))
-
-
-@dataclass
-class RuleSets:
-    """Rule sets in use, with the symbols that each needs tiers for."""
-
-    symbols: dict[str, set[str]] = field(default_factory=dict)
-    components: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    owners: dict[str, str] = field(default_factory=dict)
-
-    def share(self, name: str) -> None:
-        """Takes in the rule set that all accounts of a mode share."""
-        rule_set = rule_set_id(name)
-        if rule_set not in self.components:
-            components = usdm_components(multi_assets=name == MULTI_ASSETS, order_initial=Decimal(0), order_basis="")
-            self.components[rule_set] = component_rows(rule_set, components, source=RULE_SOURCE)
-
-    def write(self, rows: Rows, market: MarketData, catalog: Catalog) -> None:
-        """Adds rule sets, margin and collateral tiers. A shared rule set has the tiers of every known market."""
-        if market.brackets.market:
-            self.share(SINGLE_ASSET)
-        if market.indices:
-            self.share(MULTI_ASSETS)
-        for name in sorted(self.components):
-            rows.rows["rule_sets"].extend(self.components[name])
-            symbols = set(self.symbols.get(name, ()))
-            owner = self.owners.get(name, "")
-            if name in (rule_set_id(SINGLE_ASSET), rule_set_id(MULTI_ASSETS)):
-                symbols |= {symbol for symbol in market.brackets.market if _is_known(symbol, catalog)}
-            for symbol in sorted(symbols):
-                brackets = market.brackets.find(symbol, owner)
-                if brackets is not None:
-                    catalog.instrument(market_of(symbol))
-                    rows.rows["margin_tiers"].extend(margin_tier_rows(name, instrument_id(VENUE, symbol), brackets))
-            if name.startswith(rule_set_id(MULTI_ASSETS)):
-                for asset in sorted(market.indices):
-                    if catalog.asset(asset):
-                        rows.rows["collateral_tiers"].extend(collateral_tier_rows(name, market.indices[asset]))
-
-
-def _is_known(symbol: str, catalog: Catalog) -> bool:
-    try:
-        return catalog.known(market_of(symbol))
-    except FieldError:
-        return False

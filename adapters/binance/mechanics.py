@@ -1,15 +1,16 @@
-"""Binance's own margin arithmetic in exact decimals: USD-M brackets, liquidation price, portfolio margin and uniMMR.
+"""Binance's own margin arithmetic in exact decimals: brackets, liquidation prices, portfolio margin and uniMMR.
 
-Pure functions for one item. Money in the quote asset of the contract (USD-M), in coins where a name says coin, or in
-USD where a name ends in `_usd`; long quantities positive. Sources: Binance, "Leverage and margin of USD-M futures"
-(brackets: maintenance amount `cum`); Binance FAQ "Portfolio Margin Pro maintenance margin ratio calculation" (equity,
-maintenance and thresholds of the uniMMR).
+Pure functions for one item. Money in the margin asset of the contract (the quote asset of USD-M, the coin of COIN-M),
+or in USD where a name ends in `_usd`; long quantities positive. Sources: Binance, "Leverage and margin of USD-M
+futures" and "of COIN-M futures" (brackets: maintenance amount `cum`; liquidation price); Binance FAQ "Portfolio Margin
+Pro maintenance margin ratio calculation" (equity, maintenance and thresholds of the uniMMR).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
+from itertools import pairwise
 from typing import NamedTuple
 
 ZERO = Decimal(0)
@@ -110,6 +111,46 @@ def liquidation_price(
     return None
 
 
+def coin_notional(contracts: Decimal, contract_size: Decimal, price: Decimal) -> Decimal:
+    """Coins that COIN-M contracts of `contract_size` dollars are worth at a price, signed as the contracts."""
+    return contracts * contract_size / price
+
+
+def coin_profit(contracts: Decimal, contract_size: Decimal, entry_price: Decimal, mark_price: Decimal) -> Decimal:
+    """Unrealized profit of COIN-M contracts in coins: `contracts * size * (1 / entry - 1 / mark)`."""
+    return contracts * contract_size * (1 / entry_price - 1 / mark_price)
+
+
+def coin_liquidation_price(
+    contracts: Decimal,
+    contract_size: Decimal,
+    entry_price: Decimal,
+    brackets: Sequence[Bracket],
+    *,
+    wallet: Decimal,
+    other_margin: Decimal = ZERO,
+) -> Decimal | None:
+    """Price at which the balance of one COIN-M position falls to its maintenance margin; None if there is none.
+
+    In the bracket that holds the coins `|q| * size / P`, of rate r and deduction cum:
+    `P = size * (q + |q| * r) / (q * size / entry + wallet + other_margin + cum)`. Brackets, wallet and `other_margin`
+    (unrealized profit less maintenance margin of the account's other positions) in coins. Quantity 0: None.
+    """
+    if contracts == 0:
+        return None
+    size, last = abs(contracts), len(brackets) - 1
+    for number, bracket in enumerate(brackets):
+        top = contract_size * (contracts + size * bracket.rate)
+        bottom = contracts * contract_size / entry_price + wallet + other_margin + bracket.cum
+        if bottom == 0 or top / bottom <= 0:
+            continue
+        price = top / bottom
+        notional = coin_notional(size, contract_size, price)
+        if notional >= bracket.floor and (number == last or bracket.cap is None or notional <= bracket.cap):
+            return price
+    return None
+
+
 class MarginCoin(NamedTuple):
     """Cross-margin (spot) wallet of one coin in a portfolio-margin account: coins held and coins borrowed."""
 
@@ -180,8 +221,42 @@ def portfolio_margin_parts(
     )
 
 
+class CollateralTier(NamedTuple):
+    """From `floor` coins on, a slice counts at `rate` of its value."""
+
+    floor: Decimal
+    rate: Decimal
+
+
+def collateral_value(quantity: Decimal, index_price: Decimal, tiers: Sequence[CollateralTier]) -> Decimal:
+    """What a coin counts in USD: each slice of the quantity at its own rate; what is owed counts in full.
+
+    Tiers ascend from a floor of 0. Raises `ValueError` otherwise.
+    """
+    floors = [tier.floor for tier in tiers]
+    if not floors or floors[0] != 0 or any(low >= high for low, high in pairwise(floors)):
+        raise ValueError("collateral tiers must ascend from 0")
+    if quantity <= 0:
+        return quantity * index_price
+    counted, rate = ZERO, ZERO
+    for tier in tiers:
+        counted += (tier.rate - rate) * max(quantity - tier.floor, ZERO)
+        rate = tier.rate
+    return counted * index_price
+
+
+def loan_initial_rate(leverage: Decimal) -> Decimal:
+    """Initial margin of a margin loan as a fraction of it: `1 / (leverage - 1)`; raises `ValueError` unless above 1."""
+    if leverage <= 1:
+        raise ValueError(f"leverage {leverage} must be above 1")
+    return 1 / (leverage - 1)
+
+
 class PortfolioMarginCoin(NamedTuple):
-    """One coin of a portfolio-margin account, in coins; `index_price` in USD, `collateral_rate` a fraction."""
+    """One coin of a portfolio-margin account, in coins; `index_price` in USD, `collateral_rate` a fraction.
+
+    `collateral_tiers`, where given, stand in place of the one rate.
+    """
 
     margin_asset: Decimal
     margin_loan: Decimal
@@ -190,6 +265,7 @@ class PortfolioMarginCoin(NamedTuple):
     futures_maintenance: Decimal
     index_price: Decimal
     collateral_rate: Decimal
+    collateral_tiers: tuple[CollateralTier, ...] = ()
 
 
 class UniMmr(NamedTuple):
@@ -220,8 +296,8 @@ def uni_mmr(coins: Mapping[str, PortfolioMarginCoin], *, loan_rate: Decimal, ope
     equity, maintenance = -open_loss_usd, ZERO
     for coin in coins.values():
         net = coin.margin_asset - coin.margin_loan + coin.futures_wallet + coin.futures_profit
-        value = net * coin.index_price
-        equity += min(value, value * coin.collateral_rate)
+        tiers = coin.collateral_tiers or (CollateralTier(ZERO, coin.collateral_rate),)
+        equity += collateral_value(net, coin.index_price, tiers)
         maintenance += (coin.futures_maintenance + coin.margin_loan * loan_rate) * coin.index_price
     if maintenance == 0:
         return UniMmr(equity, maintenance, None, "normal" if equity >= 0 else "bankrupt")

@@ -1,11 +1,10 @@
-"""Bodies of Binance's USD-M answers as typed lines: exact decimals, paths of every field, no account logic.
+"""Bodies of Binance's futures answers as typed lines: exact decimals, paths of every field, no account logic.
 
 Every reader raises `FieldError` with the path inside the body. Times are epoch milliseconds at Binance.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
@@ -26,27 +25,15 @@ from ..amounts import (
     positive_at,
 )
 from ..rows import Rows
-from ..symbols import expiry_of
-
-QUOTE_ASSETS = ("FDUSD", "BNFCR", "USDT", "USDC", "BUSD", "USD1", "BTC", "ETH", "BNB")
-"""Assets that USD-M contracts are quoted and margined in, matched at the end of a symbol, longest first."""
+from .contracts import USDM, Market, Product
+from .contracts import market_of as market_of
 
 SIDE_MODES: Mapping[str, Literal["net", "long", "short"]] = {"BOTH": "net", "LONG": "long", "SHORT": "short"}
 LARGEST_LEVERAGE = 150
 
-_SYMBOL = re.compile(r"([^\s_:]+?)(?:_(\d{6}))?")
 # Venue figures carry 8 decimals, so implied leverage misses its integer by rounding only; a wrong formula misses by
 # far more.
 _LEVERAGE_TOLERANCE = Decimal("0.001")
-
-
-class Market(NamedTuple):
-    """A USD-M symbol in parts; `expiry` None for a perpetual."""
-
-    symbol: str
-    base: str
-    quote: str
-    expiry: datetime | None
 
 
 class AssetLine(NamedTuple):
@@ -102,6 +89,7 @@ class PositionLine(NamedTuple):
     initial: Decimal | None
     maintenance: Decimal | None
     liquidation_price: Decimal | None
+    notional: Decimal | None
 
 
 class SymbolSetting(NamedTuple):
@@ -153,15 +141,6 @@ class Depth(NamedTuple):
     time: datetime | None
 
 
-class PortfolioMarginLine(NamedTuple):
-    """The venue's own figures of a portfolio-margin account, in USD; `equity` is after haircuts."""
-
-    equity: Decimal
-    initial: Decimal | None
-    maintenance: Decimal
-    uni_mmr: Decimal
-
-
 Line = TypeVar("Line")
 
 
@@ -180,17 +159,6 @@ def flag_of(value: Any, path: str = "") -> bool:
     if value in ("true", "false"):
         return bool(value == "true")
     raise FieldError(path, FailureReason.MALFORMED, f"{str(value)[:40]!r} is neither true nor false")
-
-
-def market_of(symbol: str, path: str = "") -> Market:
-    """`BTCUSDT`, `1000SHIBUSDT`, `BTCUSDT_240628` in parts; raises `FieldError(unknown_market)` for any other shape."""
-    match = _SYMBOL.fullmatch(symbol)
-    if match:
-        for quote in sorted(QUOTE_ASSETS, key=len, reverse=True):
-            base = match[1].removesuffix(quote)
-            if base and base != match[1]:
-                return Market(symbol, base, quote, expiry_of(match[2], path) if match[2] else None)
-    raise FieldError(path, FailureReason.UNKNOWN_MARKET, f"{symbol[:60]!r} is no USD-M symbol")
 
 
 def listed(body: Any) -> list[Any]:
@@ -273,14 +241,14 @@ def totals(body: Any) -> Totals:
     )
 
 
-def position_line(record: Any, path: str) -> PositionLine:
-    """A row of `positions` in `fapi/account` or of `fapi/positionRisk`, version 2 or 3.
+def position_line(record: Any, path: str, product: Product = USDM) -> PositionLine:
+    """A row of `positions` in an account answer or of a `positionRisk`, of either product, whatever version.
 
     The sign must fit the side (LONG >= 0, SHORT <= 0), and a quantity that is not zero must have prices > 0 and a
     notional that is not zero. A leverage that the version does not carry is implied by `|notional| /
     positionInitialMargin`, which is an integer at Binance; where that is none, it stays None.
     """
-    market = market_of(text_at(record, "symbol", path), joined(path, "symbol"))
+    market = product.market_of(text_at(record, "symbol", path), joined(path, "symbol"))
     side = str(record.get("positionSide", "BOTH"))
     if side not in SIDE_MODES:
         raise FieldError(joined(path, "positionSide"), FailureReason.MALFORMED, f"{side[:20]!r} is no position side")
@@ -289,16 +257,17 @@ def position_line(record: Any, path: str) -> PositionLine:
         raise FieldError(
             joined(path, "positionAmt"), FailureReason.INCONSISTENT, f"quantity {quantity} does not fit the side {side}"
         )
-    if record.get("marginAsset") not in (None, "", market.quote):
+    if record.get("marginAsset") not in (None, "", market.margin_asset):
         raise FieldError(
             joined(path, "marginAsset"),
             FailureReason.UNSUPPORTED,
             f"{market.symbol} is margined in {str(record['marginAsset'])[:20]}, not in its quote asset",
         )
     held = quantity != 0
-    notional = optional_decimal_at(record, "notional", path)
+    key = "notionalValue" if product.inverse else "notional"
+    notional = optional_decimal_at(record, key, path)
     if held and notional == 0:
-        raise FieldError(joined(path, "notional"), FailureReason.INCONSISTENT, f"quantity {quantity} with notional 0")
+        raise FieldError(joined(path, key), FailureReason.INCONSISTENT, f"quantity {quantity} with notional 0")
     return PositionLine(
         path=path,
         market=market,
@@ -314,15 +283,16 @@ def position_line(record: Any, path: str) -> PositionLine:
         initial=_first_of(record, ("positionInitialMargin", "initialMargin"), path) if held else None,
         maintenance=optional_decimal_at(record, "maintMargin", path) if held else None,
         liquidation_price=(optional_decimal_at(record, "liquidationPrice", path) or None) if held else None,
+        notional=notional,
     )
 
 
-def no_position(record: Any) -> bool:
-    """Whether a row says quantity 0 of a symbol that is no USD-M contract of a known shape: nothing is held in it."""
+def no_position(record: Any, product: Product = USDM) -> bool:
+    """Whether a row says quantity 0 of a symbol that is no contract of a known shape: nothing is held in it."""
     try:
         if decimal_at(record, "positionAmt") != 0:
             return False
-        market_of(str(record.get("symbol")))
+        product.market_of(str(record.get("symbol")), "")
     except FieldError as error:
         return error.reason == FailureReason.UNKNOWN_MARKET
     return False
@@ -387,7 +357,7 @@ def symbol_setting(record: Any, path: str) -> SymbolSetting:
 
 
 def premium_line(record: Any, path: str) -> PremiumLine:
-    """A row of `fapi/premiumIndex`."""
+    """A row of `premiumIndex`."""
     return PremiumLine(
         symbol=text_at(record, "symbol", path),
         mark_price=positive_at(record, "markPrice", path),
@@ -425,8 +395,8 @@ def asset_index_line(record: Any, path: str) -> AssetIndexLine:
     return AssetIndexLine(symbol.removesuffix("USD"), index, bid, ask, optional_time_at(record, "time", path))
 
 
-def order_line(record: Any, path: str) -> OrderLine:
-    """A row of `fapi/openOrders`; price 0 is a market-type order, a close-position order has quantity 0."""
+def order_line(record: Any, path: str, product: Product = USDM) -> OrderLine:
+    """A row of `openOrders`; price 0 is a market-type order, a close-position order has quantity 0."""
     side = text_at(record, "side", path)
     if side not in ("BUY", "SELL"):
         raise FieldError(joined(path, "side"), FailureReason.MALFORMED, f"{side[:20]!r} is no order side")
@@ -436,7 +406,7 @@ def order_line(record: Any, path: str) -> OrderLine:
     reduce_only = flag_of(record.get("reduceOnly", False), joined(path, "reduceOnly"))
     closes = flag_of(record.get("closePosition", False), joined(path, "closePosition"))
     return OrderLine(
-        market=market_of(text_at(record, "symbol", path), joined(path, "symbol")),
+        market=product.market_of(text_at(record, "symbol", path), joined(path, "symbol")),
         order_id=str(member(record, "orderId", path)),
         side="buy" if side == "BUY" else "sell",
         remaining=remaining,
@@ -445,17 +415,25 @@ def order_line(record: Any, path: str) -> OrderLine:
     )
 
 
-def depth_of(body: Any) -> Depth:
-    """The answer of `fapi/depth`; raises missing_mark for an empty side and inconsistent for a crossed book."""
+def depth_of(body: Any, *, contract_size: Decimal | None = None) -> Depth:
+    """The answer of `depth`; raises missing_mark for an empty side and inconsistent for a crossed book.
+
+    With a contract size (COIN-M) quantities are contracts and the notional is in dollars.
+    """
     bids, asks = _levels(body, "bids"), _levels(body, "asks")
     bid, ask = max(price for price, _ in bids), min(price for price, _ in asks)
     if bid >= ask:
         raise FieldError("bids", FailureReason.INCONSISTENT, f"best bid {bid} is not below best ask {ask}")
+
+    def notional(levels: list[tuple[Decimal, Decimal]]) -> Decimal:
+        per_unit = ((price if contract_size is None else contract_size) * quantity for price, quantity in levels)
+        return sum(per_unit, Decimal(0))
+
     return Depth(
         bid,
         ask,
-        sum((price * quantity for price, quantity in bids), Decimal(0)),
-        sum((price * quantity for price, quantity in asks), Decimal(0)),
+        notional(bids),
+        notional(asks),
         optional_time_at(body, "T") or optional_time_at(body, "E"),
     )
 
@@ -474,21 +452,3 @@ def _levels(body: Any, key: str) -> list[tuple[Decimal, Decimal]]:
     if not levels:
         raise FieldError(key, FailureReason.MISSING_MARK, f"no {key} in the book")
     return levels
-
-
-def portfolio_margin_line(body: Any) -> PortfolioMarginLine:
-    """The answer of `portfolio/account`."""
-    return PortfolioMarginLine(
-        equity=decimal_at(body, "accountEquity"),
-        initial=optional_decimal_at(body, "accountInitialMargin"),
-        maintenance=non_negative_at(body, "accountMaintMargin"),
-        uni_mmr=decimal_at(body, "uniMMR"),
-    )
-
-
-def collateral_rate(record: Any, path: str) -> tuple[str, Decimal]:
-    """(asset, rate) of a row of `portfolio/collateralRate`; raises out_of_range unless 0 <= rate <= 1."""
-    rate = non_negative_at(record, "collateralRate", path)
-    if rate > 1:
-        raise FieldError(joined(path, "collateralRate"), FailureReason.OUT_OF_RANGE, f"{rate} is above 1")
-    return text_at(record, "asset", path), rate

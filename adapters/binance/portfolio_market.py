@@ -1,0 +1,95 @@
+"""Market-wide answers of portfolio margin: collateral rates, asset indices, loan leverages; its dated parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
+
+from aggregator.errors import FailureReason
+
+from ..adapter import parameter_table
+from ..amounts import FieldError, positive_at
+from ..rows import Rows
+from ..transport import Payload
+from .market import PARAMETER_FILE, VENUE
+from .parse import listed, unique_lines
+from .portfolio_parse import CollateralRates, asset_index_price, collateral_rates, loan_leverage
+
+LEVERAGE, RATES, INDEX = (
+    "portfolio/margin-asset-leverage",
+    "portfolio/collateralRate",
+    "portfolio/asset-index-price",
+)
+TRIGGER = Decimal("1.05")
+"""uniMMR at which the venue liquidates."""
+
+
+@dataclass
+class PortfolioMarket:
+    """Market-wide answers and dated parameters of portfolio margin."""
+
+    rates: dict[str, CollateralRates] = field(default_factory=dict)
+    indices: dict[str, tuple[Decimal, Payload]] = field(default_factory=dict)
+    leverage: dict[str, Decimal] = field(default_factory=dict)
+    default_leverage: Decimal | None = None
+    loan_rates: dict[Decimal, Decimal] = field(default_factory=dict)
+    """Maintenance rate of a loan by its leverage."""
+    floor_in: str = "tokens"
+    trigger: Decimal = TRIGGER
+
+
+def read_portfolio_market(
+    rows: Rows, payloads: Mapping[str, Sequence[Payload]], parameters: Mapping[str, Any]
+) -> PortfolioMarket:
+    """Collateral rates, asset indices and loan leverages, and the dated table of loan rates.
+
+    Raises `ConfigurationError` for a parameter file whose table is none.
+    """
+    out = PortfolioMarket()
+    for payload in payloads.get(RATES, ()):
+        with rows.guard(payload.name):
+            for line in unique_lines(
+                rows, payload.name, listed(payload.body), collateral_rates, key=lambda line: line.asset
+            ):
+                out.rates[line.asset] = line
+    for payload in payloads.get(INDEX, ()):
+        with rows.guard(payload.name):
+            for asset, price in unique_lines(
+                rows, payload.name, listed(payload.body), asset_index_price, key=lambda line: line[0]
+            ):
+                out.indices[asset] = price, payload
+    out.leverage = loan_leverages(rows, payloads.get(LEVERAGE, ()))
+    dated = parameter_table(parameters, "portfolio_margin", venue=VENUE)
+    with rows.guard(PARAMETER_FILE, subject="portfolio_margin"):
+        for key in ("loan_leverage", "trigger"):
+            if key in dated:
+                number = positive_at(dated, key, "portfolio_margin")
+                if key == "trigger":
+                    out.trigger = number
+                else:
+                    out.default_leverage = number
+        rates = parameter_table(dated, "loan_rates", venue=VENUE)
+        for leverage in rates:
+            number = positive_at({"leverage": leverage}, "leverage", "portfolio_margin.loan_rates")
+            out.loan_rates[number] = positive_at(rates, leverage, "portfolio_margin.loan_rates")
+        out.floor_in = str(dated.get("collateral_floor_in", "tokens"))
+        if out.floor_in not in ("tokens", "value"):
+            path = "portfolio_margin.collateral_floor_in"
+            raise FieldError(path, FailureReason.MALFORMED, f"{out.floor_in[:20]!r} is neither tokens nor value")
+    return out
+
+
+def loan_leverages(rows: Rows, payloads: Sequence[Payload], account: str | None = None) -> dict[str, Decimal]:
+    """Leverage of loans by asset; what is wrong with an answer fails `account`."""
+    out: dict[str, Decimal] = {}
+    for payload in payloads:
+        with rows.guard(payload.name, account_id=account):
+            entries = listed(payload.body)
+            out |= dict(
+                unique_lines(
+                    rows, payload.name, entries, loan_leverage, key=lambda line: line[0], account=lambda record: account
+                )
+            )
+    return out
