@@ -17,13 +17,17 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from adapters.adapter import Adapter, Context, Normalized
 from adapters.asset_book import Asset, AssetBook
-from adapters.derive import ADAPTER, POSITIONS, SUBACCOUNT, TICKER
+from adapters.derive import ADAPTER, FACTS, POSITIONS, SUBACCOUNT, TICKER
 from adapters.derive.rules import read_rule_book
 from adapters.transport import Payload, PayloadRequest, RecordedTransport
 from aggregator.errors import ConfigurationError, Failure, FailureReason
+from aggregator.native import native_today
+from aggregator.portfolio import pack_book
 from aggregator.rule_forms import (
     Contingency,
     ExpiryMaxLoss,
@@ -33,6 +37,9 @@ from aggregator.rule_forms import (
     parse_parameters,
 )
 from aggregator.schema import CANONICAL, KEYS
+from aggregator.snapshot import take_snapshot
+
+from .sample_derive import PAYLOADS as SAMPLE
 
 TESTS = Path(__file__).resolve().parent
 PAYLOADS = TESTS / "payloads" / "derive"
@@ -519,9 +526,9 @@ def test_owner_and_request_must_be_known() -> None:
     ],
 )
 def test_an_answer_that_is_none(body: Any, reason: FailureReason) -> None:
-    for payload in (north(), fetched("ticker_btc_perp.json")):
+    for payload, lost in ((north(), "derive:north"), (fetched("ticker_btc_perp.json"), None)):
         result = normalized(replace(payload, body=body))
-        assert the_failure(result, None).reason == reason
+        assert the_failure(result, lost).reason == reason
         assert rows_of(result, "accounts") == []
 
 
@@ -637,3 +644,211 @@ def test_recorded_subaccount(recorded: Path) -> None:
     held = only(joint, "positions", account_id="derive:desk:42")
     assert (held["instrument_id"], held["entry_price"]) == ("derive:ETH-PERP", Decimal(3500))
     assert only(joint, "accounts", account_id="derive:desk:42")["rule_set"] == "derive:pm:ETH"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The sample of 2024-06-30: engine against the venue's figures, feeds, orders
+
+
+JUNE_AS_OF = datetime(2024, 6, 30, tzinfo=UTC)
+PM2, SM, CASH, PM = (f"derive:june:{number}" for number in (7001, 7002, 7003, 7004))
+PUT_EXPIRY = "ETH@2024-07-26T08:00:00Z"
+
+
+def june() -> dict[str, Payload]:
+    """The sample by file name without prefix and suffix."""
+    return {
+        file.removeprefix("june_").removesuffix(".json"): fetched(file, owner, request=request)
+        for request, file, owner in SAMPLE
+    }
+
+
+def june_with(file: str, change: Callable[[Any], Any], *, without: tuple[str, ...] = ()) -> Normalized:
+    payloads = {name: payload for name, payload in june().items() if name not in without}
+    payloads[file] = changed(payloads[file], change)
+    return normalized(*payloads.values())
+
+
+def native(result: Normalized) -> dict[str, tuple[float, float, float]]:
+    """(equity, initial, maintenance) of every account by the engine, in its unit."""
+    snapshot = take_snapshot([result.batches], result.failures, as_of=JUNE_AS_OF)
+    assert snapshot.failures == ()
+    book, _ = pack_book({"": snapshot}, {"all": ["derive:june"]}, as_of=JUNE_AS_OF)
+    [figures] = native_today(book)
+    assert figures is not None
+    return {
+        info.account_id: (float(figures.equity[i]), float(figures.initial[i]), float(figures.maintenance[i]))
+        for i, info in enumerate(book.portfolios[0].accounts)
+    }
+
+
+def test_the_sample_is_read_whole_and_of_one_instant() -> None:
+    result = normalized(*june().values())
+    assert result.failures == []
+    accounts = {row["account_id"]: row for row in rows_of(result, "accounts")}
+    assert accounts.keys() == {PM2, SM, CASH, PM}
+    assert {row["received_at"] for row in accounts.values()} == {JUNE_AS_OF}
+    assert {row["rule_set"] for row in accounts.values()} == {
+        "derive:pm2:ETH",
+        "derive:sm:major",
+        "derive:cash",
+        "derive:pm:BTC",
+    }
+    reordered = normalized(*list(june().values())[::-1])
+    assert as_json(reordered.batches) == as_json(result.batches)
+    assert FACTS.title.startswith("Derive")
+
+
+def test_the_engine_reproduces_the_venues_figures() -> None:
+    """The reported requirements are of the plain Python twins, confidences of the feeds included."""
+    result = normalized(*june().values())
+    for account, figures in native(result).items():
+        row = only(result, "accounts", account_id=account)
+        names = ("reported_equity", "reported_initial_margin", "reported_maintenance_margin")
+        for name, ours in zip(names, figures, strict=True):
+            assert ours == pytest.approx(float(row[name]), rel=1e-9, abs=1e-7), (account, name)
+
+
+def test_confidences_of_the_feeds_stand_beside_their_marks() -> None:
+    result = normalized(*june().values())
+
+    def confidence(subject: str, field: str) -> set[float | None]:
+        return {row["confidence"] for row in rows_of(result, "marks", subject=subject, field=field)}
+
+    # The account's own index and mark come from the same feeds as the tickers'.
+    assert confidence("ETH", "index") == {0.98}
+    assert confidence("weETH", "index") == {0.97}
+    assert confidence("derive:BTC-PERP", "mark") == {0.97}
+    assert confidence(PUT_EXPIRY, "forward") == {0.96}
+    assert confidence(PUT_EXPIRY, "rate") == {0.99}
+    assert confidence("derive:ETH-20240726-3100-P", "implied_vol") == {0.5}
+    assert confidence("USDC", "stable_price") == {None}
+
+
+def test_doubt_costs_initial_margin_alone_and_exactly() -> None:
+    """The July vol feed of ETH is below the threshold: half of 18 contracts' notional under portfolio margin."""
+    sure = june_with("latest_signed_feeds", lambda r: r["vol_data"]["ETH"]["1721980800"].update(confidence="0.55"))
+    before, after = native(sure), native(normalized(*june().values()))
+    assert after[PM2][1] - before[PM2][1] == pytest.approx(0.5 * 18 * 3377)
+    assert after[SM][1] - before[SM][1] == pytest.approx(0.5 * 2 * 3377)
+    assert after[PM2][2] == pytest.approx(before[PM2][2], rel=1e-12)
+    assert after[PM] == pytest.approx(before[PM], rel=1e-12)
+    without = normalized(*(payload for name, payload in june().items() if name != "latest_signed_feeds"))
+    assert native(without)[PM2][1] == pytest.approx(before[PM2][1], rel=1e-12)
+
+
+@pytest.mark.parametrize("value", ["1.2", "-0.1", "sure", None, True])
+def test_a_confidence_that_cannot_be_read_takes_its_mark_along(value: Any) -> None:
+    result = june_with("latest_signed_feeds", lambda r: r["spot_data"]["BTC"].update(confidence=value))
+    assert [failure.subject for failure in result.failures] == ["BTC"]
+    assert not rows_of(result, "marks", subject="BTC", field="index")
+    assert rows_of(result, "marks", subject="ETH", field="index")
+
+
+def test_feeds_in_several_payloads_and_feeds_that_are_none() -> None:
+    payloads = june()
+    whole = payloads.pop("latest_signed_feeds")
+    parts = [replace(whole, sha256=key, body={"result": {key: value}}) for key, value in whole.body["result"].items()]
+    result = normalized(*payloads.values(), *parts)
+    assert result.failures == []
+    assert as_json(result.batches) == as_json(normalized(*june().values()).batches)
+    wrapped = normalized(*payloads.values(), replace(whole, body={"result": whole.body}))
+    assert [(failure.reason, failure.path) for failure in wrapped.failures] == [(FailureReason.MISSING_FIELD, "result")]
+    broken = june_with("latest_signed_feeds", lambda r: r.update(vol_data=7, spot_data=None))
+    assert [failure.reason for failure in broken.failures] == [FailureReason.MALFORMED]
+    odd = june_with("latest_signed_feeds", lambda r: r["fwd_data"]["ETH"].update(soon={"confidence": "1"}))
+    assert [failure.path for failure in odd.failures] == ["fwd_data.ETH.soon"]
+
+
+def test_a_failed_ticker_names_its_instrument() -> None:
+    result = june_with("ticker_eth_20240726_3100_p", lambda r: r.update(index_price="x"))
+    assert {failure.subject for failure in result.failures if failure.account_id is None} == {"ETH-20240726-3100-P"}
+    late = june_with("ticker_btc_perp", lambda r: r.pop("timestamp"))
+    assert [failure.subject for failure in late.failures] == ["BTC-PERP"]
+
+
+def test_the_list_of_open_orders_stands_for_the_subaccounts_own() -> None:
+    def less(result: Any) -> None:
+        result["orders"][0]["filled_amount"] = "1.5"
+
+    result = june_with("pm2_open_orders", less)
+    orders = {row["order_id"]: row for row in rows_of(result, "open_orders")}
+    assert {number: row["remaining_quantity"] for number, row in orders.items()} == {
+        "7d0c": Decimal("0.5"),
+        "7d0d": Decimal(3),
+    }  # the one that waits for its trigger does not rest
+    figures, without = native(result), native(normalized(*(p for n, p in june().items() if n != "pm2_open_orders")))
+    assert figures == without
+    orphan = normalized(june()["pm2_open_orders"])
+    assert [(f.reason, f.account_id) for f in orphan.failures] == [(FailureReason.MISSING_FIELD, None)]
+    for change in (
+        lambda r: r["orders"][0].update(amount="-2"),
+        lambda r: r["orders"][0].update(filled_amount="9"),
+        lambda r: r["orders"][0].update(direction="up"),
+        lambda r: r.update(orders="none"),
+    ):
+        found = june_with("pm2_open_orders", change).failures
+        assert [failure.account_id for failure in found] == [None]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Properties of generated accounts
+
+
+OPTION_NAMES = ("ETH-20240726-3600-C", "ETH-20240726-3100-P", "ETH-20240927-4200-C")
+HELD_NAMES = ("ETH-PERP", *OPTION_NAMES)
+# A net of four risk numbers, each a float64 sum of some hundred products of 1e5.
+PROPERTY_RELATIVE, PROPERTY_ABSOLUTE = 1e-9, 1e-6
+
+
+def subaccounts(books: list[dict[str, Decimal]], margin_type: str) -> list[Payload]:
+    """One subaccount per book of sizes by instrument, with the sample's prices."""
+    template = {p["instrument_name"]: p for p in june()["pm2_subaccount"].body["result"]["positions"]}
+    out = []
+    for number, sizes in enumerate(books):
+        positions = []
+        for name, size in sizes.items():
+            record = {**template[name], "amount": str(size), "net_settlements": "0", "pending_funding": "0"}
+            if name.endswith("PERP"):
+                record["unrealized_pnl"] = str(
+                    size * (Decimal(record["mark_price"]) - Decimal(record["average_price"]))
+                )
+            positions.append(record)
+        body = {**june()["pm2_subaccount"].body["result"], "subaccount_id": number, "margin_type": margin_type}
+        body |= {"positions": positions, "open_orders": [], "collaterals": body["collaterals"][:1]}
+        payload = june()["pm2_subaccount"]
+        out.append(replace(payload, name=str(number), sha256=str(number), body={"result": body}))
+    return out
+
+
+def requirements(books: list[dict[str, Decimal]], margin_type: str) -> list[tuple[float, float]]:
+    market = [p for n, p in june().items() if n.startswith("ticker") or n == "latest_signed_feeds"]
+    figures = native(normalized(*subaccounts(books, margin_type), *market))
+    return [figures[f"derive:june:{number}"][1:] for number in range(len(books))]
+
+
+sizes = st.dictionaries(
+    st.sampled_from(HELD_NAMES),
+    st.integers(-2000, 2000).filter(bool).map(lambda n: Decimal(n) / 100),
+    min_size=1,
+    max_size=4,
+)
+
+
+@pytest.mark.parametrize("margin_type", ["PM2", "SM"])
+@settings(max_examples=2)
+@given(books=st.lists(sizes, min_size=24, max_size=24))
+def test_initial_covers_maintenance_and_both_scale_with_size(margin_type: str, books: list[dict[str, Decimal]]) -> None:
+    """More of the same never needs less: everything is proportional, for all books at once in one program.
+
+    More of one instrument alone may need less, where it hedges the others.
+    """
+    doubled = [{name: 2 * size for name, size in book.items()} for book in books]
+    reordered = [dict(reversed(book.items())) for book in books]
+    found = requirements([*books, *doubled, *reordered], margin_type)
+    ones, twos, others = found[:24], found[24:48], found[48:]
+    for one, two, other in zip(ones, twos, others, strict=True):
+        assert one[0] >= one[1] - PROPERTY_ABSOLUTE
+        assert one[1] >= -PROPERTY_ABSOLUTE
+        assert two == pytest.approx((2 * one[0], 2 * one[1]), rel=PROPERTY_RELATIVE, abs=PROPERTY_ABSOLUTE)
+        assert other == pytest.approx(one, rel=PROPERTY_RELATIVE, abs=PROPERTY_ABSOLUTE)

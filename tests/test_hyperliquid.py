@@ -9,6 +9,7 @@ import json
 import tomllib
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -16,18 +17,23 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapters.adapter import Adapter, Context, Normalized, find_adapter
 from adapters.amounts import parse_json
 from adapters.asset_book import Asset, AssetBook
-from adapters.hyperliquid import ADAPTER, mechanics
+from adapters.hyperliquid import ADAPTER, FACTS, mechanics
 from adapters.hyperliquid.mechanics import CrossSummary, MarginTier, SummedPosition
 from adapters.transport import Payload, PayloadRequest, RecordedTransport
 from aggregator.errors import ConfigurationError, Failure, FailureReason
+from aggregator.native import native_today
+from aggregator.portfolio import pack_book
 from aggregator.rule_forms import TieredNotional, Verdict, WeightedValue, parse_parameters
 from aggregator.schema import CANONICAL, KEYS
+from aggregator.snapshot import take_snapshot
+
+from .sample_hyperliquid import PAYLOADS as SAMPLE
 
 TESTS = Path(__file__).resolve().parent
 PAYLOADS = TESTS / "payloads" / "hyperliquid"
@@ -1045,3 +1051,207 @@ def test_recorded_builder_dexes_and_wallets(recorded_payloads: Path) -> None:
         (FailureReason.UNKNOWN_ASSET, "balances[3].coin", WALLET),
     }
     assert {row["asset_id"] for row in rows_of(large, "balances")} == {"USDC", "HYPE"}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Open orders, settings in one coin, margin tables by id: the sample of 2024-06-30
+
+
+JUNE = "hyperliquid:june:cross"
+JUNE_SOL, JUNE_LAB, JUNE_SPOT = "hyperliquid:june:isolated:SOL", "hyperliquid:june:cross:lab", "hyperliquid:june:spot"
+JUNE_AS_OF = datetime(2024, 6, 30, tzinfo=UTC)
+
+
+def june() -> dict[str, Payload]:
+    """The sample by file name without prefix and suffix."""
+    return {
+        file.removeprefix("june_").removesuffix(".json"): fetched(file, request, owner)
+        for request, file, owner in SAMPLE
+    }
+
+
+def june_with(file: str, change: Callable[[Any], Any], *, without: tuple[str, ...] = ()) -> Normalized:
+    payloads = {name: payload for name, payload in june().items() if name not in without}
+    payloads[file] = changed(payloads[file], change)
+    return normalized(*payloads.values())
+
+
+def test_the_sample_is_read_whole_and_of_one_instant() -> None:
+    result = normalized(*june().values())
+    assert result.failures == []
+    accounts = {row["account_id"]: row for row in rows_of(result, "accounts")}
+    assert accounts.keys() == {JUNE, JUNE_SOL, JUNE_LAB, JUNE_SPOT}
+    assert {row["received_at"] for row in accounts.values()} == {JUNE_AS_OF}
+    assert FACTS.title == "Hyperliquid"
+    reordered = normalized(*list(june().values())[::-1])
+    assert as_json(reordered.batches) == as_json(result.batches)
+
+
+def test_the_engine_reproduces_the_venues_figures() -> None:
+    result = normalized(*june().values())
+    snapshot = take_snapshot([result.batches], result.failures, as_of=JUNE_AS_OF)
+    assert snapshot.failures == ()
+    book, _ = pack_book({"": snapshot}, {"all": ["hyperliquid:june"]}, as_of=JUNE_AS_OF)
+    [native] = native_today(book)
+    assert native is not None
+    seen = set()
+    for i, info in enumerate(book.portfolios[0].accounts):
+        names = ("reported_equity", "reported_initial_margin", "reported_maintenance_margin")
+        for name, ours in zip(names, (native.equity[i], native.initial[i], native.maintenance[i]), strict=True):
+            reported = info.reported[name]
+            if reported is not None:
+                # The venue truncates every position's figure to 6 decimals.
+                assert float(ours) == pytest.approx(reported, rel=1e-9, abs=4e-6), (info.account_id, name)
+                seen.add((info.account_id, name))
+    assert len(seen) == 7
+
+
+def test_open_orders_stand_with_the_account_that_holds_their_coin() -> None:
+    result = normalized(*june().values())
+    orders = {row["order_id"]: row for row in rows_of(result, "open_orders")}
+    assert {number: row["account_id"] for number, row in orders.items()} == {
+        "91490942": JUNE,
+        "91490943": JUNE,
+        "91490944": JUNE_SOL,
+        "91490945": JUNE_SPOT,
+    }
+    first = orders["91490942"]
+    assert (first["side"], first["remaining_quantity"], first["limit_price"]) == ("buy", Decimal("0.3"), Decimal(60100))
+    # What only reduces is said by the fuller list alone; the trigger order that it adds does not rest.
+    assert [row["reduce_only"] for row in orders.values()] == [False, True, True, False]
+    pair = only(result, "instruments", instrument_id="hyperliquid:@107")
+    assert (pair["kind"], pair["underlying"], pair["settlement_asset"]) == ("spot", "HYPE", "USDC")
+
+
+def test_orders_change_no_requirement() -> None:
+    orders = ("open_orders", "frontend_open_orders")
+    without = normalized(*(payload for name, payload in june().items() if name not in orders))
+    whole = normalized(*june().values())
+    for table in ("accounts", "positions", "rule_sets", "margin_tiers", "balances"):
+        assert rows_of(without, table) == rows_of(whole, table)
+    assert rows_of(without, "open_orders") == []
+
+
+BAD_ORDERS = [
+    (lambda b: b[0].pop("coin"), FailureReason.MISSING_FIELD, "[0].coin"),
+    (lambda b: b[0].update(coin="NOSUCH"), FailureReason.UNKNOWN_MARKET, "[0].coin"),
+    (lambda b: b[0].update(coin="@999"), FailureReason.UNKNOWN_MARKET, "[0].coin"),
+    (lambda b: b[0].update(sz="much"), FailureReason.NOT_A_NUMBER, "[0].sz"),
+    (lambda b: b[0].update(sz="-1"), FailureReason.OUT_OF_RANGE, "[0].sz"),
+    (lambda b: b[0].update(limitPx="0"), FailureReason.OUT_OF_RANGE, "[0].limitPx"),
+    (lambda b: b[0].update(side="buy"), FailureReason.MALFORMED, "[0].side"),
+    (lambda b: b[0].update(oid=None), FailureReason.MISSING_FIELD, "[0].oid"),
+    (lambda b: b[0].update(oid=True), FailureReason.MALFORMED, "[0].oid"),
+    (lambda b: b[0].update(reduceOnly="no"), FailureReason.MALFORMED, "[0].reduceOnly"),
+    (lambda b: b.append(b[1]), FailureReason.DUPLICATE, "[4]"),
+    (lambda b: b.__setitem__(3, 7), FailureReason.MALFORMED, "[3]"),
+]
+
+
+@pytest.mark.parametrize(("change", "reason", "path"), BAD_ORDERS)
+def test_an_order_that_cannot_be_read_is_a_finding(
+    change: Callable[[Any], Any], reason: FailureReason, path: str
+) -> None:
+    result = june_with("open_orders", change, without=("frontend_open_orders",))
+    assert [(f.reason, f.path, f.account_id) for f in result.failures] == [(reason, path, None)]
+    assert len(rows_of(result, "open_orders")) == 3
+
+
+def test_two_lists_that_contradict_each_other_and_orders_without_account() -> None:
+    result = june_with("open_orders", lambda b: b[0].update(sz="0.4"))
+    assert [f.reason for f in result.failures] == [FailureReason.DUPLICATE]
+    assert "91490942" not in {row["order_id"] for row in rows_of(result, "open_orders")}
+    result = june_with("open_orders", lambda b: None, without=("clearinghouse_state", "frontend_open_orders"))
+    assert {f.reason for f in result.failures} == {FailureReason.MISSING_FIELD}
+    assert [row["account_id"] for row in rows_of(result, "open_orders")] == [JUNE_SPOT]
+    body = replace(june()["open_orders"], body={"orders": []})
+    assert [f.reason for f in normalized(body).failures] == [FailureReason.MALFORMED]
+
+
+def test_an_active_asset_confirms_the_leverage_and_gives_a_mark() -> None:
+    result = normalized(*june().values())
+    assert only(result, "marks", account_id=None, subject="hyperliquid:lab:BTC", field="mark")["value"] == 60980.0
+    wrong = june_with("active_asset_data_btc", lambda b: b["leverage"].update(value=5))
+    assert [(f.reason, f.account_id) for f in wrong.failures] == [(FailureReason.INCONSISTENT, JUNE)]
+    isolated = june_with("active_asset_data_btc", lambda b: b["leverage"].update(type="isolated"))
+    assert [(f.reason, f.account_id) for f in isolated.failures] == [(FailureReason.INCONSISTENT, JUNE)]
+    for change in (lambda b: b.update(markPx="x"), lambda b: b.pop("leverage"), lambda b: b.update(coin="NOSUCH")):
+        assert [f.account_id for f in june_with("active_asset_data_btc", change).failures] == [None]
+
+
+def test_a_margin_table_asked_by_its_id() -> None:
+    """BTC's table is in no meta payload of the sample: it comes from marginTable:56."""
+    result = normalized(*june().values())
+    tiers = rows_of(result, "margin_tiers", rule_set="hyperliquid:perp", market="hyperliquid:BTC")
+    assert [row["notional_floor"] for row in tiers] == [0, 150_000_000]
+    other = june_with("margin_table_56", lambda b: b["marginTiers"][0].update(maxLeverage=50))
+    assert JUNE in {f.account_id for f in other.failures}  # the market says 40x
+    broken = june_with("margin_table_56", lambda b: b["marginTiers"].pop(0))
+    assert {f.account_id for f in broken.failures} == {None, JUNE}
+    nameless = replace(june()["margin_table_56"], request="marginTable")
+    assert FailureReason.MISSING_FIELD in {f.reason for f in normalized(nameless).failures}
+    twice = normalized(*june().values(), replace(june()["margin_table_56"], name="again"))
+    assert FailureReason.DUPLICATE in {f.reason for f in twice.failures}
+
+    def listed_otherwise(body: Any) -> None:
+        body[0]["marginTables"].append([56, {"marginTiers": [{"lowerBound": "0.0", "maxLeverage": 40}]}])
+
+    clash = june_with("meta_and_asset_ctxs", listed_otherwise)
+    assert FailureReason.INCONSISTENT in {f.reason for f in clash.failures}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Properties of generated accounts
+
+
+@st.composite
+def cross_books(draw: Any) -> tuple[Fraction, list[SummedPosition], list[list[MarginTier]]]:
+    tiers = draw(st.lists(tier_strategy(), min_size=1, max_size=4))
+    positions = []
+    for table in tiers:
+        size = draw(st.fractions(Fraction(1, 100), 1000, max_denominator=100)) * draw(st.sampled_from([1, -1]))
+        price = draw(st.integers(1, 10**5))
+        leverage = draw(st.integers(1, int(table[0].max_leverage)))
+        positions.append(SummedPosition(size, abs(size) * price, Fraction(leverage)))
+    return Fraction(draw(st.integers(-(10**8), 10**8))), positions, tiers
+
+
+@settings(max_examples=80)
+@given(book=cross_books(), factor=st.fractions(1, 5, max_denominator=10))
+def test_a_cross_account_is_additive_ordered_and_monotone(
+    book: tuple[Fraction, list[SummedPosition], list[list[MarginTier]]], factor: Fraction
+) -> None:
+    raw, positions, tiers = book
+    summary = mechanics.cross_summary(raw, positions)
+    # The order of rows, and one position in two fills, change nothing.
+    assert mechanics.cross_summary(raw, positions[::-1]) == summary
+    halves = [half for p in positions for half in (SummedPosition(p.szi / 2, p.position_value / 2, p.leverage),) * 2]
+    assert mechanics.cross_summary(raw, halves) == summary
+    assert summary.withdrawable == max(0, summary.account_value - summary.total_margin_used)
+    scaled = [SummedPosition(p.szi * factor, p.position_value * factor, p.leverage) for p in positions]
+    assert mechanics.cross_summary(raw * factor, scaled).account_value == summary.account_value * factor
+    for held, table in zip(positions, tiers, strict=True):
+        maintenance = mechanics.maintenance_margin(held.position_value, table)
+        # More notional never needs less, and never less in proportion: the rates of the tiers rise.
+        assert mechanics.maintenance_margin(held.position_value * factor, table) >= maintenance * factor >= maintenance
+        # The chosen leverage is at most the first tier's: initial covers twice the maintenance within that tier.
+        if len(table) == 1:
+            assert held.position_value / held.leverage >= 2 * maintenance
+
+
+@settings(max_examples=60)
+@given(
+    size=st.fractions(Fraction(1, 100), 1000, max_denominator=100),
+    price=st.integers(1, 10**5),
+    leverage=st.integers(1, 50),
+)
+def test_liquidation_orders_never_exceed_the_position(size: Fraction, price: int, leverage: int) -> None:
+    for cooldown in (False, True):
+        closed = mechanics.liquidation_order_size(size, price, in_cooldown=cooldown)
+        assert 0 < closed <= size
+    tiers = mechanics.single_tier(leverage)
+    maintenance = mechanics.maintenance_margin(size * price, tiers)
+    assert mechanics.is_liquidatable(maintenance - 1, maintenance)
+    assert not mechanics.is_liquidatable(maintenance, maintenance)
+    if mechanics.is_backstop_liquidated(maintenance - 1, maintenance):
+        assert mechanics.is_liquidatable(maintenance - 1, maintenance)

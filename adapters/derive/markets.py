@@ -59,6 +59,8 @@ class Reading:
     instruments: dict[str, Instrument] = field(default_factory=dict)
     marks: dict[tuple[str | None, str, str], _Mark] = field(default_factory=dict)
     conflicts: set[tuple[str | None, str, str]] = field(default_factory=set)
+    confidences: dict[tuple[str, str], Decimal | None] = field(default_factory=dict)
+    """Oracle confidence of a feed by (subject, mark field); None for one that could not be read."""
     rule_sets: dict[str, RuleSet] = field(default_factory=dict)
 
     def asset(self, symbol: str, *, path: str, reason: FailureReason = FailureReason.UNKNOWN_ASSET) -> str:
@@ -111,6 +113,18 @@ class Reading:
                 subject=subject,
                 account_id=account,
             )
+
+    def confidence(self, subject: str, name: str) -> tuple[Decimal | None, bool]:
+        """(confidence of the feed behind a mark, whether it is readable); without any feed (None, True), which is 1.
+
+        An option's vol has the confidence of its expiry's vol feed.
+        """
+        key = subject, name
+        if name == "implied_vol":
+            option = self.instruments.get(subject.partition(":")[2])
+            if option is not None and option.expiry is not None:
+                key = expiry_subject(option.underlying, option.expiry), "implied_vol"
+        return (self.confidences[key], self.confidences[key] is not None) if key in self.confidences else (None, True)
 
     def use(self, rules: RuleSet) -> str:
         """Registers a rule set that an account has and returns its name."""
@@ -172,7 +186,8 @@ class Reading:
             )
         for account, subject, name in sorted(self.marks, key=lambda key: (key[0] or "", key[1], key[2])):
             mark = self.marks[account, subject, name]
-            if (account, subject, name) not in self.conflicts:
+            confidence, is_readable = self.confidence(subject, name)
+            if (account, subject, name) not in self.conflicts and is_readable:
                 rows.add(
                     "marks",
                     venue=VENUE,
@@ -180,6 +195,7 @@ class Reading:
                     subject=subject,
                     field=name,
                     value=float(mark.value),
+                    confidence=None if confidence is None else float(confidence),
                     as_of=mark.as_of,
                     source=mark.source,
                 )
@@ -242,7 +258,7 @@ def _option_marks(
     discount = optional_decimal_at(pricing, "discount_factor", "option_pricing")
     years = (expiry - as_of).total_seconds() / _SECONDS_PER_YEAR
     if discount is not None and years > 0:
-        if discount <= 0:
+        if float(discount) <= 0:
             path = "option_pricing.discount_factor"
             raise FieldError(path, FailureReason.OUT_OF_RANGE, f"{discount} must be positive")
         # Strikes of one expiry may differ in the last digits of the float logarithm, so it is rounded.

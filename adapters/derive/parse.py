@@ -42,7 +42,9 @@ class _Position(NamedTuple):
     index_price: Decimal
 
 
-def read_subaccount(reading: Reading, payload: Payload, positions_payload: Payload | None) -> None:
+def read_subaccount(
+    reading: Reading, payload: Payload, positions_payload: Payload | None, orders_payload: Payload | None = None
+) -> None:
     """Everything of one subaccount; what cannot be read leaves the account incomplete and its other rows in place."""
     rows = reading.rows
     subaccount = result_of(payload)
@@ -64,7 +66,10 @@ def read_subaccount(reading: Reading, payload: Payload, positions_payload: Paylo
         subject = instrument_id(VENUE, position.instrument.name)
         reading.mark(subject, "mark", position.mark_price, account=account, **common)
         reading.mark(position.instrument.underlying, "index", position.index_price, account=account, **common)
-    _read_orders(reading, payload, subaccount, account)
+    if orders_payload is None:
+        _read_orders(reading, payload, "open_orders", subaccount.get("open_orders"), account)
+    else:
+        _read_orders(reading, orders_payload, "orders", result_of(orders_payload).get("orders"), account)
 
     collateral = _read_collaterals(reading, payload, subaccount, account)
     margin_type = subaccount.get("margin_type")
@@ -198,15 +203,25 @@ def _entry_price(entry: Mapping[str, Any], path: str, quantity: Decimal, mark: D
     return price
 
 
-def _read_orders(reading: Reading, payload: Payload, subaccount: Mapping[str, Any], account: str) -> None:
-    """Open orders as rows; one that cannot be read is a finding only, since orders do not enter maintenance margin."""
+def _read_orders(reading: Reading, payload: Payload, key: str, orders: Any, account: str) -> None:
+    """Open orders as rows; one that cannot be read is a finding only, since no requirement has orders.
+
+    What has been filled or cancelled meanwhile, and what waits for its trigger, does not rest.
+    """
     rows = reading.rows
-    orders = subaccount.get("open_orders") or []
+    if orders is not None and not isinstance(orders, list):
+        message = f"expected a list, found {type(orders).__name__}"
+        rows.fail(FailureReason.MALFORMED, message, payload=payload.name, path=key, subject=account)
     for number, entry in enumerate(orders if isinstance(orders, list) else []):
-        path = joined("open_orders", number)
+        path = joined(key, number)
         with rows.guard(payload.name, subject=account):
+            if isinstance(entry, Mapping) and entry.get("order_status") not in (None, "open"):
+                continue
             instrument = reading.instrument(member(entry, "instrument_name", path), path=path)
             remaining = positive_at(entry, "amount", path) - non_negative_at(entry, "filled_amount", path)
+            if remaining < 0:
+                message = f"{-remaining} more filled than ordered"
+                raise FieldError(joined(path, "filled_amount"), FailureReason.INCONSISTENT, message)
             side = member(entry, "direction", path)
             if side not in ("buy", "sell"):
                 raise FieldError(joined(path, "direction"), FailureReason.OUT_OF_RANGE, f"{side!r} is no direction")

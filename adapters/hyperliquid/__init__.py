@@ -3,11 +3,14 @@
 Requests understood (POST /info; each is the `type` of the request):
 
 - per owner: `clearinghouseState` (positions and margin; `clearinghouseState:<dex>` for an account on a builder dex
-  without positions, which nothing in its body tells apart), `spotClearinghouseState` (balances of the spot wallet);
+  without positions, which nothing in its body tells apart), `spotClearinghouseState` (balances of the spot wallet),
+  `openOrders` and `frontendOpenOrders` (`openOrders:<dex>` on a builder dex), `activeAssetData` (chosen leverage and
+  mark in one coin);
 - market-wide: `metaAndAssetCtxs`, `meta`, `allPerpMetas` (markets, margin tables, collateral tokens; the first also
-  prices), `spotMeta` (names of tokens).
+  prices), `spotMeta` (names of tokens and pairs), `marginTable:<id>` (one margin table, whose answer has no id).
 
-Not read: open orders (they reserve no margin in the account totals), portfolio margin, borrowed spot balances.
+Open orders reserve no margin in the account totals and enter no requirement. Not read: portfolio margin, borrowed spot
+balances.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from aggregator.errors import FailureReason
 
 from ..adapter import Context, Normalized
 from ..amounts import FieldError, integer_at, joined, members
+from ..facts import VenueFacts
 from ..rows import Rows
 from ..transport import Payload
 from .markets import (
@@ -30,13 +34,13 @@ from .markets import (
     add_markets,
     add_shared_rows,
     dex_of,
-    merged_markets,
     read_contexts,
-    read_markets,
     read_tokens,
 )
-from .parse import add_bare_account, dex_of_account, read_perp_accounts, read_spot_account
+from .orders import read_active_asset, read_open_orders
+from .parse import add_bare_account, dex_of_account, plain_perp_positions, read_perp_accounts, read_spot_account
 from .rules import USDC_TOKEN, dated_parameters, dated_tokens
+from .universe import merged_markets, read_margin_tables, read_markets
 
 PERP_ACCOUNT = "clearinghouseState"
 SPOT_ACCOUNT = "spotClearinghouseState"
@@ -44,6 +48,9 @@ MARKETS = "meta"
 MARKETS_AND_CONTEXTS = "metaAndAssetCtxs"
 ALL_MARKETS = "allPerpMetas"
 TOKENS = "spotMeta"
+MARGIN_TABLE = "marginTable"
+OPEN_ORDERS, FRONTEND_ORDERS, ACTIVE_ASSET = "openOrders", "frontendOpenOrders", "activeAssetData"
+OWNER_REQUESTS = (PERP_ACCOUNT, SPOT_ACCOUNT, OPEN_ORDERS, FRONTEND_ORDERS, ACTIVE_ASSET)
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,14 @@ class HyperliquidAdapter:
     """Normalizes payloads of Hyperliquid; see the package's docstring for the requests."""
 
     venue: str = VENUE
-    requests: tuple[str, ...] = (PERP_ACCOUNT, SPOT_ACCOUNT, MARKETS, MARKETS_AND_CONTEXTS, ALL_MARKETS, TOKENS)
+    requests: tuple[str, ...] = (
+        *OWNER_REQUESTS,
+        MARKETS,
+        MARKETS_AND_CONTEXTS,
+        ALL_MARKETS,
+        TOKENS,
+        MARGIN_TABLE,
+    )
 
     def normalize(self, payloads: Sequence[Payload], context: Context) -> Normalized:
         """Canonical tables of one snapshot, and what could not be read; the order of `payloads` does not matter.
@@ -65,10 +79,13 @@ class HyperliquidAdapter:
         for payload in accepted:
             kinds[_kind(payload)].append(payload)
 
-        names = dated_tokens(context.parameters)
+        names, pairs = dated_tokens(context.parameters), dict[str, tuple[int, int]]()
         for payload in kinds[TOKENS]:
-            names |= read_tokens(rows, payload)
-        reading.tokens = names
+            listed_names, listed_pairs = read_tokens(rows, payload)
+            names |= listed_names
+            pairs |= listed_pairs
+        reading.tokens, reading.pairs = names, pairs
+        asked = read_margin_tables(rows, kinds[MARGIN_TABLE])
 
         listed: list[Market] = []
         metas: list[tuple[Payload, object, str]] = []
@@ -89,7 +106,7 @@ class HyperliquidAdapter:
         dated = dated_parameters(context.parameters)
         stated: dict[str, int] = {}
         for payload, meta, path in metas:
-            markets = read_markets(rows, payload, meta, path=path, dated=dated)
+            markets = read_markets(rows, payload, meta, path=path, dated=dated, asked=asked)
             listed += markets
             with rows.guard(payload.name, subject=payload.request):
                 _note_collateral(stated, meta, markets, path=path)
@@ -101,12 +118,16 @@ class HyperliquidAdapter:
             oracles |= read_contexts(reading, payload)
         add_index_prices(reading, oracles)
 
-        for payload in kinds[PERP_ACCOUNT]:
-            read_perp_accounts(reading, payload)
+        perps = kinds[PERP_ACCOUNT]
+        for payload, plain in zip(perps, plain_perp_positions(reading, perps), strict=True):
+            read_perp_accounts(reading, payload, plain)
         for payload in kinds[SPOT_ACCOUNT]:
             read_spot_account(reading, payload)
         for copies in rejected:
             _reject(reading, copies)
+        read_open_orders(reading, [*kinds[FRONTEND_ORDERS], *kinds[OPEN_ORDERS]])
+        for payload in kinds[ACTIVE_ASSET]:
+            read_active_asset(reading, payload)
         add_shared_rows(reading)
         return Normalized(rows.batches(), rows.failures)
 
@@ -124,14 +145,24 @@ def _sorted_out(reading: Reading, payloads: Sequence[Payload]) -> tuple[list[Pay
             if kind not in ADAPTER.requests:
                 known = ", ".join(ADAPTER.requests)
                 raise FieldError("request", FailureReason.UNSUPPORTED, f"{payload.request!r} is none of {known}")
-            is_account = kind in (PERP_ACCOUNT, SPOT_ACCOUNT)
-            if is_account and not payload.account:
+            is_owned = kind in OWNER_REQUESTS
+            if is_owned and not payload.account:
                 message = f"{payload.request} needs the owner's label in the configuration"
                 raise FieldError("account", FailureReason.MISSING_FIELD, message)
-            dex = dex_of_account(payload) if kind == PERP_ACCOUNT else _dex_of_markets(payload)
-            groups.setdefault((kind, payload.account if is_account else "", dex), []).append(payload)
+            groups.setdefault((kind, payload.account if is_owned else "", _part(kind, payload)), []).append(payload)
     accepted = [copies[0] for copies in groups.values() if len(copies) == 1]
     return accepted, [copies for copies in groups.values() if len(copies) > 1]
+
+
+def _part(kind: str, payload: Payload) -> str:
+    """What tells a payload from others of its kind and owner: a dex, a coin, the id of a table."""
+    if kind == PERP_ACCOUNT:
+        return dex_of_account(payload)
+    if kind == ACTIVE_ASSET and isinstance(payload.body, Mapping):
+        return str(payload.body.get("coin"))
+    if kind in (OPEN_ORDERS, FRONTEND_ORDERS, MARGIN_TABLE):
+        return payload.request.partition(":")[2]
+    return _dex_of_markets(payload)
 
 
 def _dex_of_markets(payload: Payload) -> str:
@@ -180,3 +211,37 @@ def _note_collateral(stated: dict[str, int], meta: object, markets: list[Market]
 
 
 ADAPTER = HyperliquidAdapter()
+
+FACTS = VenueFacts(
+    title="Hyperliquid",
+    accounts=(
+        "cross account of each dex: its positions share the collateral of that dex, a node of its own",
+        "isolated position: an account and a node of its own below the cross account",
+        "spot wallet: in the node of the main dex's cross account, since collateral moves at once between the two",
+    ),
+    equity="raw USD plus signed notional at the mark (accountValue); of the spot wallet its balances at index prices",
+    requirement=(
+        "tiered_notional: initial is notional over the chosen leverage, maintenance the integral of rates of half the "
+        "initial rate at each tier's maximum leverage; the spot wallet has none"
+    ),
+    verdict="liquidated when equity is below the maintenance requirement; at equality it stands",
+    cross_or_isolated="chosen per coin by the trader; some markets are isolated only",
+    orders="rows only: resting orders reserve no margin in the account totals, so that no requirement has them",
+    liquidation=(
+        "liquidation price in closed form by tier; a fifth of a position above 100 000 USD of notional at first, "
+        "else the whole; backstop below two thirds of maintenance"
+    ),
+    rules=(
+        "Hyperliquid docs, pages Margining, Margin tiers, Liquidations (read 2026-11-21)",
+        "liquidation price of 2023: recorded account states of that time",
+    ),
+    parameters=(
+        "tiers from metaAndAssetCtxs, meta, allPerpMetas or marginTable:<id>; without them the dated file "
+        "configs/venues/hyperliquid.toml, else the account's own maxLeverage as one tier"
+    ),
+    gaps=(
+        "portfolio margin and borrowed spot balances are not read",
+        "a builder dex in a collateral token that the asset book does not list leaves its accounts incomplete",
+        "whether withdrawals keep a tenth of notional could not be seen in recorded states",
+    ),
+)

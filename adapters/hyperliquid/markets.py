@@ -5,7 +5,7 @@ A market that nobody holds and that the asset book does not know is passed over;
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -20,6 +20,7 @@ from ..amounts import (
     FieldError,
     decimal_at,
     integer_at,
+    integer_of,
     joined,
     member,
     members,
@@ -37,14 +38,11 @@ from .rules import (
     SOURCE,
     DatedParameters,
     MarketTiers,
-    margin_table,
     margin_tier_rows,
     rule_set_rows,
 )
 
 VENUE = "hyperliquid"
-SINGLE_TIER_IDS_BELOW = 50
-"""Margin table ids below this are the maximum leverage of one tier (docs, Margin tiers)."""
 
 
 class Problem(NamedTuple):
@@ -84,6 +82,8 @@ class Reading:
     context: Context
     markets: Mapping[str, Market] = field(default_factory=dict)
     tokens: Mapping[int, str] = field(default_factory=dict)
+    pairs: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """Token indices (base, quote) of each spot pair by name."""
     collateral: Mapping[str, int] = field(default_factory=dict)
     assets: dict[str, Asset] = field(default_factory=dict)
     instruments: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -128,148 +128,29 @@ class Reading:
             }
         return identity
 
+    def pair(self, name: str, *, path: str) -> str:
+        """Instrument id of a spot pair, noted for the table `instruments`; raises `FieldError(unknown_market)`."""
+        identity = instrument_id(VENUE, name)
+        if identity not in self.instruments:
+            base, quote = (self.tokens.get(index) for index in self.pairs.get(name, (-1, -1)))
+            if base is None or quote is None:
+                raise FieldError(path, FailureReason.UNKNOWN_MARKET, f"no spotMeta payload lists the pair {name!r:.40}")
+            self.instruments[identity] = {
+                "instrument_id": identity,
+                "venue": VENUE,
+                "symbol": name,
+                "kind": "spot",
+                "underlying": self.asset(base, path=path, reason=FailureReason.UNKNOWN_MARKET),
+                "settlement_asset": self.asset(quote, path=path, reason=FailureReason.UNKNOWN_MARKET),
+                "payoff": "linear",
+                "contract_size": Decimal(1),
+            }
+        return identity
+
 
 def dex_of(coin: str) -> str:
     """Builder dex of a coin (`km` of `km:US500`), empty for the venue's own."""
     return coin.rpartition(":")[0]
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Lists of markets
-
-
-def read_markets(rows: Rows, payload: Payload, meta: Any, *, path: str, dated: DatedParameters) -> list[Market]:
-    """The markets of one meta object; an unreadable entry becomes a failure, with a name also a problem."""
-    tables: dict[str, tuple[MarginTier, ...]] = {}
-    broken: dict[str, Problem] = {}
-    listed: list[tuple[str, Any]] = []
-    with rows.guard(payload.name, subject="universe"):
-        entries = members(meta, "universe", path)
-        listed = [(joined(joined(path, "universe"), i), entry) for i, entry in enumerate(entries)]
-    pairs: list[Any] = []
-    if isinstance(meta, Mapping) and meta.get("marginTables") is not None:  # older payloads have none
-        with rows.guard(payload.name, subject="marginTables"):
-            pairs = members(meta, "marginTables", path)
-    for i, pair in enumerate(pairs):
-        place = joined(joined(path, "marginTables"), i)
-        label = str(pair[0]) if isinstance(pair, list) and pair else place
-        try:
-            if not isinstance(pair, list) or len(pair) != 2:
-                raise FieldError(place, FailureReason.MALFORMED, "expected [id, table]")
-            if label in tables:
-                raise FieldError(place, FailureReason.DUPLICATE, f"margin table {label} is listed twice")
-            tables[label] = margin_table(members(pair[1], "marginTiers", joined(place, 1)), place)
-        except FieldError as error:
-            rows.fail(
-                error.reason, error.message, payload=payload.name, path=error.path, subject=f"margin table {label}"
-            )
-            broken[label] = Problem(error.reason, error.message)
-
-    markets: dict[str, Market] = {}
-    for place, entry in listed:
-        with rows.guard(payload.name, subject="universe"):
-            market = _market(payload, entry, place, tables=tables, broken=broken, dated=dated)
-            if market.coin in markets:
-                problem = Problem(FailureReason.DUPLICATE, f"{market.coin} is listed twice in {payload.name}")
-                market = market._replace(tiers=None, problem=problem)
-            if market.problem and not market.is_delisted:
-                rows.fail(*market.problem, payload=payload.name, path=place, subject=market.coin)
-            markets[market.coin] = market
-    return list(markets.values())
-
-
-def _market(
-    payload: Payload,
-    entry: Any,
-    path: str,
-    *,
-    tables: Mapping[str, tuple[MarginTier, ...]],
-    broken: Mapping[str, Problem],
-    dated: DatedParameters,
-) -> Market:
-    coin = member(entry, "name", path)
-    if not isinstance(coin, str) or not coin:
-        raise FieldError(joined(path, "name"), FailureReason.MALFORMED, "expected the name of a coin")
-    flags = {flag: entry.get(flag) for flag in ("onlyIsolated", "isDelisted")}
-    for flag, value in flags.items():
-        if value not in (None, True, False):
-            raise FieldError(
-                joined(path, flag), FailureReason.MALFORMED, f"expected true or false, found {value!r:.40}"
-            )
-    tiers, problem = None, None
-    has_table = entry.get("marginTableId") is not None
-    try:
-        tiers = _listed_tiers(payload, entry, path, tables=tables, broken=broken, dated=dated)
-    except FieldError as error:
-        problem = Problem(error.reason, error.message)
-    return Market(coin, tiers, problem, has_table, bool(flags["onlyIsolated"]), bool(flags["isDelisted"]), payload)
-
-
-def _listed_tiers(
-    payload: Payload,
-    entry: Any,
-    path: str,
-    *,
-    tables: Mapping[str, tuple[MarginTier, ...]],
-    broken: Mapping[str, Problem],
-    dated: DatedParameters,
-) -> MarketTiers:
-    max_leverage = positive_at(entry, "maxLeverage", path)
-    if entry.get("marginTableId") is None:
-        return MarketTiers(single_tier(max_leverage), f"{payload.request} maxLeverage {max_leverage}")
-    number = integer_at(entry, "marginTableId", path)
-    source = f"{payload.request} marginTableId {number}"
-    if str(number) in broken:
-        raise FieldError(path, broken[str(number)].reason, f"margin table {number}: {broken[str(number)].message}")
-    if str(number) in tables:
-        tiers = tables[str(number)]
-    elif 0 < number < SINGLE_TIER_IDS_BELOW:
-        tiers = single_tier(number)
-    elif str(number) in dated.tables:
-        tiers, source = dated.tables[str(number)], f"{source}, its table from {dated.source}"
-    else:
-        raise FieldError(
-            joined(path, "marginTableId"),
-            FailureReason.MISSING_PARAMETER,
-            f"margin table {number} is neither in the payload nor in the selected dated parameters",
-        )
-    if tiers[0].max_leverage != max_leverage:
-        raise FieldError(
-            joined(path, "marginTableId"),
-            FailureReason.INCONSISTENT,
-            f"margin table {number} starts at {tiers[0].max_leverage}x, the market's maxLeverage is {max_leverage}",
-        )
-    return MarketTiers(tiers, source)
-
-
-def merged_markets(rows: Rows, listed: Iterable[Market]) -> dict[str, Market]:
-    """One market per coin from several market payloads: an entry with a margin table tells more than one without.
-
-    Two entries that contradict each other in maximum leverage or table are a failure and leave a market with a problem.
-    """
-    merged: dict[str, Market] = {}
-    for market in listed:
-        known = merged.get(market.coin)
-        merged[market.coin] = market if known is None else _merged(rows, known, market)
-    return merged
-
-
-def _merged(rows: Rows, known: Market, other: Market) -> Market:
-    fuller, poorer = (other, known) if other.has_table and not known.has_table else (known, other)
-    problem = known.problem or other.problem
-    if fuller.tiers and poorer.tiers and not problem:
-        same_kind = fuller.has_table == poorer.has_table
-        agree = fuller.tiers.tiers[:1] == poorer.tiers.tiers[:1]
-        if not agree or (same_kind and fuller.tiers.tiers != poorer.tiers.tiers):
-            message = f"{known.coin}: {known.payload.name} and {other.payload.name} state different margin tiers"
-            problem = Problem(FailureReason.INCONSISTENT, message)
-            rows.fail(*problem, payload=other.payload.name, subject=known.coin)
-    return fuller._replace(
-        tiers=None if problem else fuller.tiers,
-        problem=problem,
-        only_isolated=known.only_isolated or other.only_isolated,
-        is_delisted=known.is_delisted or other.is_delisted,
-    )
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -319,15 +200,28 @@ def _has_leverage(tiers: tuple[MarginTier, ...], max_leverage: Decimal) -> bool:
 # Market rows
 
 
-def read_tokens(rows: Rows, payload: Payload) -> dict[int, str]:
-    """Token names by index of a `spotMeta` payload."""
+def read_tokens(rows: Rows, payload: Payload) -> tuple[dict[int, str], dict[str, tuple[int, int]]]:
+    """(token names by index, token indices of each pair by name) of a `spotMeta` payload."""
     names: dict[int, str] = {}
+    pairs: dict[str, tuple[int, int]] = {}
     with rows.guard(payload.name, subject=payload.request):
         for i, token in enumerate(members(payload.body, "tokens")):
             with rows.guard(payload.name, subject=payload.request):
                 path = joined("tokens", i)
                 names[integer_at(token, "index", path)] = str(member(token, "name", path))
-    return names
+    listed: list[Any] = []
+    if isinstance(payload.body, Mapping) and payload.body.get("universe") is not None:
+        with rows.guard(payload.name, subject=payload.request):
+            listed = members(payload.body, "universe")
+    for i, pair in enumerate(listed):
+        with rows.guard(payload.name, subject=payload.request):
+            path = joined("universe", i)
+            tokens = members(pair, "tokens", path)
+            if len(tokens) != 2:
+                raise FieldError(joined(path, "tokens"), FailureReason.MALFORMED, "expected [base, quote]")
+            base, quote = (integer_of(token, joined(path, "tokens")) for token in tokens)
+            pairs[str(member(pair, "name", path))] = base, quote
+    return names, pairs
 
 
 def add_markets(reading: Reading) -> None:
@@ -461,7 +355,8 @@ def add_shared_rows(reading: Reading) -> None:
     for claim in reading.claims:
         by_market.setdefault((claim.rule_set, claim.instrument), []).append(claim)
     for (rule_set, identity), claims in sorted(by_market.items()):
-        if len({claim.tiers.tiers for claim in claims}) > 1:
+        # Most claims share one object, and to compare tables of fractions for each would take long.
+        if len(set({id(claim.tiers): claim.tiers.tiers for claim in claims}.values())) > 1:
             for claim in claims:
                 message = f"accounts of one snapshot state different margin tiers: {claim.tiers.source}"
                 reason = FailureReason.INCONSISTENT
