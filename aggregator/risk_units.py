@@ -38,6 +38,7 @@ class DeltaOneRow(NamedTuple):
     is_inverse: bool
     money_usd: float
     expiry: int
+    delta: float
 
 
 class QuoteRow(NamedTuple):
@@ -328,7 +329,7 @@ def _risk_unit(
             )
         elif rules.grid is not None or rules.contingencies:
             row = _delta_one(account, position, instrument)
-            if kind == "perp" and perp[0] == 0.0 and not row.is_inverse and row.money_usd == 0.0:
+            if kind == "perp" and perp[0] == 0.0 and not row.is_inverse and row.money_usd == 0.0 and row.delta == 1.0:
                 perp = row[:3]
             elif kind == "perp":
                 delta_one.append((row, None))
@@ -379,6 +380,7 @@ def _delta_one(account: _Account, position: Row, instrument: Row) -> DeltaOneRow
     if mark is None:
         raise IncompleteAccountError(FailureReason.MISSING_MARK, f"no mark of {instrument_id}", instrument_id)
     quantity = float(position["quantity"]) * float(instrument["contract_size"])
+    delta = account.mark(instrument_id, "delta")
     return DeltaOneRow(
         quantity=quantity / mark["value"] if is_inverse else quantity,
         price=mark["value"],
@@ -386,6 +388,7 @@ def _delta_one(account: _Account, position: Row, instrument: Row) -> DeltaOneRow
         is_inverse=is_inverse,
         money_usd=account.money_usd(instrument),
         expiry=-1,
+        delta=1.0 if delta is None else delta["value"],
     )
 
 

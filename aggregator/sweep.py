@@ -34,6 +34,7 @@ from .errors import PRECEDENCE, ConfigurationError, ExitCode, Failure, FailureRe
 from .evidence import Evidence
 from .factors import Generation, build_generator
 from .greeks import greeks_by_underlying, row_sensitivities
+from .liquidation_price import account_subjects, liquidation_moves
 from .portfolio import Book, PackedPortfolio, pack_book
 from .reconciliation import reconciliation_findings
 from .results import (
@@ -42,6 +43,7 @@ from .results import (
     allocation_rows,
     calculation_failures,
     histogram_rows,
+    liquidation_price_rows,
     node_rows,
     portfolio_row,
     result_table,
@@ -288,16 +290,18 @@ def _normalize(
 
 
 def _is_known_request(request: str, known: Sequence[str]) -> bool:
-    """Whether a request ends in the path of a known one; version segments and what stands behind a colon do not count.
+    """Whether a request ends in the path of a known one; version segments and what stands behind a colon do not count,
+    nor does what follows the first dot of a channel.
 
-    Venues write one call in several ways: `fapi/account`, `/fapi/v2/account`.
+    Venues write one call in several ways: `fapi/account`, `/fapi/v2/account`; a channel is `ticker.BTC-PERPETUAL.100ms`.
     """
 
     def segments(text: str) -> list[str]:
         return [s for s in text.partition(":")[0].strip().split("/") if s and not _VERSION_SEGMENT.fullmatch(s)]
 
     path = segments(request)
-    return any(path[-len(of) :] == of for of in map(segments, known))
+    channel = [request.strip().partition(".")[0]]
+    return any(path[-len(of) :] == of or channel == of for of in map(segments, known))
 
 
 def _parameters(resolved: Resolved, venue: str, sources: Sequence[Source]) -> Mapping[str, Any]:
@@ -315,10 +319,11 @@ def _parameters(resolved: Resolved, venue: str, sources: Sequence[Source]) -> Ma
 
 
 def _newest(payloads: Sequence[Payload], batches: Sequence[Mapping[str, pa.Table]]) -> datetime:
-    """The newest receive time, else the newest event time of an account."""
+    """The newest receive time of a payload, else of an account (tables bring their own), else its event time."""
     times = [p.received_at for p in payloads if p.received_at is not None]
-    if not times:
-        times = [t for batch in batches for t in batch["accounts"].column("event_at").to_pylist() if t is not None]
+    for column in ("received_at", "event_at"):
+        if not times:
+            times = [t for batch in batches for t in batch["accounts"].column(column).to_pylist() if t is not None]
     if not times:
         raise ConfigurationError("no payload carries a time: set run.as_of, for example 2024-06-30T00:00:00Z")
     return max(times)
@@ -457,7 +462,7 @@ def _write_detail_shard(
     missing = [p for p in work.book.portfolios if p.portfolio_id in chosen - in_detail.keys()]
     found = {**in_detail, **_in_detail(work, missing)}
     sensitivities = row_sensitivities(work.cube.rows, work.generation.factors)
-    names = ("allocation", "scenarios_worst", "greeks", "loss_histogram")
+    names = ("allocation", "scenarios_worst", "greeks", "loss_histogram", "liquidation_prices")
     tables: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for portfolio in work.book.portfolios:
         if portfolio.portfolio_id not in chosen:
@@ -468,6 +473,8 @@ def _write_detail_shard(
         tables["scenarios_worst"] += worst_rows(evaluated, detail, work.cube, work.generation.factors)
         tables["loss_histogram"] += histogram_rows(evaluated, detail)
         tables["greeks"] += _greek_rows(portfolio, sensitivities)
+    shown = [p for p in work.book.portfolios if p.portfolio_id in chosen]
+    tables["liquidation_prices"] = _liquidation_price_rows(work, shown, found)
     tables["factors"] = _factor_rows(work.generation, work.cube)
     tables["failures"] = [asdict(failure) for failure in failures]
     _write(work, work.shards, tables)
@@ -491,6 +498,19 @@ def _greek_rows(portfolio: PackedPortfolio, sensitivities: Any) -> list[dict[str
         }
         for name, (delta, gamma, vega, theta) in greeks_by_underlying(portfolio.legs, sensitivities).items()
     ]
+
+
+def _liquidation_price_rows(
+    work: _Work, portfolios: Sequence[PackedPortfolio], figures: Mapping[str, tuple[Headline, Detail]]
+) -> list[dict[str, Any]]:
+    moves = liquidation_moves(portfolios, work.generation.factors, work.cube, devices=work.devices)
+    rows = []
+    for portfolio, of_portfolio in zip(portfolios, moves, strict=True):
+        ids = [info.account_id for info in portfolio.accounts]
+        subjects = [account_subjects(work.evidence.market(account_id), account_id) for account_id in ids]
+        evaluated = Evaluated(portfolio, figures[portfolio.portfolio_id][0])
+        rows += liquidation_price_rows(evaluated, of_portfolio, subjects)
+    return rows
 
 
 def _factor_rows(generation: Generation, cube: Cube) -> list[dict[str, Any]]:

@@ -144,6 +144,7 @@ def unit_arrays(units: Sequence[UnitRow], sizes: UnitSizes, index: Mapping[str, 
         is_inverse=matrix(lambda u: [d.is_inverse for d in u.delta_one], sizes.delta_one, False, np.bool_),
         money_usd=matrix(lambda u: [d.money_usd for d in u.delta_one], sizes.delta_one, 0.0),
         expiry=matrix(lambda u: [d.expiry for d in u.delta_one], sizes.delta_one, -1, np.int32),
+        delta=matrix(lambda u: [d.delta for d in u.delta_one], sizes.delta_one, 1.0),
     )
     quotes = OptionQuotes(
         mark_offset=matrix(lambda u: [q.mark_offset for q in u.quotes], options, 0.0),

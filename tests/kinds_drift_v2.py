@@ -67,13 +67,13 @@ def account_margin(inputs: Cases) -> Cases:
     results = []
     for case in inputs:
         margin = mechanics.account_margin(
-            [_spot(held) for held in case["spot_positions"]],
-            [_perp(held) for held in case["perp_positions"]],
+            [_spot(held) for held in case.get("spot_positions") or ()],
+            [_perp(held) for held in case.get("perp_positions") or ()],
             case["margin_type"],
             quote_price=StrictPrice(int(case["quote_price"]), _optional(case, "quote_twap_5min")),
             strict=bool(case.get("strict", False)),
-            max_margin_ratio=int(case.get("user_max_margin_ratio", 0)),
-            buffer=int(case.get("margin_buffer", 0)),
+            max_margin_ratio=int(case.get("user_max_margin_ratio") or 0),
+            buffer=int(case.get("margin_buffer") or 0),
         )
         result = _figures(margin.cross)
         if margin.isolated:

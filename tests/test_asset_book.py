@@ -113,3 +113,9 @@ def test_the_shipped_book_is_consistent() -> None:
         assert asset.peg_of in (None, symbol)
     for symbol in ("kPEPE", "1000SHIB", "1000PEPE", "1INCH"):
         assert book.resolve(symbol) is not None
+
+
+def test_a_token_whose_name_begins_like_a_contract_prefix_is_one_token() -> None:
+    book = read_asset_book(SHIPPED)
+    assert book.resolve("kHYPE") == Asset("kHYPE", "HYPE", Decimal(1), "kHYPE", "kinetiq")
+    assert book.resolve("kBTC") == Asset("kBTC", "BTC", Decimal(1), None, "kraken")

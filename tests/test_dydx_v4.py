@@ -176,8 +176,8 @@ def test_the_initial_rate_is_scaled_by_open_interest_and_maintenance_is_not() ->
 
 def test_a_market_that_the_asset_book_does_not_know_is_passed_over() -> None:
     result = normalized(desk())
-    assert rows_of(result, "instruments", symbol="WIF-USD") == []
-    assert rows_of(result, "marks", subject="dydx_v4:WIF-USD") == []
+    assert rows_of(result, "instruments", symbol="WAGMI-USD") == []
+    assert rows_of(result, "marks", subject="dydx_v4:WAGMI-USD") == []
 
 
 def test_a_nodes_quantums_settle_funding_with_one_rounding() -> None:
@@ -577,6 +577,28 @@ def test_quantums_may_be_bytes_and_names_in_camel_case() -> None:
     assert result.failures == []
     assert rows_of(result, "balances") == rows_of(plain, "balances")
     assert rows_of(result, "positions") == rows_of(plain, "positions")
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "reason", "path"),
+    [
+        ("node_perpetuals", lambda b: b["perpetual"][0].update(funding_index=None), "missing_field",
+         "perpetual[0].funding_index"),
+        ("node_perpetuals", lambda b: b["perpetual"][1].update(open_interest=None), "missing_field",
+         "perpetual[1].open_interest"),
+        ("node_liquidity_tiers", lambda b: b["liquidity_tiers"][0].update(initial_margin_ppm=None), "missing_field",
+         "liquidity_tiers[0].initial_margin_ppm"),
+        ("east_leverage", lambda b: b["clob_pair_leverage"][1].update(custom_imf_ppm="1.2.3"), "not_a_number",
+         "clob_pair_leverage[1].custom_imf_ppm"),
+    ],
+)  # fmt: skip
+def test_a_null_of_a_node_is_missing_and_failures_name_the_field(
+    name: str, change: Callable[[Any], Any], reason: str, path: str
+) -> None:
+    found = desk()
+    found[name] = changed(found[name], change)
+    result = normalized(found)
+    assert (reason, path) in {(f.reason, f.path) for f in result.failures}
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -485,7 +485,8 @@ def test_a_bad_market_value_stops_only_those_who_need_it(
     assert len({f.account_id for f in result.failures if f.account_id}) == len(accounts), result.failures
     assert stopped == {account.rsplit(":", 1)[-1] + account.split(":")[1] for account in accounts}
     assert len(rows_of(result, "accounts")) == len(ACCOUNTS)
-    assert len(rows_of(result, "rule_sets")) == 4 * (len(ACCOUNTS) - len(accounts))
+    # Four components of a position with its figures; the verdict alone of one without.
+    assert len(rows_of(result, "rule_sets")) == 4 * len(ACCOUNTS) - 3 * len(accounts)
 
 
 def test_without_prices_markets_or_tokens_nothing_can_be_computed_and_everything_says_why() -> None:
@@ -498,6 +499,10 @@ def test_without_prices_markets_or_tokens_nothing_can_be_computed_and_everything
         result = normalized(without(request, "getMarketInfoList", "isPositionLiquidatable", "getAccountOrders"))
         assert {f.reason for f in result.failures} == {reason}
         assert len(result.failures) == len(rows_of(result, "accounts")) == len(ACCOUNTS)
+        # Nor does the snapshot find more: that a position without figures has no rules is no second failure.
+        snapshot = take_snapshot([result.batches], result.failures, as_of=AS_OF)
+        assert snapshot.failures == tuple(result.failures)
+        assert len(snapshot.incomplete) == len(ACCOUNTS)
 
 
 def test_two_answers_to_one_question_are_both_rejected() -> None:

@@ -1212,18 +1212,15 @@ def expected_portfolio(books: Books, owner: str, payloads: dict[str, Payload]) -
 
 
 def test_the_minimum_delta_binds_in_the_engine_too() -> None:
-    """Calls against a perpetual, with scenarios that hardly count: what is left is the charge on deltas.
+    """Calls against a perpetual, with scenarios that hardly count: what is left is the charge on the venue's deltas."""
 
-    An option's is the venue's own; a perpetual counts 1 in the engine, so that it does here.
-    """
-
-    def delta_one(specs: Any, summaries: Any) -> None:
+    def own_delta(specs: Any, summaries: Any) -> None:
         for summary in summaries:
             if summary["symbol"].endswith("-PERP"):
-                summary |= {"delta": "1", "greeks": {"delta": "1"}}
+                summary |= {"delta": "0.9997", "greeks": {"delta": "0.9997"}}
 
     pair = [("BTC-USD-27SEP24-70000-C", Decimal(4), Decimal(2500)), ("BTC-USD-PERP", Decimal("-1.4"), Decimal(61000))]
-    books, market = Books({"pair": pair}, {"pair": []}), market_payloads(delta_one)
+    books, market = Books({"pair": pair}, {"pair": []}), market_payloads(own_delta)
     for record in market["margin_config"].body["results"][:2]:
         for scenario in record["scenarios"]:
             scenario["weight"] = Decimal(scenario["weight"]) / 1000

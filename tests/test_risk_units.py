@@ -186,8 +186,8 @@ def test_the_first_linear_perp_of_the_own_unit_has_the_place_of_the_perp() -> No
     unit = only(built([grid()], ("desk:BTC-PERP-INVERSE", 621.0), ("desk:BTC-PERP-USDT", -2.0), ("desk:BTC-PERP", 50)))
     assert unit.perp == (0.5, 62010.0, 0.9)
     assert unit.delta_one == (
-        DeltaOneRow(1.0, 62100.0, 0.7, True, 1.0, -1),
-        DeltaOneRow(-2.0, 63800.0, 1.0, False, 0.9712, -1),
+        DeltaOneRow(1.0, 62100.0, 0.7, True, 1.0, -1, 1.0),
+        DeltaOneRow(-2.0, 63800.0, 1.0, False, 0.9712, -1, 1.0),
     )
     assert unit.expiries == ()
     assert unit.quotes == ()

@@ -209,7 +209,7 @@ def unit_row(unit: Unit, grid: PriceVolGrid | None, **forms: Any) -> UnitRow:
         contingencies=(),
         max_loss=None,
         delta_one=tuple(
-            DeltaOneRow(d["quantity"], d["price"], d["confidence"], d["inverse"], d["money"], d["expiry"])
+            DeltaOneRow(d["quantity"], d["price"], d["confidence"], d["inverse"], d["money"], d["expiry"], 1.0)
             for d in unit["delta_one"]
         ),
         quotes=quotes if any(any(quote) for quote in quotes) else (),

@@ -231,7 +231,8 @@ class Absorption(NamedTuple):
 def absorption(principal: int, indices: Indices, base: Base, held: Sequence[Collateral]) -> Absorption:
     """The whole account taken over at the liquidation factors; whether it may be is for `absorb` to say."""
     present = present_value(principal, indices)
-    values = tuple(value_of(collateral) for collateral in held)
+    # The contract visits only what the account holds: an asset without balance needs no price.
+    values = tuple(value_of(collateral) if collateral.balance else 0 for collateral in held)
     credited = sum(v * c.liquidation_factor // FACTOR_SCALE for v, c in zip(values, held, strict=True))
     balance = max(present + credited * base.scale // base.price, 0)
     paid = balance - present

@@ -331,10 +331,12 @@ def read_holdings(
     except SectionError as error:
         return [], [error]
     for symbol in own.keys() - assets.keys():
-        if own[symbol].read(balance_at, "balance"):
-            errors.append(
-                own[symbol].error("", FailureReason.UNKNOWN_MARKET, f"{symbol} is no collateral of {deployment.label}")
-            )
+        try:
+            if own[symbol].read(balance_at, "balance"):
+                message = f"{symbol} is no collateral of {deployment.label}"
+                raise own[symbol].error("", FailureReason.UNKNOWN_MARKET, message)
+        except SectionError as error:
+            errors.append(error)
     for symbol, listed in assets.items():
         try:
             offset = listed.view.read(unsigned_at, "offset")

@@ -116,11 +116,11 @@ def field_of(record: Any, *names: str, path: str) -> Any:
 
 
 def number_of(record: Any, *names: str, path: str) -> int:
-    """A small non-negative integer; an absent one is 0, which a node does not write out."""
-    value = next((record[name] for name in names if isinstance(record, Mapping) and record.get(name) is not None), 0)
-    number = integer_of(value, joined(path, names[0]))
+    """A small non-negative integer; an absent one is 0, which a node does not write out, a null is missing."""
+    name = next((name for name in names if isinstance(record, Mapping) and name in record), None)
+    number = 0 if name is None else integer_of(member(record, name, path), joined(path, name))
     if number < 0:
-        raise FieldError(joined(path, names[0]), FailureReason.OUT_OF_RANGE, f"{number} must not be negative")
+        raise FieldError(joined(path, name or names[0]), FailureReason.OUT_OF_RANGE, f"{number} must not be negative")
     return number
 
 
@@ -133,12 +133,15 @@ def subaccount_number(value: Any, path: str) -> int:
 
 
 def signed_quantums(record: Any, name: str, path: str) -> int:
-    """A signed integer of a node: decimal text or JSON integer, or its bytes in base64; absent or empty is 0.
+    """A signed integer of a node: decimal text or JSON integer, or its bytes in base64.
 
-    In bytes: 2 for a positive or 3 for a negative number, then the magnitude, most significant byte first.
+    Absent or empty is 0, a null is missing. In bytes: 2 for a positive or 3 for a negative number, then the magnitude,
+    most significant byte first.
     """
-    value, place = record.get(name) if isinstance(record, Mapping) else member(record, name, path), joined(path, name)
-    if value is None or value == "":
+    if isinstance(record, Mapping) and name not in record:
+        return 0
+    value, place = member(record, name, path), joined(path, name)
+    if value == "":
         return 0
     if isinstance(value, str) and value.startswith("A"):  # base64 of a first byte below 4
         try:

@@ -411,7 +411,8 @@ def leverage_rates(reading: Reading, payload: Payload, body: Any, path: str) -> 
             raise FieldError(place, FailureReason.UNKNOWN_MARKET, f"no list of markets names the pair {pair}")
         if ticker in rates:
             raise FieldError(place, FailureReason.DUPLICATE, f"pair {pair} is listed several times")
-        ppm = number_of({"ppm": field_of(record, "custom_imf_ppm", "customImfPpm", path=place)}, "ppm", path=place)
+        stated = field_of(record, "custom_imf_ppm", "customImfPpm", path=place)
+        ppm = number_of({"custom_imf_ppm": stated}, "custom_imf_ppm", path=place)
         if ppm > PPM:
             raise FieldError(place, FailureReason.OUT_OF_RANGE, f"a margin fraction of {ppm} ppm")
         rates[ticker] = Decimal(ppm) / PPM

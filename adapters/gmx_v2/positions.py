@@ -38,7 +38,7 @@ from .parse import (
     records,
     unwrapped,
 )
-from .rules import Margin, rule_rows, share_of_profit, usd
+from .rules import Margin, rule_rows, share_of_profit, usd, verdict_rows
 
 Key = tuple[str, str, bool]
 """Market, collateral token and side: what tells one owner's positions apart."""
@@ -179,6 +179,7 @@ def add_account(deployment: Deployment, owned: Owned, problem: FieldError | None
         if verdict
         else None,
     )
+    known = len(rows.rows["rule_sets"])
     with rows.guard(payload.name, subject=identity, account_id=identity):
         if problem is not None:
             raise problem
@@ -222,6 +223,9 @@ def add_account(deployment: Deployment, owned: Owned, problem: FieldError | None
         lowest = deployment.usd_price(owned.held.collateral, collateral_price.min)
         as_of = collateral_price.as_of
         add_mark(rows, collateral, "oracle", lowest, as_of=as_of, source=source, account=identity)
+    if len(rows.rows["rule_sets"]) == known:
+        # The failure above says what lacks; that no rule follows from it is no second one.
+        rows.rows["rule_sets"] += verdict_rows(rule_set)
 
 
 def _price(deployment: Deployment, owned: Owned, address: str) -> Price:

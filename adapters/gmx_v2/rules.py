@@ -91,6 +91,13 @@ def rule_rows(rule_set: str, instrument: str, collateral: str, size_in_usd: int,
     }
 
 
+def verdict_rows(rule_set: str) -> list[dict[str, Any]]:
+    """The verdict alone, for a position whose figures cannot be known: a rule set needs one."""
+    return component_rows(
+        rule_set, [Component(side="verdict", parameters=Verdict(liquidates_when="below"))], source=SOURCE
+    )
+
+
 def share_of_profit(paid: int, profit: int) -> Fraction:
     """Part of a profit that is paid; 1 for a loss."""
     return Fraction(paid, profit) if profit > 0 else Fraction(1)

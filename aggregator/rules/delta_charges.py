@@ -24,7 +24,7 @@ from jaxtyping import Array, Bool, Float
 from ..pricing import black76_greeks
 from ..rounding import rounded
 from ..rule_forms import MinimumCharge, PriceVolGrid
-from .risk_unit import RiskUnit, expiry_sums, ordered_sum, sums_by
+from .risk_unit import DeltaOne, RiskUnit, expiry_sums, ordered_sum, sums_by
 
 
 class DeltaCharges(eqx.Module):
@@ -120,12 +120,18 @@ def _slices(minimum: MinimumCharge) -> tuple[list[float], list[float]]:
     return [float(f) for f in floors], [float(step) for step in steps]
 
 
+def _further_deltas(held: DeltaOne | None) -> Float[Array, " F"]:
+    if held is None:
+        return jnp.zeros(0, jnp.float64)
+    return held.quantity if held.delta is None else rounded(held.quantity * held.delta)
+
+
 def unit_deltas(unit: RiskUnit, discount: Float[Array, " X"], *, on_spot: Bool[Array, ""]) -> UnitDeltas:
     """Deltas of the unit's holdings now; `discount` is the discount factor of each expiry.
 
-    A perpetual or future: its quantity. An option: quantity times (Black-76 delta by the forward, discounted, or by the
-    spot; plus the offset to the venue's own). Collateral in the grid: its value over spot, so that a wrapped token
-    counts what it stands for.
+    The first perpetual: its quantity. A further one or a future: its quantity times the venue's own delta of it. An
+    option: quantity times (Black-76 delta by the forward, discounted, or by the spot; plus the venue's offset to it).
+    Collateral in the grid: its value over spot, so that a wrapped token counts what it stands for.
     """
     expiry = unit.option_expiry
     factor = jnp.where(on_spot, jnp.ones_like(discount), discount)
@@ -142,7 +148,7 @@ def unit_deltas(unit: RiskUnit, discount: Float[Array, " X"], *, on_spot: Bool[A
     spot = jnp.where(unit.spot > 0, unit.spot, 1.0)
     return UnitDeltas(
         perp=unit.perp_quantity,
-        delta_one=jnp.zeros(0, jnp.float64) if unit.delta_one is None else unit.delta_one.quantity,
+        delta_one=_further_deltas(unit.delta_one),
         options=rounded(unit.option_quantity * deltas),
         collateral=rounded(unit.collateral_in_grid * unit.collateral_quantity * (unit.collateral_price / spot)),
     )

@@ -69,6 +69,8 @@ class DeltaOne(eqx.Module):
     """USD per unit of the money of `price`; 0 where that is the account's own unit."""
     expiry: Int[Array, " F"]
     """Index into the expiry rows; -1 for a perpetual."""
+    delta: Float[Array, " F"] | None = None
+    """Delta of one unit as the venue states it; None: 1."""
 
 
 class OptionQuotes(eqx.Module):
