@@ -1,0 +1,284 @@
+"""The rules of one account at Deribit, put together from what is known: rates, option formulas, matrices, haircuts.
+
+Raises `FieldError` where a rule lacks something, so that the account is incomplete and never computed without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any, NamedTuple
+
+from aggregator.errors import FailureReason
+from aggregator.rule_forms import Component, PriceVolGrid
+
+from ..amounts import FieldError, joined
+from ..rows import Rows
+from ..symbols import instrument_id
+from ..transport import Payload
+from .market import Catalog, MarketData
+from .parse import Model, OtherMargin, PositionLine, SummaryLine
+from .rules import (
+    PARAMETER_FILE,
+    VENUE,
+    ModelParameters,
+    RuleBook,
+    contract_margin,
+    portfolio_components,
+    risk_grid,
+    standard_components,
+    tier_row,
+    weight_row,
+)
+
+CROSS = "cross"
+"""Part of the account id of a cross-collateral account."""
+
+_SIMULATED_DIFFERENCE = Decimal("0.01")
+_ROLL_NOTE = "the rule form counts a coin's own equity in the roll shock, the venue does not"
+# Vol states per price bucket that are known.
+_VOL_SCENARIOS = 3
+
+
+@dataclass
+class Account:
+    """An account under construction; `part` names it among the owner's."""
+
+    owner: str
+    part: str
+    unit: str
+    model: Model
+    lines: dict[str, SummaryLine] = field(default_factory=dict)
+    payload: Payload | None = None
+    positions: list[tuple[PositionLine, Payload]] = field(default_factory=list)
+    mentioned: bool = False
+
+
+class Sources(NamedTuple):
+    """Where rules come from: what the markets say, the parameter file, and the owner's simulations."""
+
+    rows: Rows
+    catalog: Catalog
+    market: MarketData
+    book: RuleBook
+    parameters: ModelParameters | None
+    simulated: Sequence[tuple[OtherMargin, Payload]]
+
+
+class AccountRules(NamedTuple):
+    """Components of one account, its rows of `margin_tiers` and `collateral_tiers`, their source, and what its figures
+    differ by from the venue's own: (figure, size in its unit, words).
+    """
+
+    components: list[Component]
+    tiers: list[dict[str, Any]]
+    weights: list[dict[str, Any]]
+    notes: list[tuple[str, Decimal, str]]
+    source: str
+
+
+def rule_set_of(owner: str, account: Account) -> str:
+    """Id of an account's own rule set."""
+    return f"{VENUE}:{'pm' if account.model.portfolio else 'sm'}:{owner}:{account.part}".rstrip(":")
+
+
+def account_rules(home: str, account: Account, of: Sources) -> AccountRules:
+    """The rules of one account; raises `FieldError`."""
+    weights = _weights(home, account, of) if account.model.cross else []
+    rules = _portfolio_rules(home, account, of) if account.model.portfolio else _standard_rules(home, account, of)
+    return rules._replace(weights=weights)
+
+
+def implied_index(line: SummaryLine) -> Decimal | None:
+    """USD per unit that a cross row states by giving one total in both: good to the digits of the smaller one."""
+    if not line.model.cross or not line.margin_balance or line.total_margin_balance is None:
+        return None
+    price = line.total_margin_balance / line.margin_balance
+    return price if price > 0 else None
+
+
+def _weights(home: str, account: Account, of: Sources) -> list[dict[str, Any]]:
+    """Haircuts of every currency that the account has value in: live ones of the matrix, else dated ones."""
+    rule_set, parameters = rule_set_of(account.owner, account), of.parameters
+    out: list[dict[str, Any]] = []
+    currencies = {c for c, line in account.lines.items() if line.cash}
+    currencies |= {line.instrument.settlement for line, _ in account.positions}
+    name = account.payload.name if account.payload else ""
+    for currency in sorted(currencies):
+        asset = of.catalog.asset(currency)
+        if asset is None:
+            continue  # its balance has failed already
+        live = parameters.currencies.get(currency.lower()) if parameters and account.model.portfolio else None
+        dated = of.book.haircuts.get(currency)
+        haircut = dated if dated is not None else live.haircut if live is not None else None
+        if haircut is None:
+            message = f"no haircut of {currency} in {PARAMETER_FILE} or any matrix parameters"
+            of.rows.fail(FailureReason.MISSING_PARAMETER, message, payload=name, subject=currency, account_id=home)
+            continue
+        source = f"{PARAMETER_FILE} of {of.book.as_of}" if dated is not None else "matrix parameters"
+        out.append(weight_row(rule_set, asset, haircut, source))
+    return out
+
+
+def _standard_rules(home: str, account: Account, of: Sources) -> AccountRules:
+    """Standard margin: a row of rates per future, a contract formula per coin of options, reported order margin."""
+    rule_set = rule_set_of(account.owner, account)
+    options: set[str] = set()
+    tiers = []
+    orders = Decimal(0)
+    for line, own_payload in account.positions:
+        instrument = line.instrument
+        if instrument.kind == "option":
+            options.add(instrument.base)
+        else:
+            rates = of.book.futures.get(instrument.base)
+            if rates is None:
+                raise FieldError(
+                    joined(line.path, "instrument_name"),
+                    FailureReason.MISSING_PARAMETER,
+                    f"no standard margin of {instrument.base} futures in {PARAMETER_FILE}",
+                )
+            ratio = Decimal(1)
+            if not instrument.inverse:
+                if line.index_price is None:
+                    raise FieldError(
+                        joined(line.path, "index_price"),
+                        FailureReason.MISSING_MARK,
+                        f"no index price of {instrument.name}, at which its margin is charged",
+                    )
+                ratio = line.index_price / line.mark_price
+            tiers.append(tier_row(rule_set, instrument_id(VENUE, instrument.name), rates, price_ratio=ratio))
+        if line.order_margin is None:
+            of.rows.fail(
+                FailureReason.MISSING_FIELD,
+                f"field 'open_orders_margin' of {instrument.name} is missing: no margin of its orders",
+                payload=own_payload.name,
+                path=joined(line.path, "open_orders_margin"),
+                subject=home,
+            )
+            continue
+        orders += line.order_margin * _in_unit(account, instrument.settlement, line, of)
+    forms = []
+    for base in sorted(options):
+        rates_of_options = of.book.options.get(base)
+        if rates_of_options is None:
+            message = f"no standard margin of {base} options in {PARAMETER_FILE}"
+            raise FieldError("", FailureReason.MISSING_PARAMETER, message)
+        if of.catalog.asset(base) is not None:
+            forms.append(contract_margin(rates_of_options, [of.catalog.risk_symbol(base)]))
+    components = standard_components(cross=account.model.cross, options=forms, order_margin=orders)
+    return AccountRules(components, tiers, [], [], f"{PARAMETER_FILE} of {of.book.as_of}: {of.book.source}")
+
+
+def _in_unit(account: Account, currency: str, line: PositionLine, of: Sources) -> Decimal:
+    """Units of the account per unit of a currency, for a reported figure."""
+    if not account.model.cross or not line.order_margin:
+        return Decimal(1)
+    summary = account.lines.get(currency)
+    index = of.market.index.get(currency) or (implied_index(summary) if summary else None)
+    if index is None:
+        raise FieldError(line.path, FailureReason.MISSING_MARK, f"no index of {currency}")
+    return index
+
+
+def _portfolio_rules(home: str, account: Account, of: Sources) -> AccountRules:
+    """Portfolio margin: a risk matrix per coin, and what a simulation of the same portfolio states beside it."""
+    parameters = of.parameters
+    notes = Decimal(0)
+    quotes: dict[str, str] = {}
+    for line, _ in account.positions:
+        quotes.setdefault(line.instrument.base, line.instrument.quote)
+    if account.model.cross:
+        for currency, summary in account.lines.items():
+            if summary.cash and parameters is not None:
+                own = parameters.of(currency, "USD")
+                if own is not None and own[1].equity_side_impact != "none":
+                    quotes.setdefault(currency, "USD")
+    if quotes and parameters is None:
+        raise FieldError(
+            "",
+            FailureReason.MISSING_PARAMETER,
+            "no parameters of the risk matrix in any answer or the parameter file",
+        )
+    grids: list[PriceVolGrid] = []
+    for base, quote in sorted(quotes.items()):
+        assert parameters is not None
+        found = parameters.of(base, quote)
+        if found is None:
+            message = f"no matrix parameters of {base} in {parameters.source}"
+            raise FieldError("", FailureReason.MISSING_PARAMETER, message)
+        if parameters.vol_scenarios != _VOL_SCENARIOS and any(
+            line.instrument.kind == "option" and line.instrument.base == base for line, _ in account.positions
+        ):
+            message = f"{parameters.vol_scenarios} vol scenarios: only {_VOL_SCENARIOS} are known"
+            raise FieldError("", FailureReason.UNSUPPORTED, message)
+        asset = of.catalog.asset(base)
+        if asset is None:
+            continue  # its position or balance has failed already
+        pair, currency_parameters = found
+        counts = account.model.cross and currency_parameters.equity_side_impact != "none"
+        grids.append(
+            risk_grid(
+                pair,
+                currency_parameters,
+                parameters,
+                underlying=of.catalog.risk_symbol(base),
+                in_coin=not account.model.cross and base == account.unit,
+                collateral=[of.catalog.symbol(base)] if counts else (),
+            )
+        )
+        if counts:
+            notes += _own_roll(account, base, currency_parameters.min_annualised_move, of)
+    other = _other_margin(home, account, of)
+    factor = parameters.maintenance_factor if parameters else Decimal(1)
+    components = portfolio_components(
+        cross=account.model.cross,
+        grids=grids,
+        other_initial=other.spot + other.market_maker_protection + other.open_orders if other else Decimal(0),
+        correlation=other.correlation if other else Decimal(0),
+        maintenance_factor=factor,
+    )
+    sizes = {"initial_margin": notes, "maintenance_margin": notes * factor}
+    told = [(figure, size, _ROLL_NOTE) for figure, size in sizes.items() if size]
+    return AccountRules(components, [], [], told, parameters.source if parameters else of.book.source)
+
+
+def _own_roll(account: Account, currency: str, rate: Decimal, of: Sources) -> Decimal:
+    """What the form's roll shock makes of a coin's own equity, which the venue leaves out of it, at most."""
+    line, index = account.lines.get(currency), of.market.index.get(currency)
+    return Decimal(0) if line is None or index is None else abs(line.cash) * index * rate
+
+
+def _other_margin(home: str, account: Account, of: Sources) -> OtherMargin | None:
+    """What a simulation of just this account's positions states beside the matrix; others are a finding."""
+    keys = (CROSS, "usd") if account.model.cross else (account.unit.lower(),)
+    own = [(margin, payload) for margin, payload in of.simulated if margin.key.lower() in keys]
+    if len(own) > 1:
+        names = ", ".join(payload.name for _, payload in own)
+        message = f"several simulations of it: {names}"
+        of.rows.fail(FailureReason.DUPLICATE, message, payload=own[-1][1].name, subject=home, account_id=home)
+        return None
+    if not own:
+        return None
+    margin, payload = own[0]
+    held = {line.instrument.name: _coins(line) for line, _ in account.positions}
+    same = set(held) == set(margin.positions) and all(
+        abs(margin.positions[name] - size) <= _SIMULATED_DIFFERENCE * abs(size) for name, size in held.items()
+    )
+    if same:
+        return margin
+    of.rows.fail(
+        FailureReason.INCONSISTENT,
+        "the simulation holds other positions than the account, so its margin of orders is not taken",
+        payload=payload.name,
+        path="portfolio.position",
+        subject=home,
+    )
+    return None
+
+
+def _coins(line: PositionLine) -> Decimal:
+    """Size in base coins."""
+    inverse_future = line.instrument.inverse and line.instrument.kind != "option"
+    return line.size / line.mark_price if inverse_future else line.size

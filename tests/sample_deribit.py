@@ -1,0 +1,33 @@
+"""The payloads of `payloads/deribit`: (request, file, owner), the owner empty for market-wide ones."""
+
+PAYLOADS = (
+    ("private/get_account_summaries", "north_summaries.json", "north"),
+    ("private/get_positions:BTC", "north_positions_btc.json", "north"),
+    ("private/get_positions:USDC", "north_positions_usdc.json", "north"),
+    ("private/get_open_orders", "north_open_orders.json", "north"),
+    ("private/get_account_summaries", "south_summaries.json", "south"),
+    ("private/get_positions", "south_positions.json", "south"),
+    ("private/get_account_summary:BTC", "east_summary.json", "east"),
+    ("private/get_positions:BTC", "east_positions.json", "east"),
+    ("private/get_open_orders_by_currency:BTC", "east_open_orders.json", "east"),
+    ("private/pme/simulate:BTC", "east_simulation.json", "east"),
+    ("private/get_account_summaries", "west_summaries.json", "west"),
+    ("private/get_positions:any", "west_positions.json", "west"),
+    ("user.portfolio.usdt", "quay_portfolio_message.json", "quay"),
+    ("public/ticker", "ticker_btc_perpetual.json", ""),
+    ("public/ticker", "ticker_eth_perpetual.json", ""),
+    ("public/ticker", "ticker_btc_27sep24_70000_c.json", ""),
+    ("public/ticker", "ticker_btc_27sep24_55000_p.json", ""),
+    ("public/ticker", "ticker_btc_26jul24_65000_c.json", ""),
+    ("public/ticker", "ticker_btc_26jul24_58000_p.json", ""),
+    ("ticker.ETH-27SEP24-4000-C.100ms", "ticker_message_eth_27sep24_4000_c.json", ""),
+    ("public/get_book_summary_by_currency:USDC", "book_summary_usdc.json", ""),
+    ("public/get_book_summary_by_instrument", "book_summary_btc_27sep24.json", ""),
+    ("public/get_instruments:BTC", "instruments_btc.json", ""),
+    ("public/get_index_price:btc_usd", "index_btc_usd.json", ""),
+    ("public/get_index_price:eth_usd", "index_eth_usd.json", ""),
+    ("public/get_index_price:usdc_usd", "index_usdc_usd.json", ""),
+    ("public/get_index_price:usdt_usd", "index_usdt_usd.json", ""),
+    ("public/pme/get_params", "pme_params.json", ""),
+)
+PARAMETERS = "configs/venues/deribit.toml"
