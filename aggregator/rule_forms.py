@@ -212,11 +212,13 @@ class DeltaFloor(Form):
 
 class RollShock(Form):
     """Charge `sum over expiries |net delta| * spot * max(minimum, move)` with `move = exp(annual * T) - 1` or
-    `annual * T` by `law`; perpetuals and spot are the expiry T = 0.
+    `annual * T` by `law`; perpetuals are the expiry T = 0, and so is the collateral in the grid unless `collateral` is
+    false.
     """
 
     annual_move: Number
     minimum: Number
+    collateral: bool = True
     law: Literal["exponential", "linear"] = "exponential"
 
 

@@ -1,7 +1,8 @@
-"""Write docs/venues.md from the adapters: what each says of itself, what its fixtures emit, and its reference cases.
+"""Writes docs/venues.md from the adapters: what each says of itself, what its fixtures become, and its reference cases.
 
-Run from the repository's root: `python -P docs/generate_venues.py`; `--check` compares instead, and exits 1 when the
-page is out of date.
+    .venv/bin/python -P docs/generate_venues.py
+
+`tests/test_docs.py` fails when the page is not what this program writes.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
-import sys
 import tomllib
 from collections import Counter
 from collections.abc import Sequence
@@ -146,7 +146,7 @@ def _section(venue: Venue) -> str:
     kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(venue.cases.items())) or "none"
     out = [f"## {facts.title}", ""]
     out += [f"**Requests.** {', '.join(f'`{request}`' for request in venue.requests)}.", ""]
-    out += [f"**Accounts.** {'; '.join(facts.accounts)}.", ""]
+    out += [f"**Accounts.** {_sentence('; '.join(facts.accounts))}", ""]
     out += [f"**Equity.** {_sentence(facts.equity)}", ""]
     out += [f"**Requirement.** {_sentence(facts.requirement)}", ""]
     if venue.components:
@@ -166,13 +166,11 @@ def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
 
 
-def main() -> int:
-    text = page([read_venue(name) for name in venue_names()])
-    if "--check" in sys.argv:
-        return int(not PAGE.exists() or PAGE.read_text(encoding="utf-8") != text)
-    PAGE.write_text(text, encoding="utf-8")
-    return 0
+def pages() -> dict[str, str]:
+    """Text of the generated page by file name."""
+    return {PAGE.name: page([read_venue(name) for name in venue_names()])}
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    for name, text in pages().items():
+        PAGE.with_name(name).write_text(text, encoding="utf-8", newline="\n")

@@ -418,19 +418,9 @@ def test_the_engine_s_forms_are_the_mechanics(
     twin = Twin(normalized(desk()), account)
     margin = twin.margin()
     equity, initial, maintenance = engine_figures[account]
-    extra = 0.0
-    if account == WEST:
-        # The form counts a coin's own equity in the roll shock, which the venue does not.
-        for coin, held in twin.units().items():
-            parameters = matrix_parameters(coin.lower())
-            place = {"index_price": twin.index[coin], "in_coin": False}
-            equity_leg = MatrixPosition("equity", twin.equities()[coin], twin.index[coin], Fraction(0))
-            with_equity = mechanics.roll_shock([*held, equity_leg], parameters, **place)  # type: ignore[arg-type]
-            without = mechanics.roll_shock(held, parameters, **place)  # type: ignore[arg-type]
-            extra += float(with_equity - without)
     assert equity == pytest.approx(float(twin.equity()), rel=ENGINE_RELATIVE)
-    assert initial == pytest.approx(float(margin.initial) + extra, rel=ENGINE_RELATIVE, abs=1e-9)
-    assert maintenance == pytest.approx(float(margin.maintenance) + 0.8 * extra, rel=ENGINE_RELATIVE)
+    assert initial == pytest.approx(float(margin.initial), rel=ENGINE_RELATIVE, abs=1e-9)
+    assert maintenance == pytest.approx(float(margin.maintenance), rel=ENGINE_RELATIVE)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -128,8 +128,8 @@ def test_prose_names_files_that_exist() -> None:
 # ---- generated pages -------------------------------------------------------------------------------------------------
 
 
-def _generator() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("generate_schema", DOCS / "generate_schema.py")
+def _generator(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -137,9 +137,10 @@ def _generator() -> ModuleType:
     return module
 
 
-def test_schema_pages_are_current() -> None:
-    for name, text in _generator().pages().items():
-        assert _text(name) == text, f"docs/{name} is out of date: run .venv/bin/python -P docs/generate_schema.py"
+@pytest.mark.parametrize("generator", ["generate_schema", "generate_venues"])
+def test_generated_pages_are_current(generator: str) -> None:
+    for name, text in _generator(generator).pages().items():
+        assert _text(name) == text, f"docs/{name} is out of date: run .venv/bin/python -P docs/{generator}.py"
 
 
 # ---- nothing is left out ---------------------------------------------------------------------------------------------

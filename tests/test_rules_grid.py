@@ -167,6 +167,7 @@ def random_grid(rng: np.random.Generator) -> PriceVolGrid:
                 annual_move=drawn(0, 0.3),
                 minimum=drawn(0, 0.02),
                 law=str(rng.choice(["exponential", "linear"])),  # type: ignore[arg-type]
+                collateral=bool(rng.random() < 0.5),
             )
         ),
         delta_shock=maybe(DeltaShock(threshold=D(10_000), increment=drawn(0, 0.2), largest=drawn(0, 0.2))),
@@ -411,7 +412,8 @@ class Twin:
                 years = self.unit["expiries"][x][0] if x >= 0 else 0.0
                 grown = float(form.roll.annual_move) * years
                 move = math.exp(grown) - 1 if form.roll.law == "exponential" else grown
-                roll += abs(sum(d for _, d, own in held if own == x)) * max(float(form.roll.minimum), move)
+                counted = [d for kind, d, own in held if own == x and (form.roll.collateral or kind != "spot")]
+                roll += abs(sum(counted)) * max(float(form.roll.minimum), move)
         if form.delta_shock:
             long = sum(d for kind, d, _ in held if kind == "long")
             other = sum(d for kind, d, _ in held if kind in ("perp", "future", "short"))

@@ -36,7 +36,6 @@ CROSS = "cross"
 """Part of the account id of a cross-collateral account."""
 
 _SIMULATED_DIFFERENCE = Decimal("0.01")
-_ROLL_NOTE = "the rule form counts a coin's own equity in the roll shock, the venue does not"
 # Vol states per price bucket that are known.
 _VOL_SCENARIOS = 3
 
@@ -67,14 +66,11 @@ class Sources(NamedTuple):
 
 
 class AccountRules(NamedTuple):
-    """Components of one account, its rows of `margin_tiers` and `collateral_tiers`, their source, and what its figures
-    differ by from the venue's own: (figure, size in its unit, words).
-    """
+    """Components of one account, its rows of `margin_tiers` and `collateral_tiers`, and their source."""
 
     components: list[Component]
     tiers: list[dict[str, Any]]
     weights: list[dict[str, Any]]
-    notes: list[tuple[str, Decimal, str]]
     source: str
 
 
@@ -168,7 +164,7 @@ def _standard_rules(home: str, account: Account, of: Sources) -> AccountRules:
         if of.catalog.asset(base) is not None:
             forms.append(contract_margin(rates_of_options, [of.catalog.risk_symbol(base)]))
     components = standard_components(cross=account.model.cross, options=forms, order_margin=orders)
-    return AccountRules(components, tiers, [], [], f"{PARAMETER_FILE} of {of.book.as_of}: {of.book.source}")
+    return AccountRules(components, tiers, [], f"{PARAMETER_FILE} of {of.book.as_of}: {of.book.source}")
 
 
 def _in_unit(account: Account, currency: str, line: PositionLine, of: Sources) -> Decimal:
@@ -185,7 +181,6 @@ def _in_unit(account: Account, currency: str, line: PositionLine, of: Sources) -
 def _portfolio_rules(home: str, account: Account, of: Sources) -> AccountRules:
     """Portfolio margin: a risk matrix per coin, and what a simulation of the same portfolio states beside it."""
     parameters = of.parameters
-    notes = Decimal(0)
     quotes: dict[str, str] = {}
     for line, _ in account.positions:
         quotes.setdefault(line.instrument.base, line.instrument.quote)
@@ -228,8 +223,6 @@ def _portfolio_rules(home: str, account: Account, of: Sources) -> AccountRules:
                 collateral=[of.catalog.symbol(base)] if counts else (),
             )
         )
-        if counts:
-            notes += _own_roll(account, base, currency_parameters.min_annualised_move, of)
     other = _other_margin(home, account, of)
     factor = parameters.maintenance_factor if parameters else Decimal(1)
     components = portfolio_components(
@@ -239,15 +232,7 @@ def _portfolio_rules(home: str, account: Account, of: Sources) -> AccountRules:
         correlation=other.correlation if other else Decimal(0),
         maintenance_factor=factor,
     )
-    sizes = {"initial_margin": notes, "maintenance_margin": notes * factor}
-    told = [(figure, size, _ROLL_NOTE) for figure, size in sizes.items() if size]
-    return AccountRules(components, [], [], told, parameters.source if parameters else of.book.source)
-
-
-def _own_roll(account: Account, currency: str, rate: Decimal, of: Sources) -> Decimal:
-    """What the form's roll shock makes of a coin's own equity, which the venue leaves out of it, at most."""
-    line, index = account.lines.get(currency), of.market.index.get(currency)
-    return Decimal(0) if line is None or index is None else abs(line.cash) * index * rate
+    return AccountRules(components, [], [], parameters.source if parameters else of.book.source)
 
 
 def _other_margin(home: str, account: Account, of: Sources) -> OtherMargin | None:

@@ -419,17 +419,6 @@ class OwnerReader:
             self._add_rules(rule_set_of(self.owner, account), found.components, found.source)
             self.rows.rows["margin_tiers"].extend(found.tiers)
             self.rows.rows["collateral_tiers"].extend(found.weights)
-            for figure, size, words in found.notes:
-                self.rows.add(
-                    "market_state",
-                    venue=VENUE,
-                    market=home,
-                    field=f"reconciliation_note.{figure}",
-                    value=float(size),
-                    text=words,
-                    as_of=account.payload.received_at if account.payload else None,
-                    source=SIMULATE,
-                )
 
     def _add_rules(self, rule_set: str, components: Sequence[Component], source: str) -> None:
         self.ruled.add(rule_set)

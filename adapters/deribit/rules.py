@@ -311,8 +311,9 @@ def risk_grid(
         profit_in="coin" if in_coin else "unit",
         round_digits=DIGITS,
         value_today="model",
+        # A coin's own equity is in the matrix and not in the roll.
         roll=RollShock(
-            annual_move=currency.annualised_move_risk, minimum=currency.min_annualised_move, law="exponential"
+            annual_move=currency.annualised_move_risk, minimum=currency.min_annualised_move, collateral=False
         ),
         delta_shock=DeltaShock(
             threshold=pair.delta_threshold, increment=pair.delta_increment, largest=pair.max_delta_shock

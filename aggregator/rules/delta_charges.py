@@ -38,6 +38,7 @@ class DeltaCharges(eqx.Module):
     roll_annual_move: Float[Array, ""]
     roll_minimum: Float[Array, ""]
     roll_is_linear: Bool[Array, ""]
+    roll_counts_collateral: Bool[Array, ""]
     shock_threshold: Float[Array, ""]
     shock_increment: Float[Array, ""]
     shock_largest: Float[Array, ""]
@@ -101,6 +102,7 @@ def pack_delta_charges(parameters: PriceVolGrid, slices: int) -> DeltaCharges | 
         roll_annual_move=number(roll.annual_move if roll else 0),
         roll_minimum=number(roll.minimum if roll else 0),
         roll_is_linear=flag(roll is not None and roll.law == "linear"),
+        roll_counts_collateral=flag(roll is None or roll.collateral),
         shock_threshold=number(shock.threshold if shock else 0),
         shock_increment=number(shock.increment if shock else 0),
         shock_largest=number(shock.largest if shock else 0),
@@ -163,10 +165,12 @@ def delta_floor(unit: RiskUnit, deltas: UnitDeltas, charges: DeltaCharges) -> Fl
 
 
 def roll_shock(unit: RiskUnit, deltas: UnitDeltas, charges: DeltaCharges) -> Float[Array, ""]:
-    """Charge on the net delta of each expiry at spot; perpetuals and collateral are one expiry with no time left."""
+    """Charge on the net delta of each expiry at spot; perpetuals (and the collateral, where it counts)
+    are one expiry with no time left.
+    """
     years = unit.expiry_years
     dated = expiry_sums(deltas.options, unit)
-    undated = deltas.perp + ordered_sum(deltas.collateral)
+    undated = deltas.perp + jnp.where(charges.roll_counts_collateral, ordered_sum(deltas.collateral), 0.0)
     if unit.delta_one is not None:
         expiry = unit.delta_one.expiry
         dated = dated + sums_by(deltas.delta_one, expiry, size=years.shape[0])
