@@ -107,6 +107,7 @@ def portfolio(inputs: Cases) -> Cases:
             [_leg(record) for record in case["orders"]],
             underlying=pm.Underlying(case["spot"], case["perp_mark"], case["funding_8h"], case["rate"]),
             configuration=_configuration(case["pm_config"]),
+            cdf=pm.venue_normal_cdf,
         )
         results.append(
             {

@@ -127,10 +127,10 @@ def collateral_value(quantity: Exact, usd_price: Exact, tiers: Sequence[Collater
     What lies above the last limit of a table without an open tier counts 0. Raises `ValueError` for tiers that do not
     ascend.
     """
-    _ascending([tier.limit for tier in tiers], "collateral tiers")
     amount, price = Fraction(quantity), Fraction(usd_price)
     if amount <= 0:
         return amount * price
+    _ascending([tier.limit for tier in tiers], "collateral tiers")
     counted, floor = ZERO, ZERO
     for tier in tiers:
         top = amount if tier.limit is None else min(amount, tier.limit)

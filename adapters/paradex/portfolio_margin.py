@@ -2,14 +2,15 @@
 
 Money in USD, sizes in base coins and signed, times in seconds or days, float64 because of the normal distribution.
 Source: the venue's SDK tradeparadex/paradex-py @334a7f81 (paradex_py/margin/portfolio_margin.py, black_scholes.py; MIT,
-read for the rules), and tradeparadex/paradex-docs @9b82a75a (risk-system/portfolio-margin). The SDK approximates the
-normal distribution by a polynomial that is good to 1.5e-7; here it is exact, so that figures agree to about 1e-4.
+read for the rules), and tradeparadex/paradex-docs @9b82a75a (risk-system/portfolio-margin). The venue approximates
+the normal distribution by a polynomial that is good to 1.5e-7 (`venue_normal_cdf`); the engine's is exact, as is the
+default here.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 SETTLEMENT_WINDOW_S = 1800.0
@@ -96,7 +97,30 @@ def normal_cdf(x: float) -> float:
     return 0.5 * math.erfc(-x / math.sqrt(2.0))
 
 
-def black_scholes(spot: float, strike: float, *, years: float, rate: float, vol: float, is_call: bool) -> float:
+def venue_normal_cdf(x: float) -> float:
+    """The same as the venue computes it: a polynomial, accurate to 1.5e-7.
+
+    Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26. Two scenarios whose losses differ by less than
+    its error may change places.
+    """
+    z = abs(x) / math.sqrt(2.0)
+    t = 1.0 / (1.0 + 0.3275911 * z)
+    series = 0.0
+    for coefficient in (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592):
+        series = (series + coefficient) * t
+    return 0.5 * (1.0 + math.copysign(1.0 - series * math.exp(-z * z), x))
+
+
+def black_scholes(
+    spot: float,
+    strike: float,
+    *,
+    years: float,
+    rate: float,
+    vol: float,
+    is_call: bool,
+    cdf: Callable[[float], float] = normal_cdf,
+) -> float:
     """Price of a European option on the spot; the undiscounted intrinsic value where time or vol is 0, as at the
     venue.
     """
@@ -106,7 +130,7 @@ def black_scholes(spot: float, strike: float, *, years: float, rate: float, vol:
     deviation = vol * math.sqrt(years)
     d1 = (math.log(spot / strike) + (rate + 0.5 * vol * vol) * years) / deviation
     discounted = strike * math.exp(-rate * years)
-    return sign * (spot * normal_cdf(sign * d1) - discounted * normal_cdf(sign * (d1 - deviation)))
+    return sign * (spot * cdf(sign * d1) - discounted * cdf(sign * (d1 - deviation)))
 
 
 def shocked_vol(vol: float, shock: float, dte: float, *, parameters: VolShockParameters) -> float:
@@ -127,7 +151,12 @@ def live_share(option: OptionTerms | None) -> float:
 
 
 def scenario_price(
-    option: OptionTerms | None, scenario: Scenario, *, underlying: Underlying, parameters: VolShockParameters
+    option: OptionTerms | None,
+    scenario: Scenario,
+    *,
+    underlying: Underlying,
+    parameters: VolShockParameters,
+    cdf: Callable[[float], float] = normal_cdf,
 ) -> float:
     """Price under one scenario: the perpetual keeps its relative basis, an option is priced on the shocked spot."""
     spot = underlying.spot * (1.0 + scenario.spot_shock)
@@ -140,6 +169,7 @@ def scenario_price(
         rate=underlying.rate,
         vol=shocked_vol(option.mark_iv, scenario.vol_shock, option.dte, parameters=parameters),
         is_call=option.is_call,
+        cdf=cdf,
     )
 
 
@@ -195,8 +225,9 @@ def portfolio_margin(
     underlying: Underlying,
     configuration: Configuration,
     spot_tokens: float = 0.0,
+    cdf: Callable[[float], float] = normal_cdf,
 ) -> PortfolioMargin:
-    """Requirement of an account's legs in one base asset.
+    """Requirement of an account's legs in one base asset; `cdf` is the normal distribution that prices the options.
 
     IMR = max(worst loss, minimum delta) + funding and fee provision of positions and orders + spot tokens.
     MMR = mmf factor * max(worst loss, minimum delta of the positions) + both provisions of the positions + spot tokens.
@@ -204,7 +235,7 @@ def portfolio_margin(
     worst_loss, worst_scenario, worst_of_positions = 0.0, 0, 0.0
     for number, scenario in enumerate(configuration.scenarios):
         prices = {
-            option: scenario_price(option, scenario, underlying=underlying, parameters=configuration.vol)
+            option: scenario_price(option, scenario, underlying=underlying, parameters=configuration.vol, cdf=cdf)
             for option in {leg.option for leg in (*positions, *orders)}
         }
         of_positions = sum(scenario_profit(leg, prices[leg.option]) for leg in positions) * scenario.weight
