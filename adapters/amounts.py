@@ -15,7 +15,10 @@ from typing import Any
 
 from aggregator.errors import FailureReason
 
-_LARGEST = Decimal(10) ** 20
+# Powers of ten of the largest and the smallest number that an amount may be. What lies far below every unit is refused
+# too: it multiplies to 0, divides to infinity, and takes a fraction of millions of digits.
+_LARGEST, _SMALLEST = 20, -100
+_NUMBERS = (str, int, Decimal)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LATEST_S = 4_102_444_800  # 2100-01-01: a later time is a unit mistake, not a date
 
@@ -92,9 +95,10 @@ def _plain(text: str) -> str:
 def decimal_of(value: Any, path: str = "") -> Decimal:
     """The exact number in a decimal string, JSON integer or JSON decimal.
 
-    Raises `FieldError`: not_a_number for text, bool, NaN and infinity; out_of_range from 1e20 up.
+    Raises `FieldError`: not_a_number for text, bool, NaN and infinity; out_of_range from 1e20 up, and below 1e-100 for
+    what is not 0.
     """
-    if isinstance(value, bool) or value is None or not isinstance(value, str | int | Decimal):
+    if type(value) not in _NUMBERS:  # a flag is no number
         raise FieldError(path, FailureReason.NOT_A_NUMBER, f"expected a number, found {type(value).__name__}")
     try:
         number = Decimal(_plain(value) if isinstance(value, str) else value)
@@ -103,14 +107,23 @@ def decimal_of(value: Any, path: str = "") -> Decimal:
     if not number.is_finite():
         raise FieldError(path, FailureReason.NOT_A_NUMBER, f"{number} is not finite")
     # By the exponent: abs() would round to 28 digits and raises on exponents beyond the context's range.
-    if number and number.adjusted() >= _LARGEST.adjusted():
-        raise FieldError(path, FailureReason.OUT_OF_RANGE, f"|{number:.3e}| is not below 1e20")
-    return number
+    size = number.adjusted()
+    if _SMALLEST <= size < _LARGEST:
+        return number
+    if not number:
+        return Decimal(0)
+    bound = f"below 1e{_LARGEST}" if size > 0 else f"0 or from 1e{_SMALLEST} up"
+    raise FieldError(path, FailureReason.OUT_OF_RANGE, f"|{number:.3e}| is not {bound}")
 
 
 def decimal_at(record: Any, key: str, path: str = "") -> Decimal:
     """`decimal_of` the required member `key`."""
-    return decimal_of(member(record, key, path), joined(path, key))
+    value = member(record, key, path)
+    try:
+        return decimal_of(value)
+    except FieldError:
+        # Only now: most numbers are fine, and nobody asks for their paths.
+        return decimal_of(value, joined(path, key))
 
 
 def optional_decimal_at(record: Mapping[str, Any], key: str, path: str = "") -> Decimal | None:

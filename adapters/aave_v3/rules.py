@@ -13,8 +13,9 @@ from typing import Any
 
 from aggregator.rule_forms import Component, Verdict, WeightedValue, component_rows
 
+from .deployments import Deployment
 from .mechanics import PERCENTAGE_FACTOR, CollateralParameters, EMode, effective_parameters
-from .parse import Deployment, Reserve
+from .parse import Reserve
 
 COMPONENTS = (
     Component(side="equity", parameters=WeightedValue(weights="unit")),
