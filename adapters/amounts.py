@@ -198,4 +198,5 @@ def time_of(value: Any, path: str = "") -> datetime:
 def optional_time_at(record: Mapping[str, Any], key: str, path: str = "") -> datetime | None:
     """`time_of` the member `key`; None where it is absent, null or 0 (venues send 0 for never)."""
     value = _optional(record, key, path)
-    return None if value in (None, 0, "0", "") else time_of(value, joined(path, key))
+    is_never = value in (None, 0, "0", "") and value is not False  # which equals 0
+    return None if is_never else time_of(value, joined(path, key))

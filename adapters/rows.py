@@ -6,20 +6,24 @@ payload, path and reason, and the rest of the payload goes on.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from itertools import accumulate, compress
+from types import TracebackType
 from typing import Any
 
 import pyarrow as pa
 
 from aggregator.errors import DataError, Failure, FailureReason
-from aggregator.schema import CANONICAL, table_from_rows
+from aggregator.schema import CANONICAL, cast_table, table_from_rows
 
 from .amounts import FieldError
 
 Batches = dict[str, pa.Table]
 """Canonical tables by name; every name of `aggregator.schema.CANONICAL` but `failures` is present."""
+
+LONGEST_MESSAGE = 500
+"""Characters of a failure's message; what a longer one says behind them is cut off."""
 
 
 @dataclass
@@ -29,6 +33,19 @@ class Rows:
     venue: str
     rows: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: {name: [] for name in CANONICAL})
     failures: list[Failure] = field(default_factory=list)
+    tables: dict[str, list[tuple[int, pa.Table]]] = field(default_factory=lambda: {name: [] for name in CANONICAL})
+    """Whole tables of many rows, each with the number of single rows that stand before it."""
+
+    def add_table(self, name: str, table: pa.Table) -> None:
+        """Many rows of `name` at once, behind all that were added before.
+
+        A table of the canonical schema has been checked by `columns.canonical_table`, of which it may be a slice; any
+        other is checked here, which raises `DataError` as `cast_table` does.
+        """
+        if not table.schema.equals(CANONICAL[name], check_metadata=True):
+            table = cast_table(name, table)
+        if table.num_rows:
+            self.tables[name].append((len(self.rows[name]), table))
 
     def add(self, table: str, **values: Any) -> None:
         """One row of `table`; an absent column is null."""
@@ -47,33 +64,29 @@ class Rows:
         """One failure; with `account_id` it makes that account incomplete."""
         account = None if account_id is None else _storable(account_id)
         self.failures.append(
-            Failure(reason, _storable(message), self.venue, payload, _storable(path), _storable(subject), account)
+            Failure(reason, _told(message), self.venue, payload, _storable(path), _storable(subject), account)
         )
 
-    @contextmanager
-    def guard(self, payload: str, *, subject: str = "", account_id: str | None = None) -> Iterator[None]:
+    def guard(self, payload: str, *, subject: str = "", account_id: str | None = None) -> AbstractContextManager[None]:
         """Turns a `FieldError` of the block into a failure row, and takes back what the block added to the tables."""
-        before = {name: len(rows) for name, rows in self.rows.items()}
-        try:
-            yield
-        except FieldError as error:
-            for name, length in before.items():
-                del self.rows[name][length:]
-            self.fail(
-                error.reason, error.message, payload=payload, path=error.path, subject=subject, account_id=account_id
-            )
+        return _Guard(self, payload, subject, account_id)
 
     def batches(self) -> Batches:
         """The canonical tables (all but failures). A row that the schema refuses becomes a failure, the others stay."""
-        tables: Batches = {}
+        out: Batches = {}
         for name in CANONICAL:
             if name == "failures":
                 continue
+            rows, places = self.rows[name], [place for place, _ in self.tables[name]]
             try:
-                tables[name] = table_from_rows(name, self.rows[name])
+                single = table_from_rows(name, rows)
             except DataError:
-                tables[name] = table_from_rows(name, [row for row in self.rows[name] if self._accepted(name, row)])
-        return tables
+                accepted = [self._accepted(name, row) for row in rows]
+                single = table_from_rows(name, list(compress(rows, accepted)))
+                before = [0, *accumulate(accepted)]
+                places = [before[place] for place in places]
+            out[name] = _put_together(single, places, [table for _, table in self.tables[name]])
+        return out
 
     def _accepted(self, name: str, row: dict[str, Any]) -> bool:
         try:
@@ -84,6 +97,50 @@ class Rows:
             self.fail(error.failure.reason, error.failure.message, subject=subject, account_id=account)
             return False
         return True
+
+
+class _Guard(AbstractContextManager[None]):
+    # Not a generator: there is one for almost every record of every payload.
+    __slots__ = ("account_id", "lengths", "payload", "rows", "subject", "tables")
+
+    def __init__(self, rows: Rows, payload: str, subject: str, account_id: str | None) -> None:
+        self.rows, self.payload, self.subject, self.account_id = rows, payload, subject, account_id
+
+    def __enter__(self) -> None:
+        self.lengths = tuple(map(len, self.rows.rows.values()))
+        self.tables = tuple(map(len, self.rows.tables.values()))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        if not isinstance(error, FieldError):
+            return False
+        for of_rows, length in zip(self.rows.rows.values(), self.lengths, strict=True):
+            del of_rows[length:]
+        for of_tables, length in zip(self.rows.tables.values(), self.tables, strict=True):
+            del of_tables[length:]
+        where = {"payload": self.payload, "path": error.path, "subject": self.subject}
+        self.rows.fail(error.reason, error.message, account_id=self.account_id, **where)
+        return True
+
+
+def _put_together(single: pa.Table, places: list[int], tables: list[pa.Table]) -> pa.Table:
+    """`single` with each of `tables` behind as many of its rows as its place says."""
+    if not tables:
+        return single
+    parts, start = [], 0
+    for place, table in zip(places, tables, strict=True):
+        if place > start:
+            parts.append(single.slice(start, place - start))
+            start = place
+        parts.append(table)
+    return pa.concat_tables([*parts, single.slice(start)]).combine_chunks()
+
+
+def _told(message: str) -> str:
+    # A value that a message quotes may be as long as its payload; the failure says where to find it.
+    text = _storable(message)
+    return text if len(text) <= LONGEST_MESSAGE else f"{text[:LONGEST_MESSAGE]} ..."
 
 
 def _storable(text: str) -> str:

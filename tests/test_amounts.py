@@ -167,7 +167,9 @@ def test_paths_join_keys_and_indices() -> None:
         ("99999999999999999999.999999999999999999", "99999999999999999999.999999999999999999"),
         (10**20 - 1, "99999999999999999999"),
         ("0e999", "0"),
-        ("1e-9999999", "1e-9999999"),
+        ("0e9999999", "0"),
+        ("-0e-9999999", "0"),
+        ("1e-100", "1e-100"),
     ],
 )
 def test_a_number_is_read_exactly(value: Any, number: str) -> None:
@@ -188,6 +190,16 @@ def test_what_is_no_number_is_refused_with_its_path(value: Any) -> None:
 )
 def test_a_number_from_1e20_up_is_out_of_range(value: Any) -> None:
     refused(FailureReason.OUT_OF_RANGE, lambda: decimal_of(value))
+
+
+@pytest.mark.parametrize("value", ["1e-101", "-9.99e-101", "1e-9999999", Decimal("-1e-400000")])
+def test_a_number_far_below_every_unit_is_out_of_range(value: Any) -> None:
+    assert "from 1e-100 up" in refused(FailureReason.OUT_OF_RANGE, lambda: decimal_of(value)).message
+
+
+def test_a_zero_of_any_exponent_is_an_ordinary_zero() -> None:
+    for text in ("0e9999999", "0e-9999999"):
+        assert decimal_of(text).as_integer_ratio() == (0, 1)
 
 
 def test_the_precision_of_the_decimal_context_does_not_matter() -> None:

@@ -56,7 +56,7 @@ from ..facts import VenueFacts
 from ..rows import Rows
 from ..symbols import account_id
 from ..transport import Payload
-from .accounts import OwnerReader
+from .accounts import OwnerReader, plain_owners
 from .contracts import COINM, USDM
 from .market import PARAMETER_FILE, VENUE, Catalog, read_market
 from .parse import flag_of
@@ -117,9 +117,14 @@ class Binance:
         default = _multi_assets_default(rows, context.parameters)
         market = read_market(rows, market_wide, catalog, parameters=context.parameters)
         portfolio = read_portfolio_market(rows, market_wide, context.parameters)
+        futures = {owner: found for owner, found in owners.items() if not set(found) & set(PORTFOLIO_REQUESTS)}
+        plain = {
+            product.api: plain_owners(futures, product, catalog=catalog, market=market, multi_assets_default=default)
+            for product in (USDM, COINM)
+        }
         for owner in sorted(owners):
             answers = owners[owner]
-            if set(answers) & set(PORTFOLIO_REQUESTS):
+            if owner not in futures:
                 PortfolioReader(
                     rows, owner, answers, catalog=catalog, market=market, portfolio=portfolio, rule_sets=rule_sets
                 ).read()
@@ -136,6 +141,7 @@ class Binance:
                         market=market,
                         rule_sets=rule_sets,
                         multi_assets_default=default,
+                        plain=plain[product.api].get(owner),
                     ).read()
         rule_sets.write(rows, market, portfolio, catalog)
         catalog.write(rows)

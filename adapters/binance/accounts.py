@@ -36,6 +36,7 @@ from .parse import (
     totals,
     unique_lines,
 )
+from .position_columns import PlainPositions, Question, plain_positions
 from .positions import Holder, PositionKey, add_position, check_one_moment, merged, position_lines
 from .rule_sets import RULE_SOURCES, RuleSets
 from .rules import MULTI_ASSETS, futures_components, rule_set_id
@@ -78,6 +79,7 @@ class OwnerReader:
         market: MarketData,
         rule_sets: RuleSets,
         multi_assets_default: bool,
+        plain: PlainPositions | None = None,
     ) -> None:
         self.rows, self.owner, self.product, self.payloads = rows, owner, product, payloads
         self.catalog, self.market, self.rule_sets = catalog, market, rule_sets
@@ -85,6 +87,8 @@ class OwnerReader:
         self.multi = multi_assets_default and not product.inverse
         self.accounts: dict[str, _Account] = {}
         self.holder = Holder(rows, owner, catalog, market)
+        self.plain = plain
+        """All positions of this owner where they were read by columns."""
 
     def read(self) -> None:
         """Adds everything that the owner's answers say."""
@@ -94,7 +98,11 @@ class OwnerReader:
         settings = self._settings()
         stated, wallet, sums = self._account_answer()
         risk = self._risk_answer()
-        isolated = self._positions(stated, risk, settings)
+        isolated = self._positions(stated, risk, settings) if self.plain is None else {}
+        if self.plain is not None:
+            self.rows.add_table("positions", self.plain.positions)
+            for home, symbols in self.plain.symbols.items():
+                self._open(home).symbols |= symbols
         self._orders()
         if self.multi:
             self._multi_assets(wallet, sums)
@@ -160,13 +168,13 @@ class OwnerReader:
                 account=self._asset_home,
             )
             wallet = {line.asset: line for line in lines}
-            if "positions" in payload.body:
+            if self.plain is None and "positions" in payload.body:
                 stated = self._position_lines(payload, members(payload.body, "positions"), "positions")
         return stated, wallet, sums
 
     def _risk_answer(self) -> dict[PositionKey, PositionLine]:
         with self._guard("positionRisk") as payload:
-            if payload is not None:
+            if payload is not None and self.plain is None:
                 return self._position_lines(payload, listed(payload.body), "")
         return {}
 
@@ -329,7 +337,9 @@ class OwnerReader:
             with self.rows.guard(name, subject=asset, account_id=home):
                 self._balance(home, asset, line.cross_wallet, path=f"{line.path}.asset")
             if payload is not None and "positions" in payload.body:
-                self._check_wallets(line, [p for p in stated.values() if p.market.margin_asset == asset], name)
+                own = [p for p in stated.values() if p.market.margin_asset == asset and p.quantity != 0]
+                wallets = [p.isolated_wallet for p in own] if self.plain is None else self.plain.wallets.get(asset, [])
+                self._check_wallets(line, wallets, name)
         if payload is not None:
             for home, account in self.accounts.items():
                 if account.margin_mode == "cross" and account.settlement not in wallet:
@@ -341,8 +351,7 @@ class OwnerReader:
                         FailureReason.MISSING_FIELD, message, payload=name, path="assets", subject=home, account_id=home
                     )
 
-    def _check_wallets(self, line: AssetLine, positions: Sequence[PositionLine], payload: str) -> None:
-        wallets = [p.isolated_wallet for p in positions if p.quantity != 0]
+    def _check_wallets(self, line: AssetLine, wallets: Sequence[Decimal | None], payload: str) -> None:
         known = sum((w for w in wallets if w is not None), Decimal(0))
         gap = line.wallet - line.cross_wallet - known
         if all(w is not None for w in wallets) and abs(gap) > _WALLET_TOLERANCE:
@@ -459,6 +468,8 @@ class OwnerReader:
                 reported_maintenance_margin=account.reported_maintenance,
             )
         self.holder.write_marks()
+        if self.plain is not None:
+            self.rows.add_table("marks", self.plain.marks)
 
     def _rule_set(self, account: _Account) -> str:
         """The shared rule set, or one of the account's own when it has order margin or brackets of its own."""
@@ -478,6 +489,44 @@ class OwnerReader:
         else:
             self.rule_sets.share(name)
         return rule_set
+
+
+def plain_owners(
+    answers: Mapping[str, Mapping[str, Sequence[Payload]]],
+    product: Product,
+    *,
+    catalog: Catalog,
+    market: MarketData,
+    multi_assets_default: bool,
+) -> dict[str, PlainPositions]:
+    """By owner the positions that columns can read, of those owners whose other answers leave no doubt about them."""
+    questions = []
+    for owner, by_request in sorted(answers.items()):
+        found = {
+            name: by_request.get(f"{product.api}/{name}", ())
+            for name in ("positionRisk", "account", "multiAssetsMargin", "symbolConfig")
+        }
+        if any(len(payloads) > 1 for payloads in found.values()) or found["symbolConfig"]:
+            continue
+        risk, account, mode = (
+            next(iter(found[name]), None) for name in ("positionRisk", "account", "multiAssetsMargin")
+        )
+        multi = multi_assets_default and not product.inverse
+        try:
+            if mode is not None:
+                multi = flag_of(member(mode.body, "multiAssetsMargin"))
+            if account is not None:
+                members(account.body, "assets")
+                totals(account.body)
+                if "positions" in account.body:
+                    members(account.body, "positions")
+            if risk is not None:
+                listed(risk.body)
+        except FieldError:
+            continue
+        home = account_id(VENUE, owner, MULTI) if multi else account_id(VENUE, owner, product.part)
+        questions.append(Question(owner, risk, account, home, not multi))
+    return plain_positions(questions, product, catalog, market)
 
 
 def _less(

@@ -105,7 +105,7 @@ def balance_line(record: Any, path: str) -> BalanceLine:
         path=path,
         margin_asset=held,
         borrowed=non_negative_at(record, "crossMarginBorrowed", path),
-        interest=_optional_amount(record, "crossMarginInterest", path),
+        interest=non_negative_at(record, "crossMarginInterest", path),
         linear_wallet=decimal_at(record, "umWalletBalance", path),
         inverse_wallet=decimal_at(record, "cmWalletBalance", path),
         option_wallet=optional_decimal_at(record, "optionWalletBalance", path) or Decimal(0),

@@ -51,6 +51,7 @@ from .accounts import (
     UNIFIED,
     WALLET_BALANCE,
     OwnerReader,
+    plain_owners,
 )
 from .catalog import PARAMETER_FILE, VENUE, Catalog
 from .market import read_market
@@ -94,9 +95,17 @@ class Bybit:
         market_wide, owners = _grouped(rows, payloads)
         mode = _default_mode(rows, context.parameters)
         market = read_market(rows, market_wide, catalog, parameters=context.parameters)
+        plain = plain_owners(owners, catalog=catalog, market=market, mode=mode)
         for owner in sorted(owners):
             OwnerReader(
-                rows, owner, owners[owner], catalog=catalog, market=market, rule_sets=rule_sets, mode=mode
+                rows,
+                owner,
+                owners[owner],
+                catalog=catalog,
+                market=market,
+                rule_sets=rule_sets,
+                mode=mode,
+                plain=plain.get(owner),
             ).read()
         rule_sets.write(rows, market, catalog)
         catalog.write(rows)

@@ -37,6 +37,7 @@ from .parse import (
     position_line,
     text_at,
 )
+from .position_columns import PlainPositions, Question, plain_positions
 from .positions import check_option, check_tiers, initial_rate
 from .prices import category_of, derivatives_of, moment_of
 from .rule_sets import RuleSets
@@ -85,6 +86,38 @@ class _Isolated:
     reported_maintenance: Decimal | None = None
 
 
+def plain_owners(
+    answers: Mapping[str, Mapping[str, Sequence[Payload]]], *, catalog: Catalog, market: MarketData, mode: str
+) -> dict[str, PlainPositions]:
+    """By owner the positions that columns can read, of those owners whose other answers leave no doubt about them."""
+    questions = []
+    for owner, found in sorted(answers.items()):
+        if found.get(FEES):
+            continue  # rates of its own
+        try:
+            modes = [_mode_of(payload) for payload in found.get(INFO, ())]
+            lists = [(answer_of(payload.body).records, moment_of(payload)) for payload in found.get(POSITIONS, ())]
+        except FieldError:
+            continue
+        if (modes or [mode])[-1] == CROSS:
+            questions.append(Question(owner, account_id(VENUE, owner, UNIFIED), lists))
+    return plain_positions(questions, catalog, market, source=POSITIONS)
+
+
+def _mode_of(payload: Payload) -> str:
+    """Rules of the margin mode that `account/info` states; raises `FieldError`."""
+    answer = answer_of(payload.body)
+    if not answer.records:
+        raise FieldError(answer.path, FailureReason.MISSING_FIELD, "the answer has no rows")
+    path = place_of(answer, 0)
+    word = text_at(answer.records[0], "marginMode", path)
+    if word not in MODES:
+        raise FieldError(
+            joined(path, "marginMode"), FailureReason.UNSUPPORTED, f"margin mode {word[:40]!r} is not known"
+        )
+    return MODES[word]
+
+
 class OwnerReader:
     """Reads the answers of one owner: mode, wallet, positions, orders, then rule sets."""
 
@@ -98,6 +131,7 @@ class OwnerReader:
         market: MarketData,
         rule_sets: RuleSets,
         mode: str,
+        plain: PlainPositions | None = None,
     ) -> None:
         self.rows, self.owner, self.payloads = rows, owner, payloads
         self.catalog, self.market, self.rule_sets, self.mode = catalog, market, rule_sets, mode
@@ -107,6 +141,8 @@ class OwnerReader:
         self.isolated: dict[str, _Isolated] = {}
         self.marks: dict[tuple[str, str], tuple[Decimal, datetime | None]] = {}
         self.fees: dict[str, Decimal] = {}
+        self.plain = plain
+        """All positions of this owner where they were read by columns."""
 
     def read(self) -> None:
         """Adds everything that the owner's answers say."""
@@ -128,11 +164,18 @@ class OwnerReader:
             market_prices=self.market.usd_prices,
             catalog=self.catalog,
         )
-        positions, orders = self._read_positions(), self._read_orders()
-        self._check_coverage(positions)
+        positions, orders = self._read_positions() if self.plain is None else [], self._read_orders()
+        maintenance: dict[str, list[Decimal | None]] = {} if self.plain is None else self.plain.maintenance
+        for line, _ in positions:
+            maintenance.setdefault(line.market.settle, []).append(line.maintenance)
+        self._check_coverage(maintenance)
         for line, payload in positions:
             with self.rows.guard(payload.name, subject=line.market.symbol, account_id=self._position_home(line)):
                 self._position(line, payload)
+        if self.plain is not None:
+            self.rows.add_table("positions", self.plain.positions)
+            self.rows.add_table("market_state", self.plain.states)
+            self.held |= self.plain.symbols
         tables = self._balances(switches)
         losses = [self._order(line, payload) for line, payload in orders]
         self._write_unified(self._amounts(sum(losses, _ZERO)), tables)
@@ -144,16 +187,7 @@ class OwnerReader:
     def _read_mode(self) -> None:
         for payload in self.payloads.get(INFO, ()):
             with self.rows.guard(payload.name, subject=self.owner, account_id=self.home):
-                answer = answer_of(payload.body)
-                if not answer.records:
-                    raise FieldError(answer.path, FailureReason.MISSING_FIELD, "the answer has no rows")
-                path = place_of(answer, 0)
-                word = text_at(answer.records[0], "marginMode", path)
-                if word not in MODES:
-                    raise FieldError(
-                        joined(path, "marginMode"), FailureReason.UNSUPPORTED, f"margin mode {word[:40]!r} is not known"
-                    )
-                self.mode = MODES[word]
+                self.mode = _mode_of(payload)
 
     def _read_positions(self) -> list[tuple[PositionLine, Payload]]:
         found = lines_of(
@@ -187,18 +221,17 @@ class OwnerReader:
         )
         return [(line, payload) for _, (line, payload, _) in sorted(found.items())]
 
-    def _check_coverage(self, positions: Sequence[tuple[PositionLine, Payload]]) -> None:
+    def _check_coverage(self, maintenance: Mapping[str, Sequence[Decimal | None]]) -> None:
         """The positions that were read must be those that the wallet holds margin for: a page or category that nobody
-        asked for would leave the account looking safer than it is.
+        asked for would leave the account looking safer than it is. `maintenance`: of each position by settlement coin.
         """
         failed = any(f.account_id and f.account_id.startswith(f"{VENUE}:{self.owner}:") for f in self.rows.failures)
         if self.wallet is None or failed:
             return
         for coin, line in self.wallet.coins.items():
-            own = [position for position, _ in positions if position.market.settle == coin]
-            stated, total = [position.maintenance for position in own], line.position_maintenance or _ZERO
+            stated, total = maintenance.get(coin, ()), line.position_maintenance or _ZERO
             held = sum((value for value in stated if value is not None), _ZERO)
-            if total and not own:
+            if total and not stated:
                 reason, message = FailureReason.MISSING_FIELD, f"but no position/list answer has a {coin} position"
             elif None not in stated and self.mode != PORTFOLIO and abs(held - total) > _COVERAGE_TOLERANCE * total:
                 reason, message = FailureReason.INCONSISTENT, f"but the {coin} positions that were read {held}"
@@ -414,6 +447,9 @@ class OwnerReader:
         own = self.marks.get((self.home, instrument))
         if own is not None:
             return own[0]
+        text = self.plain.mark_texts.get(market.symbol) if self.plain is not None else None
+        if text not in (None, ""):
+            return Decimal(str(text))
         ticker = self.market.tickers.get(market.symbol)
         if ticker is None or ticker.mark_price is None:
             message = f"no mark of {market.symbol}, at which the loss of its order is counted"
@@ -516,6 +552,8 @@ class OwnerReader:
         return {account.symbol} if self.catalog.known(account.symbol) is not None else set()
 
     def _write_marks(self) -> None:
+        if self.plain is not None:
+            self.rows.add_table("marks", self.plain.marks)
         for (home, instrument), (value, moment) in sorted(self.marks.items()):
             self.rows.add(
                 "marks",

@@ -383,7 +383,7 @@ def position_line(record: Any, path: str) -> PositionLine:
         path=path,
         market=market,
         side_mode=side_mode,
-        quantity=size if side == "Buy" else -size,
+        quantity=size if side == "Buy" else size.copy_negate(),  # a minus sign would round to 28 digits
         entry_price=_entry_price(record, path, market),
         mark_price=mark,
         leverage=leverage,

@@ -139,6 +139,8 @@ class OwnerReader:
                     content = content_of(payload.body)
                     inside = isinstance(content, Mapping) and "summaries" in content
                     records = records_of(content["summaries"] if inside else content)
+                    if not records and not inside:
+                        raise FieldError("", FailureReason.MISSING_FIELD, "an answer without an account summary")
                     moment = answered_at(payload.body) or payload.received_at or _EARLIEST
                     seen = set()
                     for number, record in enumerate(records):

@@ -151,6 +151,7 @@ def _read_positions(reading: Reading, payload: Payload, result: Mapping[str, Any
     """Positions that are not zero; one that cannot be read becomes a failure of the account."""
     rows = reading.rows
     positions: list[_Position] = []
+    listed = set[str]()
     with rows.guard(payload.name, subject=account, account_id=account):
         for number, entry in enumerate(members(result, "positions")):
             path = joined("positions", number)
@@ -160,9 +161,10 @@ def _read_positions(reading: Reading, payload: Payload, result: Mapping[str, Any
                     continue
                 name_path = joined(path, "instrument_name")
                 instrument = reading.instrument(member(entry, "instrument_name", path), path=name_path)
-                if instrument.name in {position.instrument.name for position in positions}:
+                if instrument.name in listed:
                     raise FieldError(path, FailureReason.DUPLICATE, f"{instrument.name} is listed twice")
                 positions.append(_position(entry, path, instrument, quantity))
+                listed.add(instrument.name)
     return positions
 
 

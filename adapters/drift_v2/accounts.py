@@ -19,13 +19,14 @@ from ..amounts import FieldError, joined, members, token_amount
 from ..symbols import account_id
 from ..transport import Payload
 from .decoded import camel, has, integer, unsigned, variant
-from .markets import VENUE, Perp, Reading, note_usdc, usd
+from .markets import VENUE, Perp, Reading, note_initial_margin, note_usdc, usd
 from .mechanics import BASE, PRICE, QUOTE, QUOTE_SPOT_MARKET, PerpPosition, SpotPosition, funding_payment
 from .mechanics import token_amount as tokens_of
 from .rules import (
     HeldPerp,
     HeldSpot,
     Holdings,
+    beyond_the_requirement,
     collateral_tier_rows,
     initial_rate_override,
     margin_tier_rows,
@@ -268,6 +269,8 @@ def _add_account(reading: Reading, user: User, account: Account, *, max_margin_r
         if holdings is not None:
             rows.rows["collateral_tiers"] += collateral_tier_rows(rule_set, holdings)
             rows.rows["margin_tiers"] += margin_tier_rows(rule_set, holdings)
+            if account.reported.get("reported_initial_margin") is not None:
+                note_initial_margin(reading, identity, beyond_the_requirement(holdings), user.payload)
     rows.rows["rule_sets"] += rule_set_rows(rule_set, holdings)
     add_account_row(
         reading,

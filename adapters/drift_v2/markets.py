@@ -228,8 +228,8 @@ def _read_spot(reading: Reading, payload: Payload, record: Any, path: str, index
         _ratio(record, "maintenance_asset_weight", path),
         unsigned(record, "initial_liability_weight", path),
         unsigned(record, "maintenance_liability_weight", path),
-        unsigned(record, "imf_factor", path, default=0),
-        unsigned(record, "scale_initial_asset_weight_start", path, default=0),
+        unsigned(record, "imf_factor", path),
+        unsigned(record, "scale_initial_asset_weight_start", path),
         totals["deposit"],
     )
     status = variant(record, "status", path, known=STATUSES, default="active")
@@ -265,15 +265,15 @@ def _read_perp(reading: Reading, payload: Payload, record: Any, path: str, index
     if quote_index != QUOTE_SPOT_MARKET:
         message = f"settles in spot market {quote_index}; only market 0 is known to be one"
         raise FieldError(joined(path, "quote_spot_market_index"), FailureReason.UNSUPPORTED, message)
-    imbalance = unsigned(record, "unrealized_pnl_max_imbalance", path, default=0)
+    imbalance = unsigned(record, "unrealized_pnl_max_imbalance", path)
     market = PerpMarket(
         price,
         _ratio(record, "margin_ratio_initial", path),
         _ratio(record, "margin_ratio_maintenance", path),
-        unsigned(record, "imf_factor", path, default=0),
+        unsigned(record, "imf_factor", path),
         _ratio(record, "unrealized_pnl_initial_asset_weight", path),
         _ratio(record, "unrealized_pnl_maintenance_asset_weight", path),
-        unsigned(record, "unrealized_pnl_imf_factor", path, default=0),
+        unsigned(record, "unrealized_pnl_imf_factor", path),
         imbalance,
         _net_user_pnl(amm, history, price, place) if imbalance else 0,
         is_prediction=contract == "prediction",
@@ -367,6 +367,20 @@ def add_state(reading: Reading, market: str, values: dict[str, Any], payload: Pa
             as_of=payload.received_at,
             source=payload.request,
         )
+
+
+def note_initial_margin(reading: Reading, account: str, size: Decimal, payload: Payload) -> None:
+    """A note for the reconciliation: how much the gateway's initial margin may differ from ours, and why."""
+    reading.rows.add(
+        "market_state",
+        venue=VENUE,
+        market=account,
+        field="reconciliation_note.initial_margin",
+        value=float(size),
+        text="the gateway leaves out strict prices and what initial weights take off the collateral",
+        as_of=payload.received_at,
+        source=payload.request,
+    )
 
 
 def add_shared_rows(reading: Reading) -> None:

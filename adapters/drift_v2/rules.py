@@ -96,8 +96,8 @@ def _decimal(value: Fraction, digits: Decimal = _DIGITS) -> Decimal:
         return (Decimal(value.numerator) / Decimal(value.denominator)).quantize(digits)
 
 
-def exact_margin(holdings: Holdings, margin_type: MarginType) -> Margin:
-    """The program's figures, strict for the initial level; an isolated account's own."""
+def exact_margin(holdings: Holdings, margin_type: MarginType, *, strict: bool | None = None) -> Margin:
+    """The program's figures, strict for the initial level unless told otherwise; an isolated account's own."""
     quote = StrictPrice(holdings.quote.market.price, holdings.quote.market.twap_5min)
     # An isolated deposit stands among the spots here, where it counts the same.
     perps = [held.position._replace(isolated_amount=None) for held in holdings.perps]
@@ -106,7 +106,7 @@ def exact_margin(holdings: Holdings, margin_type: MarginType) -> Margin:
         perps,
         margin_type,
         quote_price=quote,
-        strict=margin_type == "initial",
+        strict=margin_type == "initial" if strict is None else strict,
         max_margin_ratio=holdings.max_margin_ratio,
     ).cross
 
@@ -301,7 +301,7 @@ def remainder(holdings: Holdings) -> Amounts:
     forms = form_figures(holdings)
     initial, maintenance = exact_margin(holdings, "initial"), exact_margin(holdings, "maintenance")
     total = Fraction(maintenance.total_collateral, QUOTE)
-    needed = Fraction(initial.requirement - initial.total_collateral, QUOTE) + total
+    needed = _needed(initial, maintenance)
     orders = sum(h.position.open_orders for h in holdings.spots) + sum(h.position.open_orders for h in holdings.perps)
     if not holdings.has_spot_orders:  # the forms hold both sides but for the charge per order
         return Amounts(Decimal(0), _decimal(needed - forms[1], _DUST), Decimal(orders).scaleb(-2))
@@ -309,6 +309,20 @@ def remainder(holdings: Holdings) -> Amounts:
     return Amounts(
         _decimal(total - forms[0], _DUST), _decimal(needed - forms[1], _DUST), _decimal(required - forms[2], _DUST)
     )
+
+
+def _needed(initial: Margin, maintenance: Margin) -> Fraction:
+    """The initial requirement with what initial weights take off the collateral, in dollars."""
+    return Fraction(initial.requirement - initial.total_collateral + maintenance.total_collateral, QUOTE)
+
+
+def beyond_the_requirement(holdings: Holdings) -> Decimal:
+    """What our initial requirement holds beyond the one that the gateway states (weights of collateral, strict prices),
+    in dollars.
+    """
+    needed = _needed(exact_margin(holdings, "initial"), exact_margin(holdings, "maintenance"))
+    stated = Fraction(exact_margin(holdings, "initial", strict=False).requirement, QUOTE)
+    return abs(_decimal(needed - stated, _DUST))
 
 
 def form_figures(holdings: Holdings) -> tuple[Fraction, Fraction, Fraction]:

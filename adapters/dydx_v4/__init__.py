@@ -32,7 +32,17 @@ from ..transport import Payload
 from . import bodies
 from .bodies import Opened, Question, opened, question_of
 from .markets import VENUE, Reading, add_markets, add_shared_rows, read_indexer_markets, read_node_markets
-from .parse import Account, Answer, add_account, add_order, child_records, leverage_rates, read_account, record_number
+from .parse import (
+    Account,
+    Answer,
+    add_account,
+    add_order,
+    child_records,
+    leverage_rates,
+    plain_accounts,
+    read_account,
+    record_number,
+)
 from .rules import rule_set_rows
 
 _WHOLE = ("indexer", "node")
@@ -75,12 +85,14 @@ class DydxV4Adapter:
             if entry.question.kind in bodies.OF_AN_OWNER:
                 _collect(reading, entry, answers, orders)
         rates = _leverage(reading, asked)
+        plain = plain_accounts(reading, answers, but=rates)
         for (owner, number), found in sorted(answers.items()):
             account = Account(owner, number, found[0].payload, found[0].event_at)
             if _overlap(found):
                 _reject(reading, account, found)
             else:
-                read_account(reading, account, found, leverage=rates.get((owner, number)))
+                leverage = rates.get((owner, number))
+                read_account(reading, account, found, leverage=leverage, plain=plain.get(account.account_id))
         _add_bare_accounts(reading, asked)
         _add_orders(reading, orders)
         add_shared_rows(reading)

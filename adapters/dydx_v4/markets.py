@@ -188,7 +188,11 @@ def _indexer_market(payload: Payload, ticker: str, record: Any, path: str, *, as
     key = "openInterest" if record.get("baseOpenInterest") is None else "baseOpenInterest"
     open_interest = non_negative_at(record, key, path)
     # Payloads from before the scaling have no caps, which is what a cap of 0 says.
-    lower, upper = (_cap(record, name, path) for name in ("openInterestLowerCap", "openInterestUpperCap"))
+    caps = ("openInterestLowerCap", "openInterestUpperCap")
+    if any(record.get(name) is not None for name in caps):
+        for name in caps:
+            member(record, name, path)
+    lower, upper = (_cap(record, name, path) for name in caps)
     _check_caps(lower, upper, path)
     tier = LiquidityTier(base, 0, _quantums(lower), _quantums(upper))
     notional = truncated(Fraction(open_interest) * Fraction(price) * PPM)
@@ -269,7 +273,7 @@ def read_node_markets(
                 place = joined(path, "params")
                 identity, ticker = number_of(params, "id", path=place), member(params, "ticker", place)
                 try:
-                    if ids.count(identity) > 1:
+                    if ids.count(str(identity)) > 1:
                         raise FieldError(path, FailureReason.DUPLICATE, f"perpetual {identity} is listed several times")
                     perpetual = Perpetual(
                         ticker,
@@ -293,7 +297,8 @@ def read_node_markets(
 
 def _id(record: Any) -> Any:
     params = record.get("params") if isinstance(record, Mapping) else None
-    return params.get("id", 0) if isinstance(params, Mapping) else None
+    # As text: numbers that are none do not compare.
+    return str(params.get("id", 0)) if isinstance(params, Mapping) else None
 
 
 def _check_resolution(perpetual: Perpetual, path: str) -> None:
@@ -314,7 +319,7 @@ def _prices(reading: Reading, payload: Payload) -> dict[int, _Price | Problem]:
             with reading.rows.guard(payload.name, subject=path):
                 identity = number_of(record, "id", path=path)
                 price = integer_of(member(record, "price", path), joined(path, "price"))
-                exponent = integer_of(record.get("exponent", 0), joined(path, "exponent"))
+                exponent = integer_of(member(record, "exponent", path), joined(path, "exponent"))
                 if price <= 0 or not -40 <= exponent <= 40:
                     raise FieldError(path, FailureReason.OUT_OF_RANGE, f"a price of {price} * 10^{exponent}")
                 twice = Problem(FailureReason.DUPLICATE, f"market {identity} has several prices")

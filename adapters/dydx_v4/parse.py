@@ -9,7 +9,7 @@ unsettled funding applied already; of a node's quantums it is settled here, with
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal, localcontext
@@ -33,6 +33,7 @@ from ..transport import Payload
 from .bodies import field_of, number_of, signed_quantums, subaccount_number
 from .markets import CHAIN, USDC, VENUE, Reading, add_mark, repeated
 from .mechanics import PPM, QUOTE_DECIMALS, is_isolated, parent_number, settled_funding, settlement_ppm
+from .position_columns import PlainPositions, plain_positions, question_of
 from .rules import RULES
 
 _EXACT_DIGITS = 80
@@ -66,6 +67,8 @@ class Account:
     reported: dict[str, Decimal | None] = field(default_factory=dict)
     isolated_markets: list[str] = field(default_factory=list)
     held: int = 0
+    beyond_base: Decimal = Decimal(0)
+    """What the positions need initially beyond their markets' base fractions, USDC."""
 
     @property
     def account_id(self) -> str:
@@ -110,16 +113,41 @@ def child_records(body: Any, path: str) -> list[tuple[str, Any]]:
 # Reading
 
 
+def plain_accounts(
+    reading: Reading, answers: Mapping[tuple[str, int], list[Answer]], *, but: Collection[tuple[str, int]]
+) -> dict[str, PlainPositions]:
+    """By account id the positions that columns can read; `but`: subaccounts that have chosen their leverage."""
+    questions = []
+    for (owner, number), found in answers.items():
+        own = [answer for answer in found if answer.part != "assets"]
+        if len(own) == 1 and (owner, number) not in but:
+            account = Account(owner, number, found[0].payload, found[0].event_at)
+            as_of = account.event_at or own[0].payload.received_at
+            question = question_of(account.account_id, own[0].record, own[0].part, as_of)
+            questions += [] if question is None else [question]
+    return plain_positions(reading, questions)
+
+
 def read_account(
-    reading: Reading, account: Account, answers: list[Answer], *, leverage: Mapping[str, Decimal] | None
+    reading: Reading,
+    account: Account,
+    answers: list[Answer],
+    *,
+    leverage: Mapping[str, Decimal] | None,
+    plain: PlainPositions | None = None,
 ) -> None:
-    """All rows of one subaccount from its answers, which do not overlap. `leverage`: initial rates by ticker."""
+    """All rows of one subaccount from its answers, which do not overlap. `leverage`: initial rates by ticker.
+
+    `plain` are its positions where they have been read already.
+    """
     rows, identity = reading.rows, account.account_id
     parts = {answer.part for answer in answers}
     for answer in answers:
         with rows.guard(answer.payload.name, subject=identity, account_id=identity):
             if answer.part == "node":
                 _read_node(reading, account, answer, leverage=leverage or {})
+            elif answer.part != "assets" and plain is not None:
+                _take_plain(reading, account, plain)
             elif answer.part != "assets":
                 _read_positions(reading, account, answer, leverage=leverage or {})
         if answer.part in ("indexer", "assets"):
@@ -137,6 +165,15 @@ def read_account(
     add_account(reading, account)
 
 
+def _take_plain(reading: Reading, account: Account, plain: PlainPositions) -> None:
+    reading.rows.add_table("positions", plain.positions)
+    reading.rows.add_table("marks", plain.marks)
+    account.held += plain.held
+    with localcontext(prec=_EXACT_DIGITS):
+        account.entry_cost += plain.entry_cost
+        account.beyond_base += plain.beyond_base
+
+
 def _read_reported(reading: Reading, account: Account, answer: Answer) -> None:
     """The indexer's own figures: its initial requirement is equity less free collateral, at base fractions."""
     with reading.rows.guard(answer.payload.name, subject=account.account_id):
@@ -145,6 +182,22 @@ def _read_reported(reading: Reading, account: Account, answer: Answer) -> None:
         account.reported["reported_equity"] = equity
         if equity is not None and free is not None:
             account.reported["reported_initial_margin"] = equity - free
+            _note_base_fractions(reading, account, answer)
+
+
+def _note_base_fractions(reading: Reading, account: Account, answer: Answer) -> None:
+    """A note for the reconciliation where the chain asks for more than the indexer's figure."""
+    if account.beyond_base:
+        reading.rows.add(
+            "market_state",
+            venue=VENUE,
+            market=account.account_id,
+            field="reconciliation_note.initial_margin",
+            value=float(account.beyond_base),
+            text="the indexer counts base fractions, whatever open interest and chosen leverage ask for",
+            as_of=account.event_at or answer.payload.received_at,
+            source=answer.payload.request,
+        )
 
 
 def add_account(reading: Reading, account: Account) -> None:
@@ -232,6 +285,10 @@ def _add_position(
     account.held += 1
     with localcontext(prec=_EXACT_DIGITS):
         account.entry_cost += size * entry_price
+        if market is not None:
+            base = Decimal(market.base_imf_ppm) / PPM
+            rate = max(Decimal(market.effective_imf_ppm) / PPM, leverage.get(ticker) or base)
+            account.beyond_base += abs(size) * (own_price or market.price) * (rate - base)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -297,7 +354,7 @@ def _signed(record: Any, path: str, key: str = "size") -> Decimal:
         raise FieldError(joined(path, "side"), FailureReason.MALFORMED, f"{side!r:.40} is neither LONG nor SHORT")
     if side == "LONG" and size < 0:
         raise FieldError(joined(path, key), FailureReason.INCONSISTENT, f"a long of {size}")
-    return size if side == "LONG" else -size.copy_abs()
+    return size if side == "LONG" else size.copy_abs().copy_negate()  # a minus sign would round to 28 digits
 
 
 def _implied_price(record: Any, path: str, *, size: Decimal, entry: Decimal) -> Decimal | None:
@@ -356,7 +413,7 @@ def _read_node(reading: Reading, account: Account, answer: Answer, *, leverage: 
             if perpetual is None:
                 message = f"perpetual {identity} is in no node's list of perpetuals"
                 raise FieldError(path, FailureReason.UNKNOWN_MARKET, message)
-            quantums = signed_quantums(held, "quantums", path)
+            quantums = _held_quantums(held, path)
             entry_index = signed_quantums(held, "funding_index" if "funding_index" in held else "fundingIndex", path)
             settlements.append(settlement_ppm(quantums, current_index=perpetual.funding_index, entry_index=entry_index))
             balance += signed_quantums(held, "quote_balance" if "quote_balance" in held else "quoteBalance", path)
@@ -379,6 +436,13 @@ def _read_node(reading: Reading, account: Account, answer: Answer, *, leverage: 
         account.usdc = token_amount(balance + settled_funding(settlements), QUOTE_DECIMALS)
 
 
+def _held_quantums(held: Any, path: str) -> int:
+    """Quantums of what a subaccount holds; a node that leaves zeros out does not list what is not held."""
+    if member(held, "quantums", path) == "":
+        raise FieldError(joined(path, "quantums"), FailureReason.MISSING_FIELD, "a position without its quantums")
+    return signed_quantums(held, "quantums", path)
+
+
 def _node_list(record: Any, snake: str, camel: str, path: str) -> list[tuple[str, Any]]:
     key = camel if isinstance(record, Mapping) and camel in record else snake
     if isinstance(record, Mapping) and record.get(key) is None:
@@ -395,7 +459,7 @@ def _node_usdc(record: Any, path: str) -> int:
             raise FieldError(place, FailureReason.UNSUPPORTED, message)
         if number:
             raise FieldError(place, FailureReason.DUPLICATE, "USDC is listed several times, all copies are rejected")
-        balance = signed_quantums(held, "quantums", place)
+        balance = _held_quantums(held, place)
     return balance
 
 

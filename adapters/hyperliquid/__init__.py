@@ -37,7 +37,7 @@ from .markets import (
     read_contexts,
     read_tokens,
 )
-from .orders import read_active_asset, read_open_orders
+from .orders import read_active_assets, read_open_orders
 from .parse import add_bare_account, dex_of_account, plain_perp_positions, read_perp_accounts, read_spot_account
 from .rules import USDC_TOKEN, dated_parameters, dated_tokens
 from .universe import merged_markets, read_margin_tables, read_markets
@@ -119,15 +119,15 @@ class HyperliquidAdapter:
         add_index_prices(reading, oracles)
 
         perps = kinds[PERP_ACCOUNT]
-        for payload, plain in zip(perps, plain_perp_positions(reading, perps), strict=True):
+        compared = {payload.account for payload in kinds[ACTIVE_ASSET]}
+        for payload, plain in zip(perps, plain_perp_positions(reading, perps, but=compared), strict=True):
             read_perp_accounts(reading, payload, plain)
         for payload in kinds[SPOT_ACCOUNT]:
             read_spot_account(reading, payload)
         for copies in rejected:
             _reject(reading, copies)
         read_open_orders(reading, [*kinds[FRONTEND_ORDERS], *kinds[OPEN_ORDERS]])
-        for payload in kinds[ACTIVE_ASSET]:
-            read_active_asset(reading, payload)
+        read_active_assets(reading, kinds[ACTIVE_ASSET])
         add_shared_rows(reading)
         return Normalized(rows.batches(), rows.failures)
 

@@ -7,6 +7,7 @@ does not rest in the book before its trigger and is left out.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
@@ -95,11 +96,21 @@ def _order(reading: Reading, payload: Payload, entry: Any, path: str, *, known: 
     }
 
 
-def read_active_asset(reading: Reading, payload: Payload) -> None:
-    """One `activeAssetData` payload: the trader's leverage in a coin, which must be the held position's, and a mark.
+def read_active_assets(reading: Reading, payloads: list[Payload]) -> None:
+    """`activeAssetData` payloads: a trader's leverage in a coin, which must be the held position's, and a mark.
 
     The mark is the market's where no `metaAndAssetCtxs` payload states one.
     """
+    tables = reading.rows.rows
+    held = {(row["account_id"], row["instrument_id"]): row["leverage"] for row in reversed(tables["positions"])}
+    marked = {row["subject"] for row in tables["marks"] if row["field"] == "mark" and row["account_id"] is None}
+    for payload in payloads:
+        _read_active_asset(reading, payload, held, marked)
+
+
+def _read_active_asset(
+    reading: Reading, payload: Payload, leverages: Mapping[tuple[str, str], Decimal], marked: set[str]
+) -> None:
     rows, owner = reading.rows, payload.account
     with rows.guard(payload.name, subject=owner):
         coin = member(payload.body, "coin")
@@ -109,10 +120,13 @@ def read_active_asset(reading: Reading, payload: Payload) -> None:
         leverage = member(payload.body, "leverage")
         chosen, mode = positive_at(leverage, "value", "leverage"), member(leverage, "type", "leverage")
         if payload.body.get("markPx") is not None:
-            _add_mark(reading, payload, identity, positive_at(payload.body, "markPx"))
+            price = positive_at(payload.body, "markPx")
+            if identity not in marked:
+                add_mark(reading, identity, "mark", value=price, as_of=payload.received_at, source=payload.request)
+                marked.add(identity)
         isolated = account_id(VENUE, owner, f"isolated:{coin}")
         for account in (isolated, cross_account_id(owner, dex_of(coin))):
-            held = _leverage_of(reading, account, identity)
+            held = leverages.get((account, identity))
             if held is not None and (held, account == isolated) != (chosen, mode == "isolated"):
                 message = f"{coin} at {chosen}x {mode}, the position is at {held}x in {account}"
                 rows.fail(
@@ -123,18 +137,3 @@ def read_active_asset(reading: Reading, payload: Payload) -> None:
                     subject=identity,
                     account_id=account,
                 )
-
-
-def _add_mark(reading: Reading, payload: Payload, identity: str, price: Decimal) -> None:
-    known = any(
-        row["subject"] == identity and row["field"] == "mark" and row["account_id"] is None
-        for row in reading.rows.rows["marks"]
-    )
-    if not known:
-        add_mark(reading, identity, "mark", value=price, as_of=payload.received_at, source=payload.request)
-
-
-def _leverage_of(reading: Reading, account: str, identity: str) -> Decimal | None:
-    rows = reading.rows.rows["positions"]
-    found = [row["leverage"] for row in rows if (row["account_id"], row["instrument_id"]) == (account, identity)]
-    return found[0] if found else None

@@ -13,7 +13,7 @@ mark.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -38,11 +38,20 @@ from ..amounts import (
 from ..symbols import account_id, instrument_id
 from ..transport import Payload
 from .markets import VENUE, Claim, Reading, add_mark, dex_of, held_tiers
-from .rules import PERP_RULES, SOURCE, SPOT_RULES, DatedParameters, MarketTiers, dated_parameters, perp_rule_set
+from .position_columns import EXACT_DIGITS, MARK_SOURCE, PlainPositions, Sums, plain_positions
+from .rules import (
+    NO_DATED_PARAMETERS,
+    PERP_RULES,
+    SOURCE,
+    SPOT_RULES,
+    DatedParameters,
+    MarketTiers,
+    dated_parameters,
+    perp_rule_set,
+)
 
 ROUNDING = Decimal("0.000001")
 """The venue states amounts in its collateral token to 6 decimals, truncated position by position."""
-_EXACT_DIGITS = 80  # sums and products of amounts below 1e20 with 18 decimals, without rounding
 
 
 class HeldPosition(NamedTuple):
@@ -81,6 +90,8 @@ class PerpAccount:
     account_id: str
     margin_mode: str
     positions: list[HeldPosition] = field(default_factory=list)
+    plain: PlainPositions | None = None
+    """All its positions where they were read by columns; then `positions` is empty."""
     tiers: dict[str, MarketTiers] = field(default_factory=dict)
     cash: Decimal | None = None
     reported: dict[str, Decimal | None] = field(default_factory=dict)
@@ -96,10 +107,8 @@ def dex_of_account(payload: Payload) -> str:
     if named or not isinstance(payload.body, Mapping):
         return named
     entries = payload.body.get("assetPositions")
-    held = (
-        [entry.get("position") for entry in entries if isinstance(entry, Mapping)] if isinstance(entries, list) else []
-    )
-    coins = [position.get("coin") for position in held if isinstance(position, Mapping)]
+    held = [entry.get("position") for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+    coins = [position.get("coin") for position in held if isinstance(position, dict)]
     dexes = {dex_of(coin) for coin in coins if isinstance(coin, str)}
     return dexes.pop() if len(dexes) == 1 else ""
 
@@ -109,16 +118,34 @@ def cross_account_id(owner: str, dex: str) -> str:
     return account_id(VENUE, owner, f"cross:{dex}" if dex else "cross")
 
 
-def read_perp_accounts(reading: Reading, payload: Payload) -> None:
-    """The cross account and the isolated positions of one `clearinghouseState` payload."""
-    rows, owner, dex = reading.rows, payload.account, dex_of_account(payload)
-    cross = PerpAccount(cross_account_id(owner, dex), "cross")
+def plain_perp_positions(
+    reading: Reading, payloads: Sequence[Payload], *, but: Collection[str]
+) -> list[PlainPositions | None]:
+    """The positions of each `clearinghouseState` payload where columns can read all of them, else None.
+
+    `but`: owners whose positions are needed as single rows.
+    """
+
+    dexes = [dex_of_account(payload) for payload in payloads]
+    homes = [cross_account_id(payload.account, dex) for payload, dex in zip(payloads, dexes, strict=True)]
+    return plain_positions(reading, payloads, dexes=dexes, homes=homes, but=but)
+
+
+def read_perp_accounts(reading: Reading, payload: Payload, plain: PlainPositions | None = None) -> None:
+    """The cross account and the isolated positions of one `clearinghouseState` payload.
+
+    `plain` are its positions where they have been read already.
+    """
+    rows, owner = reading.rows, payload.account
+    dex = dex_of_account(payload) if plain is None else plain.dex
+    cross = PerpAccount(cross_account_id(owner, dex), "cross", plain=plain, tiers=plain.tiers if plain else {})
     accounts, event_at, totals = [cross], None, None
 
     before = len(rows.failures)
     with rows.guard(payload.name, subject=owner, account_id=cross.account_id):
         entries = members(payload.body, "assetPositions")
-        accounts += _read_positions(reading, payload, entries, cross=cross, dex=dex)
+        if plain is None:
+            accounts += _read_positions(reading, payload, entries, cross=cross, dex=dex)
     unread = {failure.account_id for failure in rows.failures[before:]}
     with rows.guard(payload.name, subject=owner, account_id=cross.account_id):
         event_at = optional_time_at(payload.body, "time") if isinstance(payload.body, Mapping) else None
@@ -130,13 +157,15 @@ def read_perp_accounts(reading: Reading, payload: Payload) -> None:
             "reported_maintenance_margin": optional_decimal_at(payload.body, "crossMaintenanceMarginUsed"),
         }
     if totals is not None and cross.account_id not in unread:
-        with rows.guard(payload.name, subject=owner, account_id=cross.account_id), localcontext(prec=_EXACT_DIGITS):
-            _check_totals("crossMarginSummary", totals, cross.positions, raw_usd=totals.raw_usd)
-            cross.cash = totals.raw_usd + sum((p.szi * p.entry_price for p in cross.positions), Decimal(0))
+        with rows.guard(payload.name, subject=owner, account_id=cross.account_id), localcontext(prec=EXACT_DIGITS):
+            sums = plain.sums if plain else _sums(cross.positions)
+            _check_totals("crossMarginSummary", totals, sums, raw_usd=totals.raw_usd)
+            cross.cash = totals.raw_usd + sums.entry_cost
             if not unread and payload.body.get("marginSummary") is not None:  # absent from trimmed payloads
                 held = [p for account in accounts for p in account.positions]
                 raw_usd = totals.raw_usd + sum((p.raw_usd or Decimal(0) for p in held), Decimal(0))
-                _check_totals("marginSummary", _totals(payload.body, "marginSummary"), held, raw_usd=raw_usd)
+                sums = plain.sums if plain else _sums(held)
+                _check_totals("marginSummary", _totals(payload.body, "marginSummary"), sums, raw_usd=raw_usd)
 
     for account in accounts:
         with rows.guard(payload.name, subject=owner, account_id=account.account_id):
@@ -237,26 +266,37 @@ def _held_position(position: Any, coin: str, mode: str, *, path: str) -> HeldPos
 
 def _take_isolated_margin(account: PerpAccount, held: HeldPosition) -> None:
     raw_usd = held.raw_usd if held.raw_usd is not None else Decimal(0)
-    with localcontext(prec=_EXACT_DIGITS):
+    with localcontext(prec=EXACT_DIGITS):
         account.reported = {"reported_equity": held.margin_used}
         if held.margin_used is not None:
             _check_sum("marginUsed", held.margin_used, raw_usd + held.signed_value, path=held.path, rounded=1)
         account.cash = raw_usd + held.szi * held.entry_price
 
 
-def _check_totals(key: str, totals: Totals, held: list[HeldPosition], *, raw_usd: Decimal) -> None:
+def _sums(held: list[HeldPosition]) -> Sums:
+    zero = Decimal(0)
+    return Sums(
+        len(held),
+        sum((p.value for p in held), zero),
+        sum((p.signed_value for p in held), zero),
+        sum((_margin_used(p) for p in held), zero),
+        sum((p.szi * p.entry_price for p in held), zero),
+    )
+
+
+def _check_totals(key: str, totals: Totals, held: Sums, *, raw_usd: Decimal) -> None:
     """Raises `FieldError(inconsistent)` when a summary and the position rows of a payload contradict each other."""
-    if totals.notional > 0 and not held:
+    if totals.notional > 0 and not held.number:
         message = f"totalNtlPos is {totals.notional}, but no position is listed"
         raise FieldError(joined(key, "totalNtlPos"), FailureReason.INCONSISTENT, message)
     sums = {
         "totalRawUsd": (totals.raw_usd, raw_usd),
-        "totalNtlPos": (totals.notional, sum((p.value for p in held), Decimal(0))),
-        "accountValue": (totals.account_value, raw_usd + sum((p.signed_value for p in held), Decimal(0))),
-        "totalMarginUsed": (totals.margin_used, sum((_margin_used(p) for p in held), Decimal(0))),
+        "totalNtlPos": (totals.notional, held.value),
+        "accountValue": (totals.account_value, raw_usd + held.signed_value),
+        "totalMarginUsed": (totals.margin_used, held.margin_used),
     }
     for name, (stated, summed) in sums.items():
-        _check_sum(name, stated, summed, path=key, rounded=len(held))
+        _check_sum(name, stated, summed, path=key, rounded=held.number)
 
 
 def _margin_used(held: HeldPosition) -> Decimal:
@@ -278,9 +318,14 @@ def _add_perp_account(
     dex: str,
     event_at: datetime | None,
 ) -> None:
-    dated = dated_parameters(reading.context.parameters, payload.account)
-    for held in account.positions:
-        _add_position(reading, payload, account, held, dated=dated, event_at=event_at)
+    dated = NO_DATED_PARAMETERS
+    if account.plain is not None:  # of listed markets, which go before dated parameters
+        reading.rows.add_table("positions", account.plain.positions)
+        reading.rows.add_table("marks", account.plain.marks)
+    else:
+        dated = dated_parameters(reading.context.parameters, payload.account)
+        for held in account.positions:
+            _add_position(reading, payload, account, held, dated=dated, event_at=event_at)
     rule_set = perp_rule_set(account.tiers.values())
     reading.rule_sets.setdefault(rule_set, SOURCE if rule_set == PERP_RULES else f"{SOURCE}; {dated.source}")
     for coin, tiers in account.tiers.items():
@@ -339,7 +384,7 @@ def _add_position(
             reported_initial_margin=held.margin_used if account.margin_mode == "cross" else None,
             reported_liquidation_price=held.liquidation_price,
         )
-        with localcontext(prec=_EXACT_DIGITS):
+        with localcontext(prec=EXACT_DIGITS):
             mark = held.value / abs(held.szi)
         add_mark(
             reading,
@@ -347,7 +392,7 @@ def _add_position(
             "mark",
             value=mark,
             as_of=event_at or payload.received_at,
-            source="positionValue / |szi|",
+            source=MARK_SOURCE,
             account=account.account_id,
         )
         placed = True

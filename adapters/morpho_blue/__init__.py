@@ -168,9 +168,8 @@ def _market_of(reading: Reading, snapshot: Snapshot) -> MarketKey:
 
 
 def _is_empty(snapshot: Snapshot) -> bool:
-    return all(
-        snapshot.facts.get(name, ("", None))[1] in (0, "0") for name in ("supply_shares", "borrow_shares", "collateral")
-    )
+    stated = (snapshot.facts.get(name, ("", None))[1] for name in ("supply_shares", "borrow_shares", "collateral"))
+    return all(str(value) == "0" for value in stated)
 
 
 def _fail_unread(

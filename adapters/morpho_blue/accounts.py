@@ -206,7 +206,7 @@ class View:
 
     def elapsed(self, where: Snapshot, moment: datetime | None) -> int:
         """Seconds of interest that totals of the contract lack at `moment`; 0 for totals of the API."""
-        if where.source != "contract" or not where.has("last_update") or moment is None:
+        if where.source != "contract" or moment is None:
             return 0
         return max(int(moment.timestamp()) - where.read(uint128, "last_update"), 0)
 

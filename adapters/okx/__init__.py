@@ -65,6 +65,7 @@ MARKET_REQUESTS = (
     TIERS,
     DISCOUNTS,
 )
+# A message's channel, and other calls that answer the same question.
 _ALIASES = {
     "account": BALANCE,
     "positions": POSITIONS,
@@ -94,7 +95,7 @@ class Okx:
     """The adapter."""
 
     venue: str = VENUE
-    requests: tuple[str, ...] = (*OWNER_REQUESTS, *MARKET_REQUESTS)
+    requests: tuple[str, ...] = (*OWNER_REQUESTS, *MARKET_REQUESTS, *_ALIASES)
 
     def normalize(self, payloads: Sequence[Payload], context: Context) -> Normalized:
         """Canonical tables of all owners' accounts and of the markets, and what could not be read.

@@ -553,7 +553,7 @@ def tier_line(record: Any, path: str = "") -> TierLine:
     return TierLine(
         family=family.removesuffix("-SWAP"),
         tier=int(number),
-        floor=_non_negative(record, "minSz", path) or Decimal(0),
+        floor=non_negative_at(record, "minSz", path),
         cap=_positive(record, "maxSz", path),
         initial_rate=rates["imr"],
         maintenance_rate=rates["mmr"],

@@ -294,6 +294,8 @@ def _read_margin(account: Account, payload: Payload) -> None:
     body = payload.body
     if not isinstance(body, Mapping) or body.get("error") is not None:
         raise FieldError("", FailureReason.MALFORMED, "expected the margin configuration of an account")
+    if not {"margin_methodology", "configs"} & body.keys():
+        raise FieldError("configs", FailureReason.MISSING_FIELD, "neither 'configs' nor 'margin_methodology' is there")
     methodology = body.get("margin_methodology") or "cross_margin"
     if methodology not in ("cross_margin", "portfolio_margin"):
         message = f"margin methodology {str(methodology)[:40]!r}"
@@ -308,9 +310,13 @@ def _read_margin(account: Account, payload: Payload) -> None:
     for i, config in enumerate(configs):
         path = joined("configs", i)
         market = member(config, "market", path)
+        if not isinstance(market, str):
+            raise FieldError(joined(path, "market"), FailureReason.MALFORMED, f"{market!r:.20} is no name of a market")
         isolated = account.isolated_market is not None and config.get("isolated_margin_leverage")
+        if account.isolated_market == market and config.get("margin_type") == "ISOLATED":
+            member(config, "isolated_margin_leverage", path)
         leverage = positive_at(config, "isolated_margin_leverage" if isolated else "leverage", path)
-        if account.leverages.setdefault(str(market), leverage) != leverage:
+        if account.leverages.setdefault(market, leverage) != leverage:
             raise FieldError(path, FailureReason.INCONSISTENT, f"two chosen leverages of {market}")
 
 

@@ -285,6 +285,8 @@ def _read_calendar_spread(record: Any, path: str) -> CalendarSpread:
     legs = _listed(record, "legs", path, _calendar_leg)
     if not legs:
         raise FieldError(joined(path, "legs"), FailureReason.MALFORMED, "a spread without legs")
+    if len({(leg.tier, leg.side) for leg in legs}) < len(legs):
+        raise FieldError(joined(path, "legs"), FailureReason.DUPLICATE, "two legs of one tier on one side")
     return CalendarSpread(integer_at(record, "priority", path), charge, legs)
 
 
