@@ -16,6 +16,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from .pricing import DAYS_PER_YEAR, black76_price, discount_at_horizon, term_scaled_log_vol_change
@@ -72,8 +73,10 @@ class CubeRows(eqx.Module):
         )(self.forward, self.strike, self.years, self.vol, self.discount, self.is_call)
         return jnp.concatenate([jnp.ones(self.exponent_factor.shape[0], jnp.float64), price * self.conversion_today])
 
-    def changes(self, shocks: Float[Array, " factors"], *, horizon_years: float) -> Float[Array, " rows"]:
-        """Change of every row's value from today in one scenario, float32.
+    def changes(
+        self, shocks: Float[Array, " factors"], *, horizon_years: float, dtype: DTypeLike = jnp.float32
+    ) -> Float[Array, " rows"]:
+        """Change of every row's value from today in one scenario, computed in float64 and handed out in `dtype`.
 
         Options at T - h with their own vol moved by their underlying's (sticky strike); expired inside h: intrinsic.
         """
@@ -91,7 +94,7 @@ class CubeRows(eqx.Module):
             self.conversion_weight,
             self.conversion_today,
         )
-        return jnp.concatenate([factor, option]).astype(jnp.float32)
+        return jnp.concatenate([factor, option]).astype(dtype)
 
 
 def _power_sum(

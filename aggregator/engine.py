@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -282,17 +282,22 @@ def _over_buckets(portfolios, factors, cube, devices, function):  # type: ignore
     # A shape costs seconds to trace and compile: few portfolios share one, however unlike they are.
     most_buckets = max(1, min(_MOST_BUCKETS, len(portfolios) // _PORTFOLIOS_PER_SHAPE))
     for bucket in bucketed(portfolios, factors, multiple=devices, most_buckets=most_buckets):
-        results = jax.device_get(_map_bucket(bucket.arrays, cube, function, devices))
+        # From the host: splitting what lies on one device takes a small program for every shape of an array.
+        arrays = jax.tree.map(np.asarray, bucket.arrays)
+        results = jax.device_get(map_bucket(arrays, cube, function, devices))
         for place, position in enumerate(bucket.members):
             out[position] = jax.tree.map(lambda leaf, place=place: np.asarray(leaf[place]), results)
     return out
 
 
 @functools.partial(jax.jit, static_argnames=("function", "devices"))
-def _map_bucket(arrays: PortfolioArrays, cube: Cube, function, devices: int):  # type: ignore[no-untyped-def]
-    """`function` of every portfolio of a bucket, split over the devices."""
+def map_bucket(arrays: Any, cube: Any, function, devices: int):  # type: ignore[no-untyped-def]
+    """`function` of every portfolio of a bucket and what all of them share, split over the devices.
 
-    def block(part: PortfolioArrays, shared: Cube):  # type: ignore[no-untyped-def]
+    Any tree of arrays with a leading axis will do for the bucket, any tree for what is shared.
+    """
+
+    def block(part: Any, shared: Any):  # type: ignore[no-untyped-def]
         return lax.map(lambda portfolio: function(portfolio, shared), part)
 
     if devices == 1:

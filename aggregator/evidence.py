@@ -111,7 +111,8 @@ class Evidence:
     def _row(self, account_id: str) -> Row:
         return self._accounts[account_id][1]
 
-    def _market(self, account_id: str) -> Market:
+    def market(self, account_id: str) -> Market:
+        """Lookups over the snapshot of an account that was read."""
         return self._markets[self._accounts[account_id][0]]
 
     def _components(self, account_id: str) -> list[tuple[Row, Form]]:
@@ -179,7 +180,7 @@ class Evidence:
 
     def row_count(self, account_id: str) -> int:
         """Balances and positions of an account."""
-        market = self._market(account_id)
+        market = self.market(account_id)
         return len(market.balances.get(account_id, ())) + len(market.positions.get(account_id, ()))
 
     # ---- orders, notes, dates ----------------------------------------------------------------------------------------
@@ -246,7 +247,7 @@ class Evidence:
 
     def stated_of_positions(self, account_id: str, level: str) -> Stated | None:
         """The positions' own reported margins of a level, None where one of them states none."""
-        market, row, column = self._market(account_id), self._row(account_id), f"reported_{level}_margin"
+        market, row, column = self.market(account_id), self._row(account_id), f"reported_{level}_margin"
         unit_price, _ = market.asset_price(row["venue"], account_id, row["settlement_asset"])
         amounts, slack = [], 0.0
         for position in market.positions.get(account_id, ()):
@@ -264,7 +265,7 @@ class Evidence:
 
     def _stale_marks(self, account_id: str) -> dict[str, Row]:
         """Marks by instrument that the account's positions use and that are of another time than the account."""
-        market, row = self._market(account_id), self._row(account_id)
+        market, row = self.market(account_id), self._row(account_id)
         moment, out = _moment(row), {}
         for position in market.positions.get(account_id, ()):
             mark = market.mark(row["venue"], account_id, position["instrument_id"], "mark")
@@ -286,7 +287,7 @@ class Evidence:
         )
         if not stale or not by_leverage:
             return None
-        market, row = self._market(account_id), self._row(account_id)
+        market, row = self.market(account_id), self._row(account_id)
         unit_price, _ = market.asset_price(row["venue"], account_id, row["settlement_asset"])
         marks, slack = {}, 0.0
         for position in market.positions[account_id]:

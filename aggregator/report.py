@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
+from math import expm1, floor, inf, log, log10
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,6 +51,7 @@ WATERFALL_STEPS = 11
 HEAT_MAP_ROWS = 12
 HEAT_MAP_COLUMNS = 10
 SCENARIO_ROWS = 10
+LIQUIDATION_PRICE_ROWS = 30
 RECONCILIATION_ROWS = 80
 FACTOR_ROWS = 60
 FAILURE_ROWS = 100
@@ -290,7 +292,14 @@ def _detail(row: Row, run_tables: Mapping[str, pa.Table], anchor: str) -> Row:
         name: run_tables[name]
         .filter(pc.equal(run_tables[name].column("portfolio_id"), row["portfolio_id"]))
         .to_pylist()
-        for name in ("account_margin", "allocation", "scenarios_worst", "greeks", "loss_histogram")
+        for name in (
+            "account_margin",
+            "allocation",
+            "scenarios_worst",
+            "greeks",
+            "loss_histogram",
+            "liquidation_prices",
+        )
     }
     positions = [a for a in own["allocation"] if a["level"] == "position"]
     positions.sort(key=lambda a: (-a["es_99_usd"], a["key"]))
@@ -323,6 +332,8 @@ def _detail(row: Row, run_tables: Mapping[str, pa.Table], anchor: str) -> Row:
         "heat_map": _heat_map(positions),
         "worst": _limited([_worst(scenario) for scenario in own["scenarios_worst"]], SCENARIO_ROWS),
         "accounts": _limited(_accounts_view(own["account_margin"], False), ACCOUNT_ROWS),
+        "liquidation_prices": _limited(_liquidation_prices(own["liquidation_prices"]), LIQUIDATION_PRICE_ROWS),
+        "liquidation_prices_none": sum(r["status"] == "none" for r in own["liquidation_prices"]),
         "positions": _positions(positions, row),
         "greeks": own["greeks"],
         "key_figures": [
@@ -468,6 +479,29 @@ def _accounts_view(accounts: Sequence[Row], across_portfolios: bool) -> list[Row
     return rows
 
 
+def _liquidation_prices(rows: Sequence[Row]) -> list[Row]:
+    """Rows that have a liquidation price or lack one for a reason, accounts liquidatable now first, then by the nearest
+    move.
+    """
+
+    def nearest(row: Row) -> float:
+        return min((abs(row[name]) for name in ("log_move_down", "log_move_up") if row[name] is not None), default=inf)
+
+    shown = [
+        {**row, **{side: _move_of(row[f"log_move_{side}"]) for side in ("down", "up")}}
+        for row in rows
+        if row["status"] != "none"
+    ]
+    return sorted(shown, key=lambda r: (r["status"] != "liquidatable_now", nearest(r), r["account_id"], r["subject"]))
+
+
+def _move_of(log_move: float | None) -> str | None:
+    """A log move in percent; a rise beyond tenfold is no more than far."""
+    if log_move is None:
+        return None
+    return "> +1,000 %" if log_move > log(11.0) else move(expm1(log_move))
+
+
 def _positions(positions: Sequence[Row], portfolio: Row) -> Row:
     """Position rows by contribution, the ends of a long list, and the sums over all of them."""
     pooled = portfolio["es_99_pooled_usd"]
@@ -576,6 +610,14 @@ def move(share: float) -> str:
     return f"+{share * 100:.1f} %" if share > 0 else f"{_signed(f'{share * 100:.1f}')} %"
 
 
+def price(amount: float | None) -> str | Markup:
+    """A price with six digits that carry, and no more than twelve decimals."""
+    if amount is None:
+        return _NOT_AVAILABLE
+    decimals = 2 if amount == 0 else min(12, max(0, 5 - floor(log10(abs(amount)))))
+    return _signed(f"{amount:,.{decimals}f}")
+
+
 def ratio(number: float | None) -> str | Markup:
     """A ratio with three decimals; large ones with fewer, absurd ones as a bound."""
     if number is None:
@@ -649,6 +691,7 @@ def _environment() -> Environment:
         "native": native,
         "part": part,
         "percent": percent,
+        "price": price,
         "ratio": ratio,
         "short": short,
         "times": times,

@@ -16,8 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from .account import AccountInfo
 from .engine import Cube, Detail, Headline
 from .errors import Failure, FailureReason
+from .liquidation_price import Moves, Subject
 from .margin import NativeMargin
 from .portfolio import PackedPortfolio
 from .schema import RESULTS
@@ -164,7 +166,6 @@ def account_rows(evaluated: Evaluated) -> list[Row]:
             continue
         equity, initial, maintenance = (float(x[account]) for x in figures.native)
         needed = info.trigger * maintenance
-        gone = (equity <= needed if info.at_or_below else equity < needed) if maintenance > 0 else equity < 0
         health = native_health(portfolio, figures.native, account)
         reported = info.reported
         lines = [n for n, line in enumerate(portfolio.lines) if line.account_id == info.account_id]
@@ -176,7 +177,7 @@ def account_rows(evaluated: Evaluated) -> list[Row]:
                 "initial_requirement": initial,
                 "maintenance_requirement": maintenance,
                 "health": health,
-                "liquidatable": gone,
+                "liquidatable": _is_gone(info, equity, maintenance),
                 "near_boundary": maintenance > 0 and abs(equity - needed) <= NEAR_BOUNDARY * needed,
                 "p_liquidation_at_horizon": float(figures.p_liquidation[account]),
                 "equity_usd": math.fsum(portfolio.line_equity[n] for n in lines),
@@ -189,6 +190,12 @@ def account_rows(evaluated: Evaluated) -> list[Row]:
     unread = {"status": "incomplete", "trigger": None, "reported_parts": None}
     rows += [_account_base(portfolio, info) | unread for info in portfolio.left_out]
     return rows
+
+
+def _is_gone(info: AccountInfo, equity: float, maintenance: float) -> bool:
+    """Whether the venue liquidates at these figures; see `margin.liquidated`."""
+    needed = info.trigger * maintenance
+    return (equity <= needed if info.at_or_below else equity < needed) if maintenance > 0 else equity < 0
 
 
 def _account_base(portfolio: PackedPortfolio, info: Any) -> Row:
@@ -296,6 +303,49 @@ def worst_rows(evaluated: Evaluated, found: Detail, cube: Cube, factors: Sequenc
             }
         )
     return rows
+
+
+def liquidation_price_rows(
+    evaluated: Evaluated, moves: Sequence[Mapping[str, Moves]], subjects: Sequence[Sequence[Subject]]
+) -> list[Row]:
+    """Rows of `liquidation_prices`: `moves` by price factor and `subjects` of every account of the portfolio."""
+    portfolio, figures = evaluated
+    assert figures is not None
+    rows = []
+    for account, info in enumerate(portfolio.accounts):
+        finite = bool(figures.account_is_finite[account])
+        by_factor = moves[account]
+        gone = next((found.liquidatable_now for found in by_factor.values()), None)
+        if gone is None:
+            gone = _is_gone(info, float(figures.native.equity[account]), float(figures.native.maintenance[account]))
+        for subject in subjects[account]:
+            found = by_factor.get(subject.factor, Moves(gone, None, None)) if finite else Moves(False, None, None)
+            nothing = found.down is None and found.up is None
+            prices = _moved(subject.price, found.down), _moved(subject.price, found.up)
+            row: Row = {
+                "portfolio_id": portfolio.portfolio_id,
+                "account_id": info.account_id,
+                "venue": info.venue,
+                "subject": subject.name,
+                "kind": subject.kind,
+                "factor": subject.factor,
+                "status": "calculation" if not finite else "liquidatable_now" if gone else "none" if nothing else "ok",
+                "price": subject.price,
+                "log_move_down": found.down,
+                "price_down": prices[0],
+                "log_move_up": found.up,
+                "price_up": prices[1],
+                "reported_liquidation_price": subject.reported,
+            }
+            if subject.reported is not None and subject.price is not None:
+                own = prices[0] if subject.reported <= subject.price else prices[1]
+                row["difference"] = None if own is None else own - subject.reported
+            rows.append(row)
+    return rows
+
+
+def _moved(price: float | None, log_move: float | None) -> float | None:
+    return None if price is None or log_move is None else price * math.exp(log_move)
 
 
 def histogram_rows(evaluated: Evaluated, found: Detail) -> list[Row]:

@@ -11,7 +11,8 @@ import decimal
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -371,6 +372,12 @@ def cast_table(name: str, source: Any) -> pa.Table:
     """
     schema = CANONICAL[name]
     table = ArrowStream.of(source).table
+    if table.schema.equals(schema, check_metadata=True):
+        for column, values in zip(_columns(name), table.columns, strict=True):
+            if column.is_decimal and not _within_bound(values):
+                exact_decimals(values.to_pylist(), where=f"{name}.{column.name}")  # says which
+            _check(name, column, values)
+        return table
     stated = table_version(table.schema)
     if stated != ("", "") and stated != table_version(schema):
         raise DataError(
@@ -381,11 +388,12 @@ def cast_table(name: str, source: Any) -> pa.Table:
                 subject=name,
             )
         )
-    twice = sorted({column for column in table.column_names if table.column_names.count(column) > 1})
+    names = table.column_names
+    twice = sorted({column for column in names if names.count(column) > 1})
     if twice:
         raise DataError(Failure(FailureReason.MALFORMED, f"table {name!r}: columns {twice} stand twice", subject=name))
-    unknown = [column for column in table.column_names if column not in schema.names]
-    missing = [f.name for f in schema if f.name not in table.column_names and not f.nullable]
+    unknown = [column for column in names if column not in schema.names]
+    missing = [f.name for f in schema if f.name not in names and not f.nullable]
     if unknown or missing:
         problems = [f"missing columns {missing}"] if missing else []
         problems += [f"unknown {column!r}{nearest_name(column, schema.names)}" for column in unknown]
@@ -396,11 +404,28 @@ def cast_table(name: str, source: Any) -> pa.Table:
                 subject=name,
             )
         )
-    columns = [_cast_column(name, table, f) for f in schema]
+    columns = [_cast_column(name, table, column) for column in _columns(name)]
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def _cast_column(name: str, table: pa.Table, target: pa.Field) -> pa.ChunkedArray:
+class _Column(NamedTuple):
+    """A field of a canonical table as it is asked for again and again: Arrow makes its answers anew each time."""
+
+    name: str
+    type: pa.DataType
+    nullable: bool
+    is_decimal: bool
+    is_integer: bool
+    is_floating: bool
+
+
+@cache
+def _columns(name: str) -> tuple[_Column, ...]:
+    kinds = (pa.types.is_decimal, pa.types.is_integer, pa.types.is_floating)
+    return tuple(_Column(f.name, f.type, f.nullable, *(kind(f.type) for kind in kinds)) for f in CANONICAL[name])
+
+
+def _cast_column(name: str, table: pa.Table, target: _Column) -> pa.ChunkedArray:
     if target.name not in table.column_names:
         return pa.chunked_array([pa.nulls(table.num_rows, target.type)])
     column = table.column(target.name)
@@ -410,21 +435,24 @@ def _cast_column(name: str, table: pa.Table, target: pa.Field) -> pa.ChunkedArra
     try:
         if column.type == target.type == DECIMAL and _within_bound(column):
             pass  # as exact as the door could make it
-        elif pa.types.is_decimal(target.type):
+        elif target.is_decimal:
             column = pa.chunked_array([exact_decimals(column.to_pylist(), where=where)])
         elif column.type != target.type:
             column = column.cast(target.type)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise DataError(Failure(FailureReason.MALFORMED, f"{where}: {error}", subject=name)) from None
-    if not target.nullable and column.null_count:
-        raise DataError(
-            Failure(FailureReason.MISSING_FIELD, f"{where}: {column.null_count} rows are null", subject=name)
-        )
-    if pa.types.is_floating(target.type) and column.null_count < len(column):
-        finite = pc.all(pc.is_finite(column)).as_py()
-        if finite is False:
-            raise DataError(Failure(FailureReason.NOT_A_NUMBER, f"{where}: not finite", subject=name))
+    _check(name, target, column)
     return column
+
+
+def _check(name: str, target: _Column, column: pa.Array | pa.ChunkedArray) -> None:
+    """No null where none may be, nothing but finite numbers."""
+    nulls = column.null_count
+    if nulls and not target.nullable:
+        message = f"{name}.{target.name}: {nulls} rows are null"
+        raise DataError(Failure(FailureReason.MISSING_FIELD, message, subject=name))
+    if target.is_floating and nulls < len(column) and pc.all(pc.is_finite(column)).as_py() is False:
+        raise DataError(Failure(FailureReason.NOT_A_NUMBER, f"{name}.{target.name}: not finite", subject=name))
 
 
 def exact_decimals(values: Iterable[Any], *, where: str) -> pa.Array:
@@ -514,22 +542,23 @@ def table_from_rows(name: str, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
     if unknown := present - set(schema.names):
         raise KeyError(f"table {name!r} has no column {sorted(unknown)}")
     arrays = []
-    for f in schema:
-        if f.name not in present:
-            arrays.append(pa.nulls(len(rows), f.type))
+    for column in _columns(name):
+        if column.name not in present:
+            arrays.append(pa.nulls(len(rows), column.type))
             continue
-        values = [row.get(f.name) for row in rows]
-        if pa.types.is_decimal(f.type):
-            arrays.append(exact_decimals(values, where=f"{name}.{f.name}"))
-        else:
-            try:
-                # Given an integer type, pa.array would cut fractions off in silence; a cast does not.
-                arrays.append(
-                    pa.array(values).cast(f.type) if pa.types.is_integer(f.type) else pa.array(values, f.type)
-                )
-            except (pa.ArrowException, TypeError, OverflowError, UnicodeEncodeError) as error:
-                raise DataError(Failure(FailureReason.MALFORMED, f"{name}.{f.name}: {error}", subject=name)) from None
-    return cast_table(name, pa.Table.from_arrays(arrays, schema=schema))
+        values = [row.get(column.name) for row in rows]
+        if column.is_decimal:
+            arrays.append(exact_decimals(values, where=f"{name}.{column.name}"))
+            continue
+        try:
+            # Given an integer type, pa.array would cut fractions off in silence; a cast does not.
+            arrays.append(pa.array(values).cast(column.type) if column.is_integer else pa.array(values, column.type))
+        except (pa.ArrowException, TypeError, OverflowError, UnicodeEncodeError) as error:
+            message = f"{name}.{column.name}: {error}"
+            raise DataError(Failure(FailureReason.MALFORMED, message, subject=name)) from None
+    for column, array in zip(_columns(name), arrays, strict=True):
+        _check(name, column, array)
+    return pa.Table.from_arrays(arrays, schema=schema)
 
 
 def failures_table(failures: Sequence[Failure]) -> pa.Table:
@@ -711,6 +740,26 @@ GREEKS = _result(
     ],
 )
 
+LIQUIDATION_PRICES = _result(
+    "liquidation_prices",
+    [
+        _text("portfolio_id"),
+        _text("account_id"),
+        _text("venue"),
+        _text("subject", "instrument (with /long or /short where both sides are held) or asset"),
+        _text("kind", "position | balance | underlying"),
+        _text("factor", "price factor that is moved, with all that depends on it"),
+        _text("status", "ok | none | liquidatable_now | calculation"),
+        _float("price", "today's mark in its quote, or asset price in USD", nullable=True),
+        _float("log_move_down", "log move of the factor, negative; within 1e-6 of today's price", nullable=True),
+        _float("price_down", "as price", nullable=True),
+        _float("log_move_up", "log move of the factor, positive; within 1e6 times today's price", nullable=True),
+        _float("price_up", "as price", nullable=True),
+        _float("reported_liquidation_price", "as price, the venue's own", nullable=True),
+        _float("difference", "as price, recomputed minus reported, on the reported one's side", nullable=True),
+    ],
+)
+
 LOSS_HISTOGRAM = _result(
     "loss_histogram",
     [
@@ -762,6 +811,7 @@ RESULTS: Mapping[str, pa.Schema] = {
     "allocation": ALLOCATION,
     "scenarios_worst": SCENARIOS_WORST,
     "greeks": GREEKS,
+    "liquidation_prices": LIQUIDATION_PRICES,
     "loss_histogram": LOSS_HISTOGRAM,
     "factors": FACTORS,
     "reconciliation": RECONCILIATION,
@@ -777,6 +827,7 @@ RESULT_KEYS: Mapping[str, tuple[str, ...]] = {
     "allocation": ("run_id", "portfolio_id", "level", "key"),
     "scenarios_worst": ("run_id", "portfolio_id", "rank"),
     "greeks": ("run_id", "portfolio_id", "underlying"),
+    "liquidation_prices": ("run_id", "portfolio_id", "account_id", "subject"),
     "loss_histogram": ("run_id", "portfolio_id", "bin"),
     "factors": ("run_id", "factor"),
     "reconciliation": ("run_id", "portfolio_id", "account_id", "figure"),

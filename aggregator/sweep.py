@@ -57,7 +57,7 @@ Progress = Callable[[str, int, int], None]
 
 _VERSIONS = ("jax", "jaxlib", "equinox", "numpy", "pyarrow", "deltalake", "pydantic")
 _ACCOUNT_METRICS = ("health", "p_liquidation_at_horizon")
-_VERSION_SEGMENT = re.compile(r"v\d+")
+_UNCOUNTED_SEGMENT = re.compile(r"v?\d+")
 
 
 class Condition(NamedTuple):
@@ -290,18 +290,18 @@ def _normalize(
 
 
 def _is_known_request(request: str, known: Sequence[str]) -> bool:
-    """Whether a request ends in the path of a known one; version segments and what stands behind a colon do not count,
-    nor does what follows the first dot of a channel.
+    """Whether a request ends in the path of a known one; versions, numbers and what stands behind a colon do not count,
+    nor does what follows a channel's name and a dot.
 
-    Venues write one call in several ways: `fapi/account`, `/fapi/v2/account`; a channel is `ticker.BTC-PERPETUAL.100ms`.
+    Venues write one call in several ways: `fapi/account`, `/fapi/v2/account`, `positionInfo/0`,
+    `ticker.BTC-PERPETUAL.100ms`.
     """
 
     def segments(text: str) -> list[str]:
-        return [s for s in text.partition(":")[0].strip().split("/") if s and not _VERSION_SEGMENT.fullmatch(s)]
+        return [s for s in text.partition(":")[0].strip().split("/") if s and not _UNCOUNTED_SEGMENT.fullmatch(s)]
 
     path = segments(request)
-    channel = [request.strip().partition(".")[0]]
-    return any(path[-len(of) :] == of or channel == of for of in map(segments, known))
+    return any(path[-len(of) :] == of or request.strip().startswith(f"{of[-1]}.") for of in map(segments, known))
 
 
 def _parameters(resolved: Resolved, venue: str, sources: Sequence[Source]) -> Mapping[str, Any]:

@@ -95,6 +95,8 @@ _RESULT_ROWS: Mapping[str, str] = {
     "scenarios_worst": "The largest pooled losses, what drives them and who is liquidated in them. For the "
     "`detail_top` portfolios.",
     "greeks": "First-order sensitivities by underlying. For the `detail_top` portfolios.",
+    "liquidation_prices": "One row per account and position, balance or underlying whose price a factor moves: the "
+    "nearest liquidation price on each side. For the `detail_top` portfolios.",
     "loss_histogram": "Probability of the pooled loss by bins of equal width. For the `detail_top` portfolios.",
     "factors": "One row per risk factor of the run: its spread over the horizon and where its law comes from.",
     "reconciliation": "One row per account and figure: ours, the venue's own, and what explains a difference. What the "

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from aggregator.batch import PortfolioArrays, bucketed
-from aggregator.engine import CONFIDENCES, HISTOGRAM_BINS, Cube, _map_bucket, evaluate_details, evaluate_headlines
+from aggregator.engine import CONFIDENCES, HISTOGRAM_BINS, Cube, evaluate_details, evaluate_headlines, map_bucket
 from aggregator.portfolio import PackedPortfolio
 from tests import margin_twin
 from tests.engine_book import (
@@ -287,7 +287,7 @@ def test_compilations_are_bounded_by_shapes() -> None:
             # Other portfolios and another order, but the same two shapes and lengths.
             turned = members[repetition:] + members[:repetition]
             for bucket in bucketed(turned, FACTORS):
-                _map_bucket(bucket.arrays, desk().cube, counted, 1)
+                map_bucket(bucket.arrays, desk().cube, counted, 1)
     assert eqx.debug.get_num_traces(counted) == 2
 
 

@@ -54,6 +54,7 @@ AGGREGATOR_ORDER = (
     "unit_margin",
     "margin",
     "engine",
+    "liquidation_price",
     "greeks",
     "results",
     "native",

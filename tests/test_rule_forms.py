@@ -112,7 +112,8 @@ instances: dict[str, st.SearchStrategy[Form]] = {
         round_digits=st.none() | st.integers(0, 18),
         value_today=st.sampled_from(["model", "mark"]),
         delta_floor=st.none() | with_numbers(DeltaFloor),
-        roll=st.none() | with_numbers(RollShock, law=st.sampled_from(["exponential", "linear"]), collateral=st.booleans()),
+        roll=st.none()
+        | with_numbers(RollShock, law=st.sampled_from(["exponential", "linear"]), collateral=st.booleans()),
         delta_shock=st.none() | with_numbers(DeltaShock),
         minimum=st.none()
         | with_numbers(
