@@ -15,6 +15,7 @@ from jax import lax
 
 from .batch import PortfolioArrays, bucketed
 from .cube import CubeRows
+from .errors import ConfigurationError
 from .margin import NativeMargin, native_margin_today
 from .portfolio import Book
 
@@ -25,8 +26,10 @@ _PORTFOLIOS_PER_SHAPE = 64
 def native_today(book: Book) -> list[NativeMargin | None]:
     """Figures (NumPy, float64, each account's own unit) of every portfolio, None where it has no complete account.
 
-    Entries behind a portfolio's accounts are padding.
+    Entries behind a portfolio's accounts are padding. Raises `ConfigurationError` unless JAX computes in float64.
     """
+    if not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
+        raise ConfigurationError("a venue's figures are float64: set jax_enable_x64 before computing them")
     factors = book.factors()
     rows = book.cube.build(factors)
     out: list[Any] = [None] * len(book.portfolios)

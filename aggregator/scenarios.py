@@ -27,6 +27,7 @@ from jaxtyping import Array, Float, Integer, PRNGKeyArray, UInt32
 
 from .errors import ConfigurationError
 from .history import FactorHistory
+from .rounding import rounded
 
 TILE = 256
 """Scenarios per tile; requests start and end on multiples of it."""
@@ -85,16 +86,18 @@ def chi_square(key: PRNGKeyArray, degrees_of_freedom: Float[Array, ""]) -> Float
     `jax.random.gamma` runs its samples one after another on a CPU.
     """
     shape = degrees_of_freedom / 2.0 - 1.0 / 3.0
-    spread = 1.0 / jnp.sqrt(9.0 * shape)
+    # Not 1 / sqrt: the compiler makes a reciprocal square root of that, whose last bits a folded constant has not.
+    spread = jnp.sqrt(1.0 / (9.0 * shape))
 
     def propose(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         attempt, _, _ = state
         uniforms = jax.random.uniform(jax.random.fold_in(key, attempt), (2,), jnp.float64)
         x = math.sqrt(2.0) * lax.erf_inv(2.0 * uniforms[0] - 1.0)
         u = uniforms[1]
-        root = 1.0 + spread * x
+        root = 1.0 + rounded(spread * x)
         positive = root > 0.0
-        v = jnp.where(positive, root, 1.0) ** 3
+        root = jnp.where(positive, root, 1.0)
+        v = rounded(rounded(root * root) * root)
         accepted = positive & (uniforms[0] > 0.0) & (jnp.log(u) < 0.5 * x * x + shape * (1.0 - v + jnp.log(v)))
         return attempt + jnp.uint32(1), 2.0 * shape * v, accepted
 
@@ -133,10 +136,10 @@ class MultivariateT(eqx.Module):
         width = jnp.sqrt(self.degrees_of_freedom / chi_square(streams[-1], self.degrees_of_freedom))
 
         def add_column(j: Array, total: Array) -> Array:
-            return total + self.columns[j] * z[j]
+            return total + rounded(self.columns[j] * z[j])
 
         mixed = lax.fori_loop(0, len(self.factors), add_column, jnp.zeros(len(self.factors), jnp.float64))
-        return self.location + width * mixed
+        return self.location + rounded(width * mixed)
 
 
 def multivariate_t(

@@ -22,6 +22,7 @@ PACKAGES = ("aggregator", "adapters", "models")
 # Downwards: a module may import the ones before it. A new module needs its place here.
 AGGREGATOR_ORDER = (
     "errors",
+    "rounding",
     "schema",
     "rule_forms",
     "config",
@@ -29,7 +30,6 @@ AGGREGATOR_ORDER = (
     "history",
     "scenarios",
     "factors",
-    "rounding",
     "pricing",
     "cube",
     "market",

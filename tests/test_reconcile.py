@@ -12,12 +12,13 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
 from aggregator.config import Reconcile
 from aggregator.differences import RELATIVE, TIER_CHANGE, Native, reconciliation_rows
-from aggregator.errors import Failure, FailureReason
+from aggregator.errors import ConfigurationError, Failure, FailureReason
 from aggregator.evidence import Evidence, place_of
 from aggregator.native import native_today
 from aggregator.portfolio import pack_book
@@ -495,6 +496,13 @@ def test_a_mark_that_is_missing_leaves_no_figure() -> None:
     found = reconciliation_rows([Native(portfolio, None, ())], evidence, BOUND)
     assert said(found, "equity") == ("incomplete", "missing_mark")
     assert "no mark of v:BTC" in of(found, "equity")["message"]
+
+
+def test_figures_in_single_precision_are_refused() -> None:
+    evidence = evidence_of(book_rows())
+    book, _ = pack_book(evidence.snapshots, {"desk": ("v",)}, as_of=NOW)
+    with jax.enable_x64(False), pytest.raises(ConfigurationError, match="jax_enable_x64"):
+        native_today(book)
 
 
 def test_an_account_that_nobody_read_has_a_row() -> None:

@@ -56,7 +56,7 @@ def check_equal(one: Run, other: Run) -> None:
     for name in mine:
         assert mine[name] == theirs[name], name
     filled = ("portfolio_margin", "account_margin", "node_margin", "allocation", "scenarios_worst", "greeks",
-              "loss_histogram", "factors", "runs")  # fmt: skip
+              "liquidation_prices", "loss_histogram", "factors", "runs")  # fmt: skip
     assert all(mine[name] for name in filled)
 
 
@@ -117,7 +117,7 @@ def test_a_smaller_detail_than_the_book_is_the_same_figures(tmp_path: Path, undi
     shown = {row["portfolio_id"] for row in theirs["allocation"]}
     assert len(shown) == 3
     assert len({row["portfolio_id"] for row in mine["allocation"]}) == 2 + COPIES
-    for name in ("allocation", "scenarios_worst", "greeks", "loss_histogram"):
+    for name in ("allocation", "scenarios_worst", "greeks", "liquidation_prices", "loss_histogram"):
         assert [row for row in mine[name] if row["portfolio_id"] in shown] == theirs[name], name
 
 

@@ -275,7 +275,8 @@ FACTS = VenueFacts(
         "cross: subaccounts 0 to 127 of an address, each a node of its own",
         "isolated: subaccounts 128 and above, children of number mod 128, each a node of its own",
     ),
-    equity="USDC with unsettled funding, plus signed notionals at the oracle price; nothing else is collateral",
+    equity="USDC with unsettled funding, plus signed notionals at the oracle price (the one that a position's "
+    "own unrealized profit implies, where it states one); nothing else is collateral",
     requirement="tiered_notional with one tier per market: initial the margin fraction scaled by today's open interest "
     "(or the account's own, if larger), maintenance the base fraction times the maintenance fraction",
     verdict="liquidated when net collateral is below the maintenance requirement; at equality it stands",
@@ -292,6 +293,8 @@ FACTS = VenueFacts(
     gaps=(
         "requirements are real numbers; the chain rounds each up to 1e-6 USDC",
         "the indexer's free collateral ignores scaling by open interest; it is shown as reported",
+        "a market list without open-interest caps is taken as one without scaling",
+        "an account without positions and with negative USDC is shown as liquidatable, which the chain does not do",
         "in scenarios the initial fraction stays that of today's open interest",
         "the JSON names of node queries follow the protobuf files; no recorded payload of a node was at hand",
     ),
