@@ -35,6 +35,8 @@ class Rows:
     failures: list[Failure] = field(default_factory=list)
     tables: dict[str, list[tuple[int, pa.Table]]] = field(default_factory=lambda: {name: [] for name in CANONICAL})
     """Whole tables of many rows, each with the number of single rows that stand before it."""
+    tables_added: list[str] = field(default_factory=list)
+    """Name of each whole table in the order in which they came."""
 
     def add_table(self, name: str, table: pa.Table) -> None:
         """Many rows of `name` at once, behind all that were added before.
@@ -46,6 +48,7 @@ class Rows:
             table = cast_table(name, table)
         if table.num_rows:
             self.tables[name].append((len(self.rows[name]), table))
+            self.tables_added.append(name)
 
     def add(self, table: str, **values: Any) -> None:
         """One row of `table`; an absent column is null."""
@@ -108,7 +111,7 @@ class _Guard(AbstractContextManager[None]):
 
     def __enter__(self) -> None:
         self.lengths = tuple(map(len, self.rows.rows.values()))
-        self.tables = tuple(map(len, self.rows.tables.values()))
+        self.tables = len(self.rows.tables_added)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -117,8 +120,9 @@ class _Guard(AbstractContextManager[None]):
             return False
         for of_rows, length in zip(self.rows.rows.values(), self.lengths, strict=True):
             del of_rows[length:]
-        for of_tables, length in zip(self.rows.tables.values(), self.tables, strict=True):
-            del of_tables[length:]
+        for name in self.rows.tables_added[self.tables :]:
+            self.rows.tables[name].pop()
+        del self.rows.tables_added[self.tables :]
         where = {"payload": self.payload, "path": error.path, "subject": self.subject}
         self.rows.fail(error.reason, error.message, account_id=self.account_id, **where)
         return True

@@ -136,9 +136,10 @@ def _grouped(rows: Rows, payloads: Sequence[Payload]) -> tuple[Grouped, dict[str
             found.setdefault((name, owner, detail or _question(payload)), []).append(payload)
     market_wide: Grouped = {}
     owners: dict[str, Grouped] = {}
+    # Switches and fees alone are no account.
+    with_account = {owner for name, owner, _ in found if name in OWNER_REQUESTS}
     for (name, owner, detail), copies in sorted(found.items()):
-        # Switches and fees alone are no account.
-        has_account = owner and any(key[1] == owner and key[0] in OWNER_REQUESTS for key in found)
+        has_account = owner and owner in with_account
         target = owners.setdefault(owner, {}) if has_account else market_wide if not owner else {}
         answers = target.setdefault(name, [])
         if len(copies) == 1:

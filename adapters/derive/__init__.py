@@ -95,7 +95,11 @@ def _sorted_out(reading: Reading, payloads: Sequence[Payload]) -> dict[tuple[str
                 message = f"{payload.request} needs the owner's label in the configuration"
                 raise FieldError("account", FailureReason.MISSING_FIELD, message)
             else:
-                key = (payload.request, payload.account, str(member(result, "subaccount_id")))
+                part = member(result, "subaccount_id")
+                if isinstance(part, bool) or not isinstance(part, str | int):
+                    message = f"expected the number of a subaccount, found {type(part).__name__}"
+                    raise FieldError("subaccount_id", FailureReason.MALFORMED, message)
+                key = (payload.request, payload.account, str(part))
             groups.setdefault(key, []).append(payload)
     for (request, owner, part), copies in groups.items():
         if len(copies) > 1:

@@ -168,11 +168,11 @@ def _index(entry: Any) -> Any:
 
 
 def _orders(entry: Any, path: str) -> tuple[int, int, int]:
-    bids, asks = integer(entry, "open_bids", path, default=0), integer(entry, "open_asks", path, default=0)
+    bids, asks = integer(entry, "open_bids", path), integer(entry, "open_asks", path)
     if bids < 0 or asks > 0:
         message = f"bids of {bids} and asks of {asks}: bids are positive, asks negative"
         raise FieldError(joined(path, "open_bids"), FailureReason.OUT_OF_RANGE, message)
-    return bids, asks, unsigned(entry, "open_orders", path, default=0)
+    return bids, asks, unsigned(entry, "open_orders", path)
 
 
 def _check_pool(pool: int, of_market: int, path: str) -> None:

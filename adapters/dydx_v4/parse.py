@@ -503,8 +503,11 @@ def add_order(reading: Reading, payload: Payload, record: Any, path: str, *, own
     if not isinstance(identity, str):
         raise FieldError(joined(path, "id"), FailureReason.MALFORMED, "expected the id of an order")
     size = positive_at(record, "size", path)
-    filled = Decimal(0) if record.get("totalFilled") is None else non_negative_at(record, "totalFilled", path)
     remaining = optional_decimal_at(record, "remainingSize", path)
+    if remaining is None or record.get("totalFilled") is not None:
+        filled = non_negative_at(record, "totalFilled", path)
+    else:
+        filled = size - remaining
     remaining = size - filled if remaining is None else remaining
     if not 0 <= remaining <= size:
         raise FieldError(path, FailureReason.INCONSISTENT, f"{filled} of {size} is filled, {remaining} remain")

@@ -366,18 +366,19 @@ MARKET_KEYS: Mapping[str, str] = {
 }
 """Values of one market: name in a payload (the contract's key with its flag behind it) to name here."""
 
+_SWITCHES = frozenset({"use_open_interest_in_tokens"})
 _SIGNED = frozenset({"virtual_inventory", "virtual_inventory_in_tokens"})
 
 
 def read_values(record: Mapping[str, Any], keys: Mapping[str, str], path: str) -> dict[str, int]:
-    """Integers of `record` under `keys` by our names; a boolean is 0 or 1, what stands under other names is left."""
+    """Integers of `record` under `keys` by our names; a switch is 0 or 1, what stands under other names is left."""
     values: dict[str, int] = {}
     for key, ours in keys.items():
         value = record.get(key)
         if value is None:
             continue
         where = joined(path, key)
-        number = int(value) if isinstance(value, bool) else integer_of(value, where)
+        number = int(value) if ours in _SWITCHES and isinstance(value, bool) else integer_of(value, where)
         if number > LARGEST or (number < 0 and ours not in _SIGNED):
             raise FieldError(where, FailureReason.OUT_OF_RANGE, f"{number} does not lie in 0..2^256-1")
         values[ours] = number

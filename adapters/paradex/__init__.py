@@ -71,9 +71,11 @@ class ParadexAdapter:
         for (request, _, _), payload in sorted(market_wide, key=lambda item: order.index(item[0][0])):
             _READERS[request](reading, payload)
         add_market_rows(reading)
+        by_owner: dict[str, dict[tuple[str, str], Payload]] = {}
+        for (request, owner, part), payload in accepted.items():
+            by_owner.setdefault(owner, {})[request, part] = payload
         for owner in sorted({key[1] for key in (*accepted, *rejected) if key[1]}):
-            of_owner = {(key[0], key[2]): payload for key, payload in accepted.items() if key[1] == owner}
-            if of_owner:
+            if of_owner := by_owner.get(owner):
                 add_owner(reading, owner, of_owner)
             else:
                 add_bare_account(reading, owner, next(p for key, p in rejected.items() if key[1] == owner))

@@ -108,9 +108,15 @@ def _infos(
         if request != INFO:
             continue
         with reading.rows.guard(payload.name, subject=owner, account_id=account_id(VENUE, owner)):
-            for path, record in results_of(payload):
+            listed = results_of(payload)
+            for path, record in listed:
                 if not isinstance(record, Mapping):
                     raise FieldError(path, FailureReason.MALFORMED, "expected an object")
+                if len(listed) > 1:
+                    member(record, "account", path)
+                if not isinstance(record.get("isolated_market"), str | None):
+                    place = joined(path, "isolated_market")
+                    raise FieldError(place, FailureReason.MALFORMED, "expected the name of a market")
                 infos[_address(record, path)] = record, payload
     return infos
 
@@ -294,9 +300,7 @@ def _read_margin(account: Account, payload: Payload) -> None:
     body = payload.body
     if not isinstance(body, Mapping) or body.get("error") is not None:
         raise FieldError("", FailureReason.MALFORMED, "expected the margin configuration of an account")
-    if not {"margin_methodology", "configs"} & body.keys():
-        raise FieldError("configs", FailureReason.MISSING_FIELD, "neither 'configs' nor 'margin_methodology' is there")
-    methodology = body.get("margin_methodology") or "cross_margin"
+    methodology = member(body, "margin_methodology")
     if methodology not in ("cross_margin", "portfolio_margin"):
         message = f"margin methodology {str(methodology)[:40]!r}"
         raise FieldError("margin_methodology", FailureReason.UNSUPPORTED, message)
@@ -310,7 +314,7 @@ def _read_margin(account: Account, payload: Payload) -> None:
     for i, config in enumerate(configs):
         path = joined("configs", i)
         market = member(config, "market", path)
-        if not isinstance(market, str):
+        if not isinstance(market, str) or not market:
             raise FieldError(joined(path, "market"), FailureReason.MALFORMED, f"{market!r:.20} is no name of a market")
         isolated = account.isolated_market is not None and config.get("isolated_margin_leverage")
         if account.isolated_market == market and config.get("margin_type") == "ISOLATED":
