@@ -983,6 +983,56 @@ def test_versions_of_a_summary_without_the_parts_of_equity() -> None:
     assert normalized(usdc).failures == []  # session_upl less that of options is the same
 
 
+@pytest.mark.parametrize("change", [setting(first, "open_orders_margin", None), dropping(first, "open_orders_margin")])
+@pytest.mark.parametrize("orders", [True, False])
+def test_a_margin_of_orders_that_is_not_stated_makes_the_account_incomplete(
+    change: Callable[[Any], Any], orders: bool
+) -> None:
+    payloads = desk_with("north_positions_btc.json", change)
+    result = normalized([p for p in payloads if orders or p.name != "north_open_orders.json"])
+    assert [(f.reason, f.path, f.payload) for f in failures_of(result, NORTH_BTC)] == [
+        ("missing_field", "[0].open_orders_margin", "north_positions_btc.json")
+    ]
+    assert take_snapshot([result.batches], result.failures).incomplete == {NORTH_BTC}
+
+
+def test_an_order_without_a_row_that_states_its_margin() -> None:
+    elsewhere = setting(first, "instrument_name", "ETH_USDC-PERPETUAL")
+    result = normalized(desk_with("north_open_orders.json", elsewhere))
+    assert [(f.reason, f.path, f.payload) for f in failures_of(result, NORTH_USDC)] == [
+        ("missing_field", "[0].instrument_name", "north_open_orders.json")
+    ]
+    assert failures_of(result, NORTH_BTC) == []
+
+    def reducing(body: Any) -> None:
+        first(body).update(instrument_name="ETH_USDC-PERPETUAL", reduce_only=True)
+
+    assert normalized(desk_with("north_open_orders.json", reducing)).failures == []
+
+    # a row without a position states it as well
+    def idle(body: Any) -> None:
+        row = {"instrument_name": "ETH_USDC-PERPETUAL", "direction": "zero", "size": 0, "average_price": 0}
+        body["result"].append({**row, "open_orders_margin": Decimal("17.5")})
+
+    stated = [
+        changed(p, idle) if p.name == "north_positions_usdc.json" else p
+        for p in desk_with("north_open_orders.json", elsewhere)
+    ]
+    whole = normalized(stated)
+    assert whole.failures == []
+    assert [form.initial for form in forms_of(whole, NORTH_USDC, Fixed)] == [Decimal("17.5")]
+    twice = replace(
+        fetched("north_positions_usdc.json"),
+        name="again.json",
+        body={"result": [{"instrument_name": "ETH_USDC-PERPETUAL", "size": 0, "open_orders_margin": Decimal(3)}]},
+    )
+    assert "duplicate" in {f.reason for f in failures_of(normalized([*stated, twice]), NORTH_USDC)}
+    # under portfolio margin no row states it
+    assert (
+        normalized(desk_with("east_open_orders.json", setting(first, "instrument_name", "BTC-26JUL24"))).failures == []
+    )
+
+
 def test_a_coin_without_rules() -> None:
     def held(body: Any) -> None:
         first(body).update(instrument_name="DOGE_USDC-PERPETUAL")

@@ -457,6 +457,16 @@ def test_the_venue_s_own_figures_are_those_of_its_rules(account: str) -> None:
         assert float(ratio) == pytest.approx(float(twin.row["reported_health"]), rel=1e-11)
 
 
+def native_figures(result: Normalized, account: str) -> tuple[float, float, float]:
+    """(equity, initial, maintenance) of one account as the engine has them today."""
+    snapshot = take_snapshot([result.batches], result.failures)
+    assert snapshot.as_of is not None
+    book, _ = pack_book({"okx": snapshot}, {account: [account]}, as_of=snapshot.as_of)
+    found = native_today(book)[0]
+    assert found is not None
+    return float(found.equity[0]), float(found.initial[0]), float(found.maintenance[0])
+
+
 @pytest.fixture(scope="module")
 def engine_figures() -> dict[str, tuple[float, float, float]]:
     result = normalized(desk())
@@ -886,6 +896,127 @@ def test_figures_that_do_not_add_up_are_findings() -> None:
     ]
     short = normalized(desk_with("quay_position_risk.json", lambda body: body["data"][0]["balData"].pop()))
     assert [(f.reason, f.path) for f in failures_of(short, QUAY)] == [("inconsistent", "data[0].adjEq")]
+
+
+def switched(number: int, value: Any) -> Normalized:
+    return normalized(desk_with("north_balance.json", setting(detail(number), "collateralEnabled", value)))
+
+
+def test_a_coin_that_is_no_collateral_does_not_count() -> None:
+    before = native_figures(normalized(desk()), NORTH)[0]
+    for value in (True, "true", "", None):
+        assert native_figures(switched(3, value), NORTH)[0] == before
+    for value in (False, "false"):
+        result = switched(3, value)
+        assert only(result, "balances", account_id=NORTH, asset_id="SOL")["collateral_enabled"] is False
+        assert before - native_figures(result, NORTH)[0] == pytest.approx(41274.175, rel=1e-9)
+    # a debt counts all the same
+    debt = switched(4, False)
+    assert only(debt, "balances", account_id=NORTH, asset_id="USDC")["collateral_enabled"] is True
+    assert native_figures(debt, NORTH)[0] == before
+    # positions gain in USDT, and neither the gain nor the balance counts
+    result = switched(0, False)
+    assert only(result, "balances", account_id=NORTH, asset_id="USDT")["collateral_enabled"] is False
+    cross = Decimal("68331.05") - Decimal("12152")
+    assert before - native_figures(result, NORTH)[0] == pytest.approx(float(cross * Decimal("0.9991")), rel=1e-9)
+    wrong = failures_of(switched(3, "maybe"), NORTH)
+    assert ("malformed", "data[0].details[3].collateralEnabled") in [(f.reason, f.path) for f in wrong]
+    # a currency that is margin for itself alone has no such switch
+    alone = normalized(desk_with("south_balance.json", setting(detail(0), "collateralEnabled", False)))
+    assert only(alone, "balances", account_id=SOUTH_BTC)["collateral_enabled"] is True
+
+
+def test_what_is_no_collateral_is_no_loss_of_orders() -> None:
+    def off(body: Any) -> None:
+        body["data"][0]["adjEq"] = str(Decimal("110911.475628796") - Decimal("79151.215663296"))
+        body["data"][0]["details"][1]["collateralEnabled"] = False
+
+    result = normalized(desk_with("west_balance.json", off))
+    loss = next(form for form in forms_of(result, WEST, Fixed) if form.equity)
+    assert loss.equity == pytest.approx(Decimal("-35.2"), abs=Decimal("1e-9"))
+
+
+def test_an_adjusted_equity_below_its_currencies_is_a_finding() -> None:
+    def less(amount: str) -> list[Payload]:
+        return desk_with(
+            "east_balance.json",
+            lambda body: body["data"][0].update(adjEq=str(Decimal("487597.413988567152") - Decimal(amount))),
+        )
+
+    assert [(f.reason, f.path, f.subject, f.account_id) for f in normalized(less("100")).failures] == [
+        ("inconsistent", "data[0].adjEq", EAST, None)
+    ]
+    assert normalized(less("1")).failures == []  # within the digits and moments of one answer
+    # a coin that is no collateral is not part of it
+    still = normalized(desk_with("east_balance.json", setting(detail(1), "collateralEnabled", False)))
+    assert [(f.reason, f.path, f.account_id) for f in still.failures] == [("inconsistent", "data[0].adjEq", None)]
+
+    def without(body: Any) -> None:
+        body["data"][0]["adjEq"] = str(Decimal("487597.413988567152") - Decimal("112283.47567248"))
+        body["data"][0]["details"][1]["collateralEnabled"] = False
+
+    assert normalized(desk_with("east_balance.json", without)).failures == []
+
+
+BLANK = dict.fromkeys(("adjEq", "imr", "mmr", "mgnRatio", "ordFroz"), "")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        setting(row(0), "ordFroz", ""),
+        setting(row(0), "ordFroz", None),
+        dropping(row(0), "ordFroz"),
+        lambda body: row(0)(body).update(BLANK),
+    ],
+)
+def test_orders_without_their_margin_make_the_account_incomplete(change: Callable[[Any], Any]) -> None:
+    result = normalized(desk_with("north_balance.json", change))
+    assert [(f.reason, f.path, f.payload) for f in failures_of(result, NORTH)] == [
+        ("missing_field", "data[0].ordFroz", "north_balance.json")
+    ]
+    assert NORTH in take_snapshot([result.batches], result.failures).incomplete
+    # orders that only reduce, or none, need none
+    others = [p for p in desk_with("north_balance.json", change) if p.name != "north_orders.json"]
+
+    def reduce(body: Any) -> None:
+        for one in body["data"]:
+            one["reduceOnly"] = "true"
+
+    reducing = changed(fetched("north_orders.json"), reduce)
+    for payloads in (others, [*others, reducing]):
+        assert failures_of(normalized(payloads), NORTH) == []
+
+
+def test_a_frozen_margin_without_the_account_s_total() -> None:
+    def frozen(body: Any) -> None:
+        body["data"][0]["ordFroz"] = ""
+        body["data"][0]["details"][0]["ordFrozen"] = "12"
+
+    result = normalized([p for p in desk_with("north_balance.json", frozen) if p.name != "north_orders.json"])
+    assert [(f.reason, f.path) for f in failures_of(result, NORTH)] == [("missing_field", "data[0].ordFroz")]
+
+
+def test_orders_of_a_currency_that_states_no_margin_of_them() -> None:
+    def order(inst_id: str, kind: str) -> Payload:
+        line = {**fetched("north_orders.json").body["data"][0], "instId": inst_id, "instType": kind, "posSide": "net"}
+        return Payload(
+            **{
+                **{f: getattr(fetched("north_orders.json"), f) for f in Payload.__dataclass_fields__},
+                "name": "south_orders.json",
+                "account": "south",
+                "body": {"code": "0", "data": [line]},
+            }
+        )
+
+    blank = desk_with("south_balance.json", setting(detail(1), "ordFrozen", ""))
+    missing = normalized([*blank, order("BTC-USDT-SWAP", "SWAP")])
+    assert [(f.reason, f.path) for f in failures_of(missing, SOUTH_USDT)] == [
+        ("missing_field", "data[0].details[1].ordFrozen")
+    ]
+    assert failures_of(missing, SOUTH_BTC) == []
+    assert failures_of(normalized([*blank, order("ETH-USDT", "SPOT")]), SOUTH_USDT) == []
+    assert failures_of(normalized([*desk(), order("BTC-USDT-SWAP", "SWAP")]), SOUTH_USDT) == []
 
 
 def test_two_answers_to_one_question() -> None:

@@ -18,7 +18,7 @@ from ..rows import Rows
 from ..symbols import instrument_id
 from ..transport import Payload
 from .market import Catalog, MarketData
-from .parse import Model, OtherMargin, PositionLine, SummaryLine
+from .parse import IdleLine, Model, OtherMargin, PositionLine, SummaryLine
 from .rules import (
     PARAMETER_FILE,
     VENUE,
@@ -52,6 +52,7 @@ class Account:
     payload: Payload | None = None
     positions: list[tuple[PositionLine, Payload]] = field(default_factory=list)
     mentioned: bool = False
+    idle: list[IdleLine] = field(default_factory=list)
 
 
 class Sources(NamedTuple):
@@ -152,9 +153,11 @@ def _standard_rules(home: str, account: Account, of: Sources) -> AccountRules:
                 payload=own_payload.name,
                 path=joined(line.path, "open_orders_margin"),
                 subject=home,
+                account_id=home,
             )
             continue
-        orders += line.order_margin * _in_unit(account, instrument.settlement, line, of)
+        orders += _order_margin(account, line, line.order_margin, of)
+    orders += sum((_order_margin(account, idle, idle.order_margin, of) for idle in account.idle), Decimal(0))
     forms = []
     for base in sorted(options):
         rates_of_options = of.book.options.get(base)
@@ -167,15 +170,16 @@ def _standard_rules(home: str, account: Account, of: Sources) -> AccountRules:
     return AccountRules(components, tiers, [], f"{PARAMETER_FILE} of {of.book.as_of}: {of.book.source}")
 
 
-def _in_unit(account: Account, currency: str, line: PositionLine, of: Sources) -> Decimal:
-    """Units of the account per unit of a currency, for a reported figure."""
-    if not account.model.cross or not line.order_margin:
-        return Decimal(1)
+def _order_margin(account: Account, line: PositionLine | IdleLine, margin: Decimal, of: Sources) -> Decimal:
+    """A reported margin of orders in the unit of the account."""
+    if not account.model.cross or not margin:
+        return margin
+    currency = line.instrument.settlement
     summary = account.lines.get(currency)
     index = of.market.index.get(currency) or (implied_index(summary) if summary else None)
     if index is None:
         raise FieldError(line.path, FailureReason.MISSING_MARK, f"no index of {currency}")
-    return index
+    return margin * index
 
 
 def _portfolio_rules(home: str, account: Account, of: Sources) -> AccountRules:

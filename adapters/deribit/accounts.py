@@ -11,7 +11,6 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from fractions import Fraction
-from typing import Any
 
 from aggregator.errors import FailureReason
 from aggregator.rule_forms import Component, component_rows
@@ -23,13 +22,16 @@ from ..transport import Payload
 from .account_rules import CROSS, Account, Sources, account_rules, implied_index, rule_set_of
 from .market import SIMULATE, Catalog, MarketData
 from .parse import (
+    IdleLine,
     Instrument,
     Model,
+    OrderLine,
     OtherMargin,
     PositionLine,
     SummaryLine,
     answered_at,
     content_of,
+    idle_line,
     no_position,
     order_line,
     other_margins,
@@ -173,14 +175,22 @@ class OwnerReader:
 
     def _positions(self) -> list[tuple[PositionLine, Payload]]:
         found: dict[str, list[tuple[PositionLine, Payload]]] = {}
+        idle: dict[str, IdleLine] = {}
         for request in (POSITIONS, POSITION):
             for payload in self.answers.get(request, ()):
                 with self.rows.guard(payload.name, subject=self.owner, account_id=self.whole):
                     content = content_of(payload.body)
                     for number, record in enumerate(records_of(content)):
-                        if no_position(record):
-                            continue
                         path = joined("", number) if isinstance(content, list) else ""
+                        if no_position(record):
+                            with self.rows.guard(payload.name, subject=self.owner, account_id=self.whole):
+                                none = idle_line(record, path)
+                                if none is not None:
+                                    known = idle.setdefault(none.instrument.name, none)
+                                    if known.order_margin != none.order_margin:
+                                        message = f"two margins of the orders in {none.instrument.name}"
+                                        raise FieldError(path, FailureReason.DUPLICATE, message)
+                            continue
                         name = str(record.get("instrument_name", "")) if isinstance(record, Mapping) else ""
                         with self.rows.guard(payload.name, subject=name, account_id=self.whole):
                             line = position_line(record, path)
@@ -195,6 +205,14 @@ class OwnerReader:
             home = self._home(line.instrument.settlement)
             self._fail(FailureReason.DUPLICATE, message, account=home, payload=payload, path=line.path, subject=name)
             self._mention(line.instrument)
+        for name, none in sorted(idle.items()):
+            if name in found:
+                continue
+            if none.order_margin:
+                self._mention(none.instrument)
+            home = self._home(none.instrument.settlement)
+            if home in self.accounts:
+                self.accounts[home].idle.append(none)
         return out
 
     def _mention(self, instrument: Instrument) -> None:
@@ -445,12 +463,13 @@ class OwnerReader:
                                 raise FieldError(joined(path, "order_id"), FailureReason.DUPLICATE, message)
                             seen[line.order_id] = payload.name
                             if line.remaining:
-                                self._order(line)
+                                self._order(line, payload)
 
-    def _order(self, line: Any) -> None:
+    def _order(self, line: OrderLine, payload: Payload) -> None:
         currency = line.instrument.settlement
         self._mention(line.instrument)
         home = self._home(currency)
+        self._order_margin(home, line, payload)
         self.rows.add(
             "open_orders",
             order_id=f"{self.whole}:{line.order_id}",
@@ -460,6 +479,25 @@ class OwnerReader:
             remaining_quantity=line.remaining,
             limit_price=line.limit_price,
             reduce_only=line.reduce_only,
+        )
+
+    def _order_margin(self, home: str, line: OrderLine, payload: Payload) -> None:
+        """Under standard margin only the row of an instrument states the margin of its orders: it must be there."""
+        account, name = self.accounts[home], line.instrument.name
+        if account.model.portfolio or line.reduce_only or line.instrument.kind == "spot":
+            return
+        stated = {position.instrument.name for position, _ in account.positions}
+        if name in stated | {idle.instrument.name for idle in account.idle}:
+            return
+        if any(failure.account_id in (home, self.whole) for failure in self.rows.failures):
+            return  # it is incomplete for a reason that may be the same
+        self._fail(
+            FailureReason.MISSING_FIELD,
+            f"an order in {name}, of which {POSITIONS} states no 'open_orders_margin'",
+            account=home,
+            payload=payload,
+            path=joined(line.path, "instrument_name"),
+            subject=name,
         )
 
     def _spread_failures(self) -> None:

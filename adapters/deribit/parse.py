@@ -130,6 +130,14 @@ class PositionLine(NamedTuple):
     liquidation_price: Decimal | None
 
 
+class IdleLine(NamedTuple):
+    """Margin of the orders in an instrument that no position is held in, in its settlement currency."""
+
+    path: str
+    instrument: Instrument
+    order_margin: Decimal
+
+
 class OrderLine(NamedTuple):
     """One resting order; `limit_price` None for a market-type order."""
 
@@ -346,11 +354,7 @@ def position_line(record: Any, path: str = "") -> PositionLine:
         raise FieldError(joined(path, "direction"), FailureReason.INCONSISTENT, message)
     price = non_negative_at if instrument.kind == "option" else positive_at
     leverage = optional_decimal_at(record, "leverage", path)
-    order_margin = optional_decimal_at(record, "open_orders_margin", path)
-    if order_margin is not None and order_margin < 0:
-        raise FieldError(
-            joined(path, "open_orders_margin"), FailureReason.OUT_OF_RANGE, f"{order_margin} must not be negative"
-        )
+    order_margin = _order_margin(record, path)
     return PositionLine(
         path=path,
         instrument=instrument,
@@ -372,6 +376,24 @@ def no_position(record: Any) -> bool:
     if not isinstance(record, Mapping) or isinstance(record.get("size"), bool):
         return False
     return record.get("direction") in (None, "zero") and record.get("size") in (0, "0")
+
+
+def _order_margin(record: Any, path: str) -> Decimal | None:
+    margin = optional_decimal_at(record, "open_orders_margin", path)
+    if margin is not None and margin < 0:
+        raise FieldError(
+            joined(path, "open_orders_margin"), FailureReason.OUT_OF_RANGE, f"{margin} must not be negative"
+        )
+    return margin
+
+
+def idle_line(record: Any, path: str = "") -> IdleLine | None:
+    """What a row without a position says of the orders in its instrument; None where it says nothing."""
+    margin = _order_margin(record, path)
+    if margin is None:
+        return None
+    instrument = instrument_of(text_at(record, "instrument_name", path), joined(path, "instrument_name"))
+    return IdleLine(path, instrument, margin)
 
 
 def order_line(record: Any, path: str = "") -> OrderLine:

@@ -213,6 +213,11 @@ def _slices(home: str, account: Account, of: Sources, rule_set: str) -> list[dic
         if asset is None:
             continue  # its balance has failed already
         detail, line = account.details.get(currency), of.market.slices.get(currency)
+        if detail is not None and not detail.is_collateral:
+            # Profit that settles in it is no collateral either; a loss counts in full.
+            nothing = ((Decimal(0), None, Decimal(0)),)
+            out += slice_rows(rule_set, asset, nothing, floor_in="tokens", source="collateralEnabled false")
+            continue
         if line is not None:
             unit = _slice_unit(account, currency, detail, of)
             out += slice_rows(rule_set, asset, line.tiers, floor_in=unit, source=DISCOUNTS)
@@ -303,7 +308,8 @@ def _order_loss(home: str, account: Account, of: Sources) -> list[Component]:
         return []  # the reported discounts hold isolated equity, which the adjusted equity leaves out
     total = Decimal(0)
     for detail in account.details.values():
-        if detail.discounted_usd is None:
+        counted = detail.counted_usd
+        if counted is None:
             of.rows.fail(
                 FailureReason.MISSING_FIELD,
                 f"field 'disEq' of {detail.currency} is missing: the loss of open orders is not known",
@@ -312,7 +318,7 @@ def _order_loss(home: str, account: Account, of: Sources) -> list[Component]:
                 subject=home,
             )
             return []
-        total += detail.discounted_usd
+        total += counted
     gap = line.adjusted - total
     return reported_cost(gap, "adjEq less disEq of the currencies") if gap < 0 else []
 

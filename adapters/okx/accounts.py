@@ -87,6 +87,7 @@ class OwnerReader:
         self.held: set[str] = set()
         self.ruled: set[str] = set()
         self.own_indices: set[tuple[str, str]] = set()
+        self.charged: dict[str, OrderLine] = {}
 
     def read(self) -> None:
         """Adds everything that the owner's answers say."""
@@ -112,6 +113,7 @@ class OwnerReader:
         for line, payload in positions:
             self._place(line, payload)
         self._orders()
+        self._order_margins()
         only_isolated = bool(self.accounts) and all(a.mode == ISOLATED for a in self.accounts.values())
         if self._payload(BALANCE) is None and self._payload(RISK) is None and not only_isolated:
             message = f"no {BALANCE} answer of this owner that can be used"
@@ -270,7 +272,7 @@ class OwnerReader:
                 account.reported_equity = detail.equity - detail.isolated_equity
                 account.reported_initial, account.reported_maintenance = detail.initial, detail.maintenance
                 account.reported_ratio = detail.ratio
-                account.order_margin = detail.order_frozen
+                account.order_margin = detail.order_frozen or Decimal(0)
                 account.time = line.time if line else None
             return
         if line is None and self.builder is None:
@@ -280,7 +282,7 @@ class OwnerReader:
         if line is not None:
             account.reported_equity, account.reported_initial = line.adjusted, line.initial
             account.reported_maintenance, account.reported_ratio = line.maintenance, line.ratio
-            account.order_margin, account.time = line.order_frozen, line.time
+            account.order_margin, account.time = line.order_frozen or Decimal(0), line.time
         elif self.builder is not None:
             account.payload = self._payload(BUILDER)
             account.reported_equity, account.reported_initial = self.builder.equity, self.builder.initial
@@ -340,6 +342,8 @@ class OwnerReader:
                         payload=payload,
                         path=joined(line.path, "adjEq"),
                     )
+                else:
+                    self._check_adjusted(home, account, line, line.adjusted)
         for currency, detail in sorted(account.details.items()):
             own = [p for p in account.positions if p.name.settlement == currency]
             self._check_profit(home, account, detail, own)
@@ -356,6 +360,23 @@ class OwnerReader:
                     path=joined(detail.path, "eq"),
                     subject=home,
                 )
+
+    def _check_adjusted(self, home: str, account: Account, line: BalanceLine, adjusted: Decimal) -> None:
+        """Without orders, which take a loss off, the adjusted equity is that of the currencies (a finding)."""
+        details = account.details.values()
+        if line.order_frozen != 0 or home in self.charged or any(detail.isolated_equity for detail in details):
+            return  # isolated equity stands in the currencies alone
+        total = sum((detail.counted_usd or Decimal(0) for detail in details), Decimal(0))
+        if abs(adjusted - total) > _RELATIVE * abs(adjusted) + _CENT:
+            message = f"adjEq {adjusted} is not the {total:.6f} of its currencies, and no order takes anything off"
+            self._fail(
+                FailureReason.INCONSISTENT,
+                message,
+                account=None,
+                payload=account.payload,
+                path=joined(line.path, "adjEq"),
+                subject=home,
+            )
 
     def _check_profit(self, home: str, account: Account, detail: DetailLine, own: Sequence[PositionLine]) -> None:
         """The profit of a currency must be that of its positions; without any position the account is incomplete."""
@@ -396,14 +417,29 @@ class OwnerReader:
                 # A currency that only positions settle in needs its price all the same.
                 if detail.cash or detail.equity:
                     self._add_balance(
-                        home, currency, detail.cash, interest=detail.interest, path=joined(detail.path, "ccy")
+                        home,
+                        currency,
+                        detail.cash,
+                        interest=detail.interest,
+                        path=joined(detail.path, "ccy"),
+                        # Currencies that are margin for themselves alone have no such switch.
+                        enabled=detail.is_collateral or account.unit != "USD",
                     )
                     self._own_index(home, currency, detail, account)
 
     def _add_balance(
-        self, home: str, currency: str, quantity: Decimal, *, path: str, interest: Decimal = Decimal(0)
+        self,
+        home: str,
+        currency: str,
+        quantity: Decimal,
+        *,
+        path: str,
+        interest: Decimal = Decimal(0),
+        enabled: bool = True,
     ) -> None:
-        """A row of `balances`, of side liability when negative; its interest stands beside what is owed."""
+        """A row of `balances`, of side liability when negative; its interest stands beside what is owed, which counts
+        whether or not the coin is collateral.
+        """
         asset = self.catalog.asset(currency)
         if asset is None:
             raise FieldError(path, FailureReason.UNKNOWN_ASSET, f"{currency[:40]!r} is not in the asset book")
@@ -417,7 +453,7 @@ class OwnerReader:
             side="asset" if quantity > 0 else "liability",
             quantity=abs(quantity) - owed,
             accrued_interest=owed or None,
-            collateral_enabled=True,
+            collateral_enabled=enabled or quantity < 0,
         )
 
     def _own_index(self, home: str, currency: str, detail: DetailLine, account: Account) -> None:
@@ -514,11 +550,16 @@ class OwnerReader:
         name = line.name
         side = "" if line.side_mode == "net" else f":{line.side_mode}"
         home = account_id(VENUE, self.owner, f"{ISOLATED}:{name.inst_id}{side}")
-        if not line.isolated or home not in self.accounts:
+        # An isolated position that could not be read has an account all the same, which is incomplete.
+        unread = any(failure.account_id == home for failure in self.rows.failures)
+        if not line.isolated or (home not in self.accounts and not unread):
             # Margin of an isolated order that has no position yet is frozen in the trading account.
             unit = name.settlement if self.mode == "single" else "USD"
             home = self._cross_home(name.settlement)
             self._open(home, unit, self.mode)
+            # Under single-currency margin a spot order freezes the coin that it sells, and no margin.
+            if not line.reduce_only and (self.mode != "single" or name.kind != "spot"):
+                self.charged.setdefault(home, line)
         self.catalog.instrument(name, joined(line.path, "instId"))
         self.rows.add(
             "open_orders",
@@ -530,6 +571,39 @@ class OwnerReader:
             limit_price=line.limit_price,
             reduce_only=line.reduce_only,
         )
+
+    def _order_margins(self) -> None:
+        """What the account states for pending orders must be there when it has any: no other answer has it."""
+        if self.mode == "spot":
+            return  # nothing is required of such an account
+        for home, account in sorted(self.accounts.items()):
+            if account.mode == ISOLATED:
+                continue
+            if self.mode == "single":
+                order = self.charged.get(home)
+                detail = self.details.get(account.unit)
+                stated = detail.order_frozen if detail is not None else None
+                key, path = "ordFrozen", detail.path if detail is not None else ""
+            elif self.balance is not None:
+                order, stated, key, path = (
+                    self.charged.get(home),
+                    self.balance.order_frozen,
+                    "ordFroz",
+                    self.balance.path,
+                )
+            else:
+                continue  # without a balance the owner has failed already
+            frozen = sorted(name for name, detail in account.details.items() if detail.order_frozen)
+            if stated is not None or (order is None and not frozen):
+                continue
+            why = f"order {order.order_id} is pending" if order is not None else f"{', '.join(frozen)} is frozen"
+            self._fail(
+                FailureReason.MISSING_FIELD,
+                f"field {key!r} is missing: {why}, of which no margin is known",
+                account=home,
+                payload=account.payload or self._payload(BALANCE),
+                path=joined(path, key),
+            )
 
     # rules
 

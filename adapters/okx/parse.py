@@ -83,7 +83,8 @@ class DetailLine(NamedTuple):
     """One currency of a balance. `cash` = cash balance, strategy equity less accrued interest; may be negative.
 
     `equity` holds isolated equity as well. `initial`, `maintenance` and `ratio` are stated per currency under
-    single-currency margin alone.
+    single-currency margin alone; `is_collateral` matters in accounts in USD, where currencies are margin for each
+    other. `order_frozen` is None where it is not stated.
     """
 
     path: str
@@ -98,7 +99,15 @@ class DetailLine(NamedTuple):
     initial: Decimal | None
     maintenance: Decimal | None
     ratio: Decimal | None
-    order_frozen: Decimal
+    order_frozen: Decimal | None
+    is_collateral: bool = True
+
+    @property
+    def counted_usd(self) -> Decimal | None:
+        """What it adds to the adjusted equity: its discounted equity, of a coin that is no collateral only a debt."""
+        if self.is_collateral:
+            return self.discounted_usd
+        return Decimal(0) if self.equity >= 0 else self.discounted_usd
 
     @property
     def empty(self) -> bool:
@@ -107,7 +116,7 @@ class DetailLine(NamedTuple):
 
 
 class BalanceLine(NamedTuple):
-    """A balance answer. USD figures are None where the account mode has no such figure."""
+    """A balance answer. USD figures are None where the account mode has no such figure or the answer does not say."""
 
     path: str
     details: tuple[Any, ...]
@@ -116,7 +125,7 @@ class BalanceLine(NamedTuple):
     initial: Decimal | None
     maintenance: Decimal | None
     ratio: Decimal | None
-    order_frozen: Decimal
+    order_frozen: Decimal | None
     notional: Decimal | None
     time: datetime | None
 
@@ -360,7 +369,7 @@ def balance_line(record: Any, path: str = "") -> BalanceLine:
         initial=_non_negative(record, "imr", path),
         maintenance=_non_negative(record, "mmr", path),
         ratio=optional_decimal_at(record, "mgnRatio", path),
-        order_frozen=_non_negative(record, "ordFroz", path) or Decimal(0),
+        order_frozen=_non_negative(record, "ordFroz", path),
         notional=optional_decimal_at(record, "notionalUsd", path),
         time=optional_time_at(record, "uTime", path),
     )
@@ -384,8 +393,20 @@ def detail_line(record: Any, path: str = "") -> DetailLine:
         initial=_non_negative(record, "imr", path),
         maintenance=_non_negative(record, "mmr", path),
         ratio=optional_decimal_at(record, "mgnRatio", path),
-        order_frozen=_non_negative(record, "ordFrozen", path) or Decimal(0),
+        order_frozen=_non_negative(record, "ordFrozen", path),
+        is_collateral=_is_collateral(record, path),
     )
+
+
+def _is_collateral(record: Mapping[str, Any], path: str) -> bool:
+    """`collateralEnabled`, true where it is absent or empty; raises malformed for any other word."""
+    value = record.get("collateralEnabled")
+    if value is None or value == "" or isinstance(value, bool):
+        return value is not False
+    if isinstance(value, str) and value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    message = f"{str(value)[:20]!r} is neither true nor false"
+    raise FieldError(joined(path, "collateralEnabled"), FailureReason.MALFORMED, message)
 
 
 def risk_balance(record: Any, path: str = "") -> tuple[BalanceLine, list[DetailLine]]:
@@ -408,7 +429,7 @@ def risk_balance(record: Any, path: str = "") -> tuple[BalanceLine, list[DetailL
                 None,
                 None,
                 None,
-                Decimal(0),
+                None,
             )
         )
     line = BalanceLine(
@@ -419,7 +440,7 @@ def risk_balance(record: Any, path: str = "") -> tuple[BalanceLine, list[DetailL
         None,
         None,
         None,
-        Decimal(0),
+        None,
         None,
         optional_time_at(record, "ts", path),
     )
@@ -584,7 +605,8 @@ def check_ladder(tiers: Sequence[TierLine]) -> None:
         if problem:
             raise FieldError("", FailureReason.INCONSISTENT, f"tiers of {tier.family}: {problem}")
         if tier.cap is None and number < len(tiers) - 1:
-            raise FieldError("", FailureReason.INCONSISTENT, f"tiers of {tier.family}: tier {tier.tier} has no end")
+            message = f"tiers of {tier.family}: tier {tier.tier} has no end"
+            raise FieldError("maxSz", FailureReason.INCONSISTENT, message)
         cap, rate = tier.cap if tier.cap is not None else cap, tier.maintenance_rate
 
 
@@ -637,6 +659,16 @@ def fee_line(record: Any, path: str = "") -> FeeLine:
 _PARTS = ("mr1", "mr2", "mr3", "mr4", "mr5", "mr6", "mr7", "mr8", "mr9")
 
 
+_LATER_PARTS = ("mr8", "mr9")
+
+
+def _part(entry: Any, key: str, path: str) -> Decimal:
+    """A part of a risk unit's margin, empty where it is 0; older answers lack the last ones."""
+    if key not in _LATER_PARTS:
+        member(entry, key, path)
+    return _non_negative(entry, key, path) or Decimal(0)
+
+
 def builder_line(record: Any, path: str = "") -> BuilderLine:
     """A row of account/position-builder."""
     units = []
@@ -654,7 +686,7 @@ def builder_line(record: Any, path: str = "") -> BuilderLine:
                 delta=_or_zero(entry, "delta", place),
                 initial=non_negative_at(entry, "imr", place),
                 maintenance=non_negative_at(entry, "mmr", place),
-                parts={key: _non_negative(entry, key, place) or Decimal(0) for key in _PARTS},
+                parts={key: _part(entry, key, place) for key in _PARTS},
                 amounts=amounts,
             )
         )
