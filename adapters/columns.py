@@ -39,7 +39,8 @@ WORTHWHILE = 64
 
 # Digits that surely fit, 20 before the point and 18 behind it; other spellings of a number are the row path's.
 _PLAIN_NUMBER = r"^-?[0-9]{1,20}(\.[0-9]{1,18})?$"
-_LONGEST_NUMBER = 38
+# A text no longer than this has no more digits before its point; Arrow's cast wraps around silently above them.
+_LONGEST_NUMBER = 20
 # Arrow's cast also knows exponents, and stops at a zero byte.
 _NUMBER_BYTES = np.isin(np.arange(256), np.frombuffer(b"0123456789.-", dtype=np.uint8))
 _TOO_LARGE = 10**20

@@ -69,6 +69,13 @@ def test_ordinary_numbers_are_plain_whatever_stands_beside_them() -> None:
     assert columns.plain.tolist() == [True] * 6 + [False] * 7
 
 
+@pytest.mark.parametrize("text", ["30000000000000000000000", "100000000000000000000", "-30000000000000000000000.5"])
+def test_what_a_decimal_cannot_hold_is_left_to_the_row_path(text: str) -> None:
+    columns = Columns([[{"x": text}]])
+    assert columns.decimal("x").to_pylist() == [None]
+    assert not columns.plain.any()
+
+
 def test_signs_words_and_texts() -> None:
     records = [
         {"p": "1", "n": "0", "side": "LONG", "t": "a", "f": False},
