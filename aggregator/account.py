@@ -7,6 +7,7 @@ the account's rule set is read here once, from data; the engine only sees rows.
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
@@ -354,16 +355,8 @@ class AccountDraft:
 
         native_exponents = combined((settlement_exponents, 1.0), (self.unit_exponents, -1.0))
         rows = row(settlement_exponents, settlement_price), row(native_exponents, settlement_price / self.unit_price)
-        price = float(
-            black76_price(
-                forward,
-                float(instrument["strike"]),
-                years=years,
-                vol=vol,
-                is_call=instrument["option_type"] == "call",
-                discount=discount,
-            )
-        )
+        is_call = instrument["option_type"] == "call"
+        price = _model_price(forward, float(instrument["strike"]), years, vol, is_call, discount)
         return rows, price / forward if inverse else price, settlement_exponents
 
     def _component(self, row: Row, form: Form) -> None:
@@ -651,3 +644,9 @@ def _worst_side(quantity: Decimal, orders: Sequence[Row]) -> Decimal:
     bids = sum((order["remaining_quantity"] for order in orders if order["side"] == "buy"), Decimal(0))
     asks = sum((order["remaining_quantity"] for order in orders if order["side"] == "sell"), Decimal(0))
     return max(abs(quantity + bids), abs(quantity - asks))
+
+
+@functools.lru_cache(maxsize=2**16)
+def _model_price(forward: float, strike: float, years: float, vol: float, is_call: bool, discount: float) -> float:
+    # Many accounts hold one option, and a device takes milliseconds for a single price.
+    return float(black76_price(forward, strike, years=years, vol=vol, is_call=is_call, discount=discount))

@@ -325,9 +325,8 @@ def _of_node(site: _Site, rng: random.Random) -> Mutation:
         if kind < 0.5:
             return made("in a list", "shape", [site.value])
         if kind < 0.7:
-            # Of an object that lists things by name that may be so.
-            rest = dict(list(site.value.items())[1:])
-            return made("without its first", "shape" if rest else "fewer", rest)
+            # Of an object that lists things by name that may be so; a record's field is dropped elsewhere.
+            return made("without its first", "fewer", dict(list(site.value.items())[1:]))
         return made("wrapped", "shape", {"value": site.value})
     entries = list(site.value)
     if not entries:

@@ -15,7 +15,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import is_dataclass
+from dataclasses import is_dataclass, replace
 from datetime import timedelta
 from decimal import Decimal
 from functools import cache
@@ -74,11 +74,15 @@ class Difference(NamedTuple):
 
 
 def read(venue: str, changes: Sequence[Mutation] = (), clean: Reading | None = None) -> Reading:
-    """Payloads to packed accounts; where the checked tables are those of `clean`, packing is not repeated."""
+    """Payloads to packed accounts; where the tables are those of `clean`, checking and packing are not repeated."""
     of = sample(venue)
     normalized = of.adapter.normalize(spoilt(of.payloads, changes), of.context)
-    if clean is not None and not normalized.failures and normalized.batches == clean.batches:
-        return clean
+    if clean is not None and normalized.batches == clean.batches:
+        if not normalized.failures:
+            return clean
+        lost = frozenset(failure.account_id for failure in normalized.failures if failure.account_id)
+        snapshot = replace(clean.snapshot, failures=tuple(normalized.failures), incomplete=lost)
+        return Reading(clean.batches, normalized.failures, snapshot, clean.packed, clean.packing)
     snapshot = take_snapshot([normalized.batches], normalized.failures, as_of=AS_OF)
     if clean is not None and snapshot.tables == clean.snapshot.tables and snapshot.incomplete == frozenset():
         return Reading(normalized.batches, normalized.failures, snapshot, clean.packed, clean.packing)
@@ -278,6 +282,7 @@ OPTIONAL: Mapping[tuple[str, str], str] = {
     ("morpho_blue", "supplyShares"): "the API states the tokens lent as well",
     ("okx", "adjEq"): "without an answer on the configuration it says single-currency margin",
     ("okx", "ordFroz"): "empty where no order freezes anything",
+    ("paradex", "created_at"): "the time of receipt stands in",
     ("paradex", "interest_rate"): "a market without a rate has none",
     ("paradex", "maker_rate"): "the standard fee of the dated file stands in",
     ("paradex", "option_taker_rate"): "the standard fee of the dated file stands in",

@@ -1115,7 +1115,13 @@ def payloads_of(books: Books, *, methodology: str) -> list[Payload]:
         bodies = {
             "v1/positions": {
                 "results": [
-                    {"market": m, "side": "LONG" if q > 0 else "SHORT", "size": str(q), "average_entry_price": str(p)}
+                    {
+                        "market": m,
+                        "side": "LONG" if q > 0 else "SHORT",
+                        "size": str(q),
+                        "average_entry_price": str(p),
+                        "unrealized_funding_pnl": "0",
+                    }
                     for m, q, p in positions
                 ]
             },

@@ -40,13 +40,18 @@ def read_feeds(reading: Reading, payload: Payload) -> None:
         if asset is not None:
             _note(reading, payload, (asset.symbol, "index"), entry, path)
     for path, currency, by_type in _entries(reading, payload, feeds, "perp_data"):
-        if isinstance(by_type, Mapping) and _PERP_FEED in by_type:
+        if not isinstance(by_type, Mapping):
+            _not_by(reading, payload, "type", by_type, path)
+        elif _PERP_FEED in by_type:
             subject = instrument_id(VENUE, f"{currency}-PERP")
             _note(reading, payload, (subject, "mark"), by_type[_PERP_FEED], joined(path, _PERP_FEED))
     for key, name in _BY_EXPIRY:
         for path, currency, by_expiry in _entries(reading, payload, feeds, key):
             asset = reading.context.assets.resolve(reading.book.aliases.get(currency, currency))
-            if asset is None or not isinstance(by_expiry, Mapping):
+            if asset is None:
+                continue
+            if not isinstance(by_expiry, Mapping):
+                _not_by(reading, payload, "expiry", by_expiry, path)
                 continue
             for seconds, entry in by_expiry.items():
                 place = joined(path, str(seconds))
@@ -66,6 +71,11 @@ def _entries(reading: Reading, payload: Payload, feeds: Mapping[str, Any], key: 
         return
     for currency, entry in listed.items():
         yield joined(key, str(currency)), str(currency), entry
+
+
+def _not_by(reading: Reading, payload: Payload, what: str, found: Any, path: str) -> None:
+    message = f"expected an object by {what}, found {type(found).__name__}"
+    reading.rows.fail(FailureReason.MALFORMED, message, payload=payload.name, path=path, subject=payload.request)
 
 
 def _note(reading: Reading, payload: Payload, key: tuple[str, str], entry: Any, path: str) -> None:

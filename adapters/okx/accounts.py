@@ -538,13 +538,25 @@ class OwnerReader:
             for number, record in enumerate(records_of(payload.body)):
                 path = data_path(payload.body, number)
                 name = str(record.get("instId", "")) if isinstance(record, Mapping) else ""
-                with self.rows.guard(payload.name, subject=name, account_id=self.whole):
+                line = None
+                with self.rows.guard(payload.name, subject=name, account_id=self._stated_home(record)):
                     line = order_line(record, path)
+                if line is None:
+                    continue
+                with self.rows.guard(payload.name, subject=name, account_id=self.whole):
                     if line.order_id in seen:
                         raise FieldError(joined(path, "ordId"), FailureReason.DUPLICATE, f"order {line.order_id}")
                     seen.add(line.order_id)
                     if line.remaining:
                         self._order(line, payload)
+
+    def _stated_home(self, record: Any) -> str:
+        """The account whose order a record is as far as it says: an isolated position's, else the whole."""
+        if not isinstance(record, Mapping) or record.get("tdMode") != ISOLATED:
+            return self.whole
+        side = "" if record.get("posSide") in (None, "", "net") else f":{record['posSide']}"
+        home = account_id(VENUE, self.owner, f"{ISOLATED}:{record.get('instId')}{side}")
+        return home if home in self.accounts else self.whole
 
     def _order(self, line: OrderLine, payload: Payload) -> None:
         name = line.name

@@ -316,9 +316,10 @@ def _read_margin(account: Account, payload: Payload) -> None:
         market = member(config, "market", path)
         if not isinstance(market, str) or not market:
             raise FieldError(joined(path, "market"), FailureReason.MALFORMED, f"{market!r:.20} is no name of a market")
-        isolated = account.isolated_market is not None and config.get("isolated_margin_leverage")
         if account.isolated_market == market and config.get("margin_type") == "ISOLATED":
             member(config, "isolated_margin_leverage", path)
+        own = optional_decimal_at(config, "isolated_margin_leverage", path)
+        isolated = account.isolated_market is not None and own
         leverage = positive_at(config, "isolated_margin_leverage" if isolated else "leverage", path)
         if account.leverages.setdefault(market, leverage) != leverage:
             raise FieldError(path, FailureReason.INCONSISTENT, f"two chosen leverages of {market}")
@@ -341,7 +342,7 @@ def _position(reading: Reading, record: Any, path: str) -> Held | None:
     spec = reading.spec(member(record, "market", path), path=joined(path, "market"))
     quantity = size.copy_abs() * sign
     entry = positive_at(record, "average_entry_price", path)
-    funding = optional_decimal_at(record, "unrealized_funding_pnl", path) or Decimal(0)
+    funding = decimal_at(record, "unrealized_funding_pnl", path)
     profit = optional_decimal_at(record, "unrealized_pnl", path)
     mark = None
     if profit is not None:
