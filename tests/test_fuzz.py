@@ -286,6 +286,7 @@ OPTIONAL: Mapping[tuple[str, str], str] = {
     ("paradex", "interest_rate"): "a market without a rate has none",
     ("paradex", "maker_rate"): "the standard fee of the dated file stands in",
     ("paradex", "option_taker_rate"): "the standard fee of the dated file stands in",
+    ("span", "index_price"): "optional in the document, the contracts have their own prices",
     ("span", "initial_ratio"): "optional in the document, 1 where a house asks no more",
     ("span", "settlement_price"): "optional in the document, the contract's price of the day stands in",
     ("span", "short_option_minimum"): "optional in the document, 0 where a house has none",

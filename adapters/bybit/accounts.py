@@ -264,7 +264,7 @@ class OwnerReader:
             market = market_of(str(record["symbol"]))
         except (FieldError, KeyError, TypeError):
             return self.home
-        if self.mode != ISOLATED and record.get("tradeMode") not in (1, "1"):
+        if self.mode != ISOLATED and str(record.get("tradeMode")) != "1":
             return self.home
         side_mode = {"1": "long", "2": "short"}.get(str(record.get("positionIdx")), "net")
         home = self._isolated_id(market.symbol, side_mode)

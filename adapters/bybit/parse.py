@@ -387,7 +387,7 @@ def position_line(record: Any, path: str) -> PositionLine:
         entry_price=_entry_price(record, path, market),
         mark_price=mark,
         leverage=leverage,
-        isolated=record.get("tradeMode") in (1, "1") and not isinstance(record.get("tradeMode"), bool),
+        isolated=str(record.get("tradeMode")) == "1",
         margin=optional_decimal_at(record, "positionBalance", path),
         profit=profit,
         initial=_first_of(record, ("positionIMByMp", "positionIM"), path),

@@ -19,6 +19,7 @@ from ..symbols import expiry_subject, instrument_id
 from ..transport import Payload
 from .markets import VENUE, Reading, result_of
 
+_PERP_FEEDS = frozenset({"P", "A", "B"})
 _PERP_FEED = "P"
 """Feed of the perpetual's price; A and B are those of its ask and bid impact prices."""
 _BY_EXPIRY = (("fwd_data", "forward"), ("rate_data", "rate"), ("vol_data", "implied_vol"))
@@ -40,7 +41,7 @@ def read_feeds(reading: Reading, payload: Payload) -> None:
         if asset is not None:
             _note(reading, payload, (asset.symbol, "index"), entry, path)
     for path, currency, by_type in _entries(reading, payload, feeds, "perp_data"):
-        if not isinstance(by_type, Mapping):
+        if not isinstance(by_type, Mapping) or not by_type.keys() & _PERP_FEEDS:
             _not_by(reading, payload, "type", by_type, path)
         elif _PERP_FEED in by_type:
             subject = instrument_id(VENUE, f"{currency}-PERP")

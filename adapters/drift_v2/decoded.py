@@ -83,7 +83,7 @@ def variant(record: Any, name: str, path: str, *, known: Sequence[str], default:
 def name_of(record: Any, path: str) -> str:
     """The `name` of a market: text, or the program's bytes padded with spaces."""
     value, place = field(record, "name", path), joined(path, "name")
-    if isinstance(value, list):
+    if isinstance(value, list) and not any(isinstance(byte, bool) for byte in value):
         try:
             value = bytes(value).decode("ascii")
         except (TypeError, ValueError):

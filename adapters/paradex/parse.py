@@ -308,7 +308,7 @@ def _read_margin(account: Account, payload: Payload) -> None:
         message = f"{methodology} here, {account.methodology} in another payload"
         raise FieldError("margin_methodology", FailureReason.INCONSISTENT, message)
     account.methodology = methodology
-    configs = body.get("configs") or []
+    configs = body["configs"] if body.get("configs") is not None else []
     if not isinstance(configs, list):
         raise FieldError("configs", FailureReason.MALFORMED, f"expected a list, found {type(configs).__name__}")
     for i, config in enumerate(configs):
