@@ -18,6 +18,8 @@ import pyarrow as pa
 
 from .config import FilteredHistoryFigures, MultivariateTFigures, Resolved
 from .errors import ConfigurationError, DataError, Failure, FailureReason, nearest_name
+from .generators.filtered_historical import filtered_historical
+from .generators.multivariate_t import multivariate_t
 from .history import (
     FactorHistory,
     Proxy,
@@ -27,7 +29,7 @@ from .history import (
     read_history_table,
     return_panel,
 )
-from .scenarios import PegDistribution, ScenarioGenerator, filtered_historical, multivariate_t
+from .scenarios import PegDistribution, ScenarioGenerator
 
 _PAIR = "|"
 

@@ -17,7 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from aggregator.correlation import correlation_matrix
 from aggregator.engine import Cube, Detail, Headline, draw_cube, evaluate_details, evaluate_headlines
+from aggregator.generators.multivariate_t import multivariate_t
 from aggregator.greeks import greeks_by_underlying, row_sensitivities
 from aggregator.portfolio import Book, PackedPortfolio, pack_book
 from aggregator.results import (
@@ -51,7 +53,7 @@ from aggregator.rule_forms import (
     WeightedValue,
     component_rows,
 )
-from aggregator.scenarios import ScenarioGenerator, correlation_matrix, multivariate_t
+from aggregator.scenarios import ScenarioGenerator
 from aggregator.schema import CANONICAL, RESULT_KEYS, RESULTS, table_from_rows
 from aggregator.snapshot import Snapshot, take_snapshot
 

@@ -35,11 +35,12 @@ from adapters.compound_v3.mechanics import (
     Totals,
 )
 from adapters.transport import Payload, PayloadRequest, RecordedTransport
+from aggregator.correlation import correlation_matrix
 from aggregator.engine import draw_cube, evaluate_headlines
 from aggregator.errors import ConfigurationError, Failure
+from aggregator.generators.multivariate_t import multivariate_t
 from aggregator.portfolio import pack_book
 from aggregator.results import Evaluated, account_rows
-from aggregator.scenarios import correlation_matrix, multivariate_t
 from aggregator.schema import CANONICAL
 from aggregator.snapshot import take_snapshot
 from tests.sample_compound_v3 import PARAMETERS, PAYLOADS

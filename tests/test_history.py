@@ -15,6 +15,7 @@ import pyarrow.parquet
 import pytest
 
 from aggregator.errors import ConfigurationError, DataError, Failure, FailureReason
+from aggregator.generators.filtered_historical import filtered_historical
 from aggregator.history import (
     FactorHistory,
     Proxy,
@@ -27,7 +28,7 @@ from aggregator.history import (
     return_panel,
     volatility_rule,
 )
-from aggregator.scenarios import PegDistribution, draw_all, filtered_historical
+from aggregator.scenarios import PegDistribution, draw_all
 
 RTOL_FLOAT64 = 1e-12  # float64 against float64, a few operations
 RTOL_RUNNING_SUM = 1e-10  # windows by differences of running sums against sums of the window

@@ -23,11 +23,12 @@ from adapters.asset_book import read_asset_book
 from adapters.morpho_blue import ADAPTER, mechanics
 from adapters.morpho_blue.mechanics import ORACLE_PRICE_SCALE, WAD, Market, MorphoRevertedError
 from adapters.transport import Payload, PayloadRequest, RecordedTransport
+from aggregator.correlation import correlation_matrix
 from aggregator.engine import draw_cube, evaluate_headlines
 from aggregator.errors import ConfigurationError, Failure
+from aggregator.generators.multivariate_t import multivariate_t
 from aggregator.portfolio import pack_book
 from aggregator.results import Evaluated, account_rows
-from aggregator.scenarios import correlation_matrix, multivariate_t
 from aggregator.schema import CANONICAL
 from aggregator.snapshot import take_snapshot
 from tests.sample_morpho_blue import PARAMETERS, PAYLOADS

@@ -11,21 +11,18 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
+from aggregator.correlation import correlation_matrix, repaired_correlation
 from aggregator.errors import ConfigurationError
+from aggregator.generators.filtered_historical import FilteredHistorical, filtered_historical
+from aggregator.generators.multivariate_t import MultivariateT, multivariate_t
 from aggregator.history import FactorHistory, VolatilityRule
 from aggregator.scenarios import (
     TILE,
-    FilteredHistorical,
-    MultivariateT,
     PegDistribution,
     chi_square,
-    correlation_matrix,
     draw_all,
     draw_scenarios,
-    filtered_historical,
-    multivariate_t,
     padded_count,
-    repaired_correlation,
     scenario_stream,
     scenario_weights,
 )

@@ -1,0 +1,229 @@
+"""Filtered historical simulation: tomorrow's volatility times the standardised residuals of past dates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Integer, PRNGKeyArray, UInt32
+
+from ..errors import ConfigurationError
+from ..history import FactorHistory
+from ..scenarios import (
+    PegDistribution,
+    checked_factors,
+    chi_square,
+    float64,
+    mixture_names,
+    named_streams,
+    require_positive,
+    scenario_stream,
+    standard_normals,
+    stream_number,
+)
+
+_DATE_STREAM = "date"
+
+
+class FilteredHistorical(eqx.Module):
+    """One-step filtered historical simulation: tomorrow's volatility times the standardised residuals of one past date.
+
+    x_i = sigma_next_i z_{D,i}: all factors with a history take the same date D, so the dependence is that of the date
+    (G. Barone-Adesi, K. Giannopoulos, L. Vosper, "VaR without correlations", 1999). In mode "every_date" scenario s is
+    date s, which is the law itself; in mode "draw" D is drawn with replacement by `date_weights`. Factors without a
+    history are parametric and drawn anew in every scenario: implied volatility by beta r + eta Z on its underlying,
+    pegs by a t law. Build it with `filtered_historical`.
+    """
+
+    factors: tuple[str, ...] = eqx.field(static=True)
+    mode: Literal["every_date", "draw"] = eqx.field(static=True)
+    historical: tuple[str, ...] = eqx.field(static=True)
+    rules: tuple[str, ...] = eqx.field(static=True)
+    pegs: tuple[str, ...] = eqx.field(static=True)
+    underlyings: tuple[int, ...] = eqx.field(static=True)
+    """For each of `rules` the position of its underlying among `historical`."""
+    order: tuple[int, ...] = eqx.field(static=True)
+    """Positions of `factors` in historical + rules + pegs."""
+    residuals: Float[Array, "dates historical"]
+    sigma_next: Float[Array, " historical"]
+    """Volatility of the next step, over the horizon."""
+    date_weights: Float[Array, " dates"]
+    cumulative_weights: Float[Array, " dates"]
+    rule_beta: Float[Array, " rules"]
+    rule_eta: Float[Array, " rules"]
+    peg_scale: Float[Array, " pegs"]
+    peg_degrees_of_freedom: Float[Array, " pegs"]
+
+    @property
+    def own_weights(self) -> Float[Array, " dates"] | None:
+        return self.date_weights if self.mode == "every_date" else None
+
+    def start(self, key: PRNGKeyArray, index: UInt32[Array, ""]) -> tuple[()]:
+        """Nothing is carried on: see the module."""
+        return ()
+
+    def date(self, key: PRNGKeyArray, index: UInt32[Array, ""]) -> Integer[Array, ""]:
+        """Position of the date that scenario `index` replays."""
+        return self._date(scenario_stream(key, _DATE_STREAM, index), index)
+
+    def step(
+        self, state: tuple[()], key: PRNGKeyArray, index: UInt32[Array, ""]
+    ) -> tuple[tuple[()], Float[Array, " factors"]]:
+        """Log-changes of the factors over one step of scenario `index`."""
+        rules, pegs = len(self.rules), len(self.pegs)
+        names = (_DATE_STREAM, *self.rules, *self.pegs, *mixture_names(self.pegs))
+        streams = named_streams(key, names, index)  # in one call: every separate one costs compile time
+        parts = [self.sigma_next * self.residuals[self._date(streams[0], index)]]
+        if rules + pegs:
+            z = standard_normals(streams[1 : 1 + rules + pegs])
+        if rules:
+            moves = parts[0][np.array(self.underlyings)]
+            parts.append(self.rule_beta * moves + self.rule_eta * z[:rules])
+        if pegs:
+            mixture = jax.vmap(chi_square)(streams[1 + rules + pegs :], self.peg_degrees_of_freedom)
+            parts.append(self.peg_scale * z[rules:] * jnp.sqrt(self.peg_degrees_of_freedom / mixture))
+        return state, jnp.concatenate(parts)[np.array(self.order)]
+
+    def _date(self, stream: PRNGKeyArray, index: UInt32[Array, ""]) -> Integer[Array, ""]:
+        last = self.residuals.shape[0] - 1
+        if self.mode == "every_date":  # scenarios beyond the last date are padding and have weight 0
+            return jnp.minimum(index.astype(jnp.int32), last)
+        u = jax.random.uniform(stream, (), jnp.float64)
+        return jnp.minimum(jnp.searchsorted(self.cumulative_weights, u, side="right"), last)
+
+
+def filtered_historical(
+    factors: Sequence[str],
+    history: FactorHistory,
+    *,
+    key: PRNGKeyArray,
+    pegs: Mapping[str, PegDistribution] | None = None,
+    mode: Literal["every_date", "draw"] = "every_date",
+    horizon_days: float = 1.0,
+    date_weights: np.ndarray | None = None,
+) -> FilteredHistorical:
+    """A `FilteredHistorical` over `factors` from a `FactorHistory` and the laws of the pegs.
+
+    Cells that the history lacks (before a listing, across a gap) are filled here, once: a price takes its loading on
+    the anchors' residuals of that date plus one of its own residuals, drawn by `fold_in(key, "fill:" + asset, date)`;
+    an implied volatility takes beta times its underlying's move of that date plus eta Z. One date therefore has one
+    fill under one key, however often it is drawn. The horizon scales every shock by sqrt(horizon_days): the step is
+    not repeated. `date_weights` [dates] default to equal ones and are normalised. Raises ConfigurationError for a
+    factor that neither the history nor `pegs` covers.
+    """
+    pegs = {} if pegs is None else pegs
+    if mode not in ("every_date", "draw"):
+        raise ConfigurationError(f"mode is {mode!r}; expected 'every_date' or 'draw'")
+    names = checked_factors(factors, reserved=(_DATE_STREAM, *mixture_names(tuple(pegs))))
+    require_positive("horizon_days", horizon_days)
+    historical = tuple(name for name in names if name in history.columns)
+    rules = tuple(name for name in names if name in history.rules)
+    peg_names = tuple(name for name in names if name in pegs)
+    sources = historical + rules + peg_names
+    for name in names:
+        if sources.count(name) != 1:
+            state = "has no history, volatility rule or peg law" if name not in sources else "is defined twice"
+            raise ConfigurationError(f"factor {name} {state}")
+    for name in peg_names:
+        law = pegs[name]
+        require_positive(f"daily_std of {name}", law.daily_std)
+        if not (math.isfinite(law.degrees_of_freedom) and law.degrees_of_freedom > 2.0):
+            raise ConfigurationError(f"degrees of freedom of {name} are {law.degrees_of_freedom!r}; expected above 2")
+    positions = {name: i for i, name in enumerate(historical)}
+    underlyings = []
+    for name in rules:
+        underlying = history.rules[name].underlying
+        if underlying not in positions:
+            raise ConfigurationError(f"factor {name} moves with {underlying}, which is not a factor of this run")
+        underlyings.append(positions[underlying])
+
+    if not historical:
+        raise ConfigurationError("no factor of this run has a history; use the multivariate t generator")
+    table = _filled_residuals(key, history)
+    picked = [history.columns[name] for name in historical]
+    residuals = table[:, [column for column, _ in picked]]
+    root_horizon = math.sqrt(horizon_days)
+    sigma = np.array([history.sigma_next[column] * scale for column, scale in picked]) * root_horizon
+    weights = _normalised(date_weights, len(residuals))
+    cumulative = np.cumsum(weights)
+    peg_nu = np.array([pegs[name].degrees_of_freedom for name in peg_names])
+    peg_std = np.array([pegs[name].daily_std for name in peg_names])
+    return FilteredHistorical(
+        factors=names,
+        mode=mode,
+        historical=historical,
+        rules=rules,
+        pegs=peg_names,
+        underlyings=tuple(underlyings),
+        order=tuple(sources.index(name) for name in names),
+        residuals=float64(residuals),
+        sigma_next=float64(sigma),
+        date_weights=float64(weights),
+        cumulative_weights=float64(cumulative / cumulative[-1]),  # a uniform below 1 always finds a date
+        rule_beta=float64([history.rules[name].beta for name in rules]),
+        rule_eta=float64(root_horizon * np.array([history.rules[name].eta for name in rules])),
+        peg_scale=float64(root_horizon * peg_std * np.sqrt((peg_nu - 2.0) / peg_nu)),
+        peg_degrees_of_freedom=float64(peg_nu),
+    )
+
+
+def _filled_residuals(key: PRNGKeyArray, history: FactorHistory) -> np.ndarray:
+    """The residual table [dates, columns] of a history with every missing cell filled; host arrays."""
+    table = history.residuals.copy()
+    missing = np.isnan(table)
+    if not missing.any():
+        return table
+    days = history.dates.astype("datetime64[D]").astype(np.int64)
+    if days[0] < 0:
+        raise ConfigurationError(f"history starts on {history.dates[0]}; dates before 1970 have no stream")
+    numbers = jnp.asarray([stream_number("fill:" + name) for name in history.sources], dtype=jnp.uint32)
+    uniforms, normals = (np.asarray(draw) for draw in _cell_draws(key, numbers, jnp.asarray(days, dtype=jnp.uint32)))
+    # prices first: the fill of an implied volatility needs the move of its underlying
+    for column, name in enumerate(history.sources):
+        gaps = missing[:, column]
+        if not gaps.any() or name in history.fill_rules:
+            continue
+        own = history.own_residuals[column]
+        drawn = own[np.minimum((uniforms[gaps, column] * len(own)).astype(np.int64), len(own) - 1)]
+        loaded = np.zeros(len(drawn))
+        for anchor, loading in enumerate(history.loadings[column]):
+            loaded = loaded + loading * history.anchor_residuals[gaps, anchor]
+        table[gaps, column] = loaded + drawn
+    for column, name in enumerate(history.sources):
+        gaps = missing[:, column]
+        if not gaps.any() or name not in history.fill_rules:
+            continue
+        rule = history.fill_rules[name]
+        underlying, scale = history.columns[rule.underlying]
+        move = history.sigma_next[underlying] * scale * table[gaps, underlying]
+        change = rule.beta * move + rule.eta * normals[gaps, column]
+        table[gaps, column] = change / history.sigma_next[column]
+    return table
+
+
+@jax.jit
+def _cell_draws(
+    key: PRNGKeyArray, stream_numbers: UInt32[Array, " columns"], days: UInt32[Array, " dates"]
+) -> tuple[Float[Array, "dates columns"], Float[Array, "dates columns"]]:
+    def cell(day: Array, number: Array) -> tuple[Array, Array]:
+        uniform_key, normal_key = jax.random.split(jax.random.fold_in(jax.random.fold_in(key, number), day))
+        return jax.random.uniform(uniform_key, (), jnp.float64), jax.random.normal(normal_key, (), jnp.float64)
+
+    return jax.vmap(lambda day: jax.vmap(lambda number: cell(day, number))(stream_numbers))(days)
+
+
+def _normalised(weights: np.ndarray | None, dates: int) -> np.ndarray:
+    if weights is None:
+        return np.full(dates, 1.0 / dates)
+    values = np.asarray(weights, dtype=np.float64)
+    if values.shape != (dates,):
+        raise ConfigurationError(f"date_weights has shape {values.shape}; the history has {dates} dates")
+    total = math.fsum(values) if np.isfinite(values).all() else math.nan
+    if not total > 0.0 or (values < 0.0).any():
+        raise ConfigurationError("date_weights must be finite and non-negative with a positive sum")
+    return values / total
