@@ -14,19 +14,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from .errors import ConfigurationError, nearest_name
+from .policy import Requirement
+from .section import Section
 
 ENVIRONMENT_PREFIX = "CROSSMARGIN__"
 TILE = 256
 """Scenarios per tile: the fixed block in which everything over scenarios is drawn, evaluated and added."""
-
-
-class Section(BaseModel):
-    """What all sections have in common."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, allow_inf_nan=False)
 
 
 class PayloadFile(Section):
@@ -216,6 +212,9 @@ class Configuration(Section):
     data: Data = Data()
     reconcile: Reconcile = Reconcile()
     scenarios: MultivariateTFigures | FilteredHistoryFigures = Field(discriminator="generator")
+    requirement: Requirement = Requirement()
+    stress: str | None = None
+    """The library of named stresses, a TOML file."""
     engine: Engine = Engine()
     store: Store = Store()
     report: ReportSection = ReportSection()

@@ -425,6 +425,9 @@ def test_the_digest_does_not_depend_on_what_changes_no_number(tmp_path: Path, ov
         "scenarios.correlation={}",
         "scenarios.default_correlation=0.1",
         "scenarios.proxies.SOL.scale=2",
+        "requirement.offset_cap=1",
+        "requirement.grid.points=3",
+        "stress=stress.toml",
         'portfolios.desk=["binance:west"]',
         'portfolios.other=["binance:west"]',
         "limits=[]",
@@ -439,7 +442,8 @@ def test_the_digest_depends_on_everything_else(tmp_path: Path, override: str) ->
 def test_every_top_level_key_is_either_in_the_digest_or_tried_above_as_left_out() -> None:
     assert set(Configuration.model_fields) == {
         *("title", "engine", "store", "report"),
-        *("assets", "run", "data", "reconcile", "scenarios", "sources", "portfolios", "limits"),
+        *("assets", "run", "data", "reconcile", "scenarios", "requirement", "stress"),
+        *("sources", "portfolios", "limits"),
     }
 
 
