@@ -8,7 +8,7 @@ the closed list; the caller turns it into a failure row that names venue, payloa
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from typing import Any
@@ -132,6 +132,11 @@ def optional_decimal_at(record: Mapping[str, Any], key: str, path: str = "") -> 
     """`decimal_of` the member `key`, or None where it is absent, null or an empty string."""
     value = _optional(record, key, path)
     return None if value is None or value == "" else decimal_of(value, joined(path, key))
+
+
+def first_decimal_at(record: Mapping[str, Any], keys: Sequence[str], path: str = "") -> Decimal | None:
+    """The first of `keys` that has a number, as `optional_decimal_at`: newer names of a field before older ones."""
+    return next((number for key in keys if (number := optional_decimal_at(record, key, path)) is not None), None)
 
 
 def positive_at(record: Any, key: str, path: str = "") -> Decimal:

@@ -6,7 +6,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,10 +15,12 @@ from aggregator.errors import ConfigurationError, nearest_name
 _PREFIX = re.compile(r"(1000000|1M|10000|1000|k)([A-Z][A-Z0-9]*)")
 _PREFIX_SCALE = {"k": 1000, "1M": 1_000_000}
 _WRAPPED_KEYS = ("of", "issuer", "peg")
+_YIELD_KEYS = ("of", "issuer", "index", "as_of", "source")
+_SECTIONS = ("factors", "stables", "wrapped", "yield_bearing", "spellings")
 
 
 class Asset(NamedTuple):
-    """What moves a token: units of a risk factor's asset, a peg factor, an issuer group."""
+    """What moves a token: units of a risk factor's asset (dollars without one), a peg factor, an issuer group."""
 
     symbol: str
     risk_factor: str | None
@@ -49,10 +51,11 @@ class AssetBook:
 
 
 def read_asset_book(path: Path) -> AssetBook:
-    """The asset book in a TOML file with `factors`, `[stables]` and `[wrapped]`.
+    """The asset book in a TOML file with `factors`, `[stables]`, `[wrapped]`, `[yield_bearing]` and `[spellings]`.
 
-    Raises `ConfigurationError` for an unreadable file, an unknown key, a symbol listed twice or a wrapped token of an
-    unknown factor, and for entries of another shape.
+    Raises `ConfigurationError` for an unreadable file, an unknown key, a symbol listed twice, a wrapped token of an
+    unknown factor, a yield-bearing one of an unknown stable, another spelling of an unknown token, and for entries of
+    another shape.
     """
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -60,18 +63,20 @@ def read_asset_book(path: Path) -> AssetBook:
         raise ConfigurationError(f"cannot read the asset book {path.name!r}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"asset book {path.name}: {error}") from None
-    known = ("factors", "stables", "wrapped")
     for key in document:
-        if key not in known:
-            raise ConfigurationError(f"asset book {path.name}: unknown key {key!r}{nearest_name(key, known)}")
+        if key not in _SECTIONS:
+            raise ConfigurationError(f"asset book {path.name}: unknown key {key!r}{nearest_name(key, _SECTIONS)}")
     if not (
         _texts(document.get("factors", []), list)
         and _texts(document.get("stables", {}), dict)
         and isinstance(document.get("wrapped", {}), dict)
+        and isinstance(document.get("yield_bearing", {}), dict)
+        and _texts(document.get("spellings", {}), dict)
     ):
         raise ConfigurationError(
             f"asset book {path.name}: expected `factors` as a list of symbols, `[stables]` as symbol = issuer, "
-            "and `[wrapped]` as symbol = {of, issuer, peg}"
+            "`[wrapped]` as symbol = {of, issuer, peg}, `[yield_bearing]` as symbol = {of, issuer, index, as_of, "
+            "source}, and `[spellings]` as symbol = listed symbol"
         )
     entries = [Asset(symbol, symbol, Decimal(1), None, None) for symbol in document.get("factors", [])]
     entries += [Asset(s, None, Decimal(1), s, issuer) for s, issuer in document.get("stables", {}).items()]
@@ -87,12 +92,42 @@ def read_asset_book(path: Path) -> AssetBook:
             raise ConfigurationError(f"asset book {path.name}: wrapped token {symbol!r} needs `of` a listed factor")
         peg = symbol if wrapped.get("peg") else None
         entries.append(Asset(symbol, wrapped["of"], Decimal(1), peg, wrapped.get("issuer")))
+    stables = document.get("stables", {})
+    for symbol, earning in document.get("yield_bearing", {}).items():
+        entries.append(_yield_bearing(f"asset book {path.name}: yield-bearing {symbol!r}", symbol, earning, stables))
+    listed = {entry.symbol: entry for entry in entries}
+    for symbol, same in document.get("spellings", {}).items():
+        if same not in listed:
+            hint = nearest_name(same, listed)
+            raise ConfigurationError(f"asset book {path.name}: {symbol!r} spells {same!r}, which is not listed{hint}")
+        entries.append(listed[same]._replace(symbol=symbol))
     book: dict[str, Asset] = {}
     for entry in entries:
         if entry.symbol in book:
             raise ConfigurationError(f"asset book {path.name}: {entry.symbol!r} is listed twice")
         book[entry.symbol] = entry
     return AssetBook(book)
+
+
+def _yield_bearing(place: str, symbol: str, entry: Any, stables: Mapping[str, str]) -> Asset:
+    """A dollar that earns in its own price: `index` dollars per unit where nobody states a price of today."""
+    if not isinstance(entry, dict) or not _texts(entry, dict):
+        raise ConfigurationError(f"{place} is no {{of, issuer, index, as_of, source}}")
+    for key in entry:
+        if key not in _YIELD_KEYS:
+            raise ConfigurationError(f"{place}: unknown key {key!r}{nearest_name(key, _YIELD_KEYS)}")
+    for key in ("index", "as_of", "source"):
+        if not entry.get(key):
+            raise ConfigurationError(f"{place} needs `{key}`")
+    if "of" in entry and entry["of"] not in stables:
+        raise ConfigurationError(f"{place} needs `of` a listed stable")
+    try:
+        index = Decimal(entry["index"])
+    except InvalidOperation:
+        index = Decimal(0)
+    if not index.is_finite() or index <= 1:
+        raise ConfigurationError(f"{place}: index {entry['index']!r} is no number above 1")
+    return Asset(symbol, None, index, entry.get("of", symbol), entry.get("issuer"))
 
 
 def _texts(value: Any, kind: type[list[Any]] | type[dict[str, Any]]) -> bool:

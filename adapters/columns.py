@@ -267,6 +267,23 @@ def canonical_table(name: str, length: int, **columns: Any) -> pa.Table:
     return cast_table(name, pa.Table.from_arrays(arrays, schema=schema))
 
 
+def own_marks(
+    venue: str, accounts: pa.Array, instruments: pa.Array, values: Any, *, as_of: pa.Array, source: str
+) -> pa.Table:
+    """Rows of `marks` of positions, each at its own account's mark; all arrays have the length of the table."""
+    return canonical_table(
+        "marks",
+        len(accounts),
+        venue=venue,
+        account_id=accounts,
+        subject=instruments,
+        field="mark",
+        value=values,
+        as_of=as_of,
+        source=source,
+    )
+
+
 def _column(value: Any, kind: pa.DataType, length: int) -> pa.Array:
     if value is None:
         return pa.nulls(length, kind)

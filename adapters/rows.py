@@ -70,6 +70,11 @@ class Rows:
             Failure(reason, _told(message), self.venue, payload, _storable(path), _storable(subject), account)
         )
 
+    def refuse(self, error: FieldError, *, payload: str, subject: str = "", account_id: str | None = None) -> None:
+        """The failure that a `FieldError` tells of, in a payload."""
+        where = {"payload": payload, "path": error.path, "subject": subject}
+        self.fail(error.reason, error.message, account_id=account_id, **where)
+
     def guard(self, payload: str, *, subject: str = "", account_id: str | None = None) -> AbstractContextManager[None]:
         """Turns a `FieldError` of the block into a failure row, and takes back what the block added to the tables."""
         return _Guard(self, payload, subject, account_id)
@@ -123,8 +128,7 @@ class _Guard(AbstractContextManager[None]):
         for name in self.rows.tables_added[self.tables :]:
             self.rows.tables[name].pop()
         del self.rows.tables_added[self.tables :]
-        where = {"payload": self.payload, "path": error.path, "subject": self.subject}
-        self.rows.fail(error.reason, error.message, account_id=self.account_id, **where)
+        self.rows.refuse(error, payload=self.payload, subject=self.subject, account_id=self.account_id)
         return True
 
 

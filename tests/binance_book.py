@@ -5,7 +5,6 @@ portfolio margin.
 from __future__ import annotations
 
 import copy
-import random
 import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -18,9 +17,8 @@ from adapters.adapter import Context, Normalized
 from adapters.asset_book import Asset, AssetBook
 from adapters.binance import ADAPTER
 from adapters.transport import Payload, PayloadRequest, RecordedTransport
-from aggregator.errors import Failure
 from aggregator.rule_forms import Form, parse_parameters
-from aggregator.snapshot import take_snapshot
+from tests.normalized_rows import only, rows_of
 from tests.sample_binance import PAYLOADS
 
 HERE = Path(__file__).resolve().parent
@@ -78,22 +76,9 @@ def body_of(name: str) -> Any:
     return payload.body
 
 
-def rows_of(result: Normalized, table: str, **where: Any) -> list[Row]:
-    return [r for r in result.batches[table].to_pylist() if all(r[key] == value for key, value in where.items())]
-
-
-def row_of(result: Normalized, table: str, **where: Any) -> Row:
-    (row,) = rows_of(result, table, **where)
-    return row
-
-
-def failed(result: Normalized, account: str | None) -> list[Failure]:
-    return [failure for failure in result.failures if failure.account_id == account]
-
-
 def components(result: Normalized, account: str) -> list[tuple[str, Form]]:
     """(side, form) of an account's rule set, in order."""
-    rule_set = row_of(result, "accounts", account_id=account)["rule_set"]
+    rule_set = only(result, "accounts", account_id=account)["rule_set"]
     rows = sorted(rows_of(result, "rule_sets", rule_set=rule_set), key=lambda row: row["component_no"])
     return [(row["side"], parse_parameters(row["form"], row["parameters"])) for row in rows]
 
@@ -101,32 +86,3 @@ def components(result: Normalized, account: str) -> list[tuple[str, Form]]:
 def sets_of(result: Normalized) -> dict[str, set[str]]:
     """Rows by table without their order."""
     return {name: {repr(row) for row in table.to_pylist()} for name, table in result.batches.items()}
-
-
-JUNK: tuple[Any, ...] = (None, "", "NaN", "-1", "x", -1, 0, True, [], {}, [[]], Decimal("1e30"), "BTCUSDT", {"a": 1})
-
-
-def check_mutations(payloads: Sequence[Payload], *, seed: int, count: int) -> None:
-    """Any value of any answer replaced by junk: no exception, no account that failed without a row."""
-    chance = random.Random(seed)
-    accounts = {row["account_id"] for row in rows_of(normalized(payloads), "accounts")}
-    for _ in range(count):
-        number = chance.randrange(len(payloads))
-        body = copy.deepcopy(payloads[number].body)
-        spots: list[tuple[Any, Any]] = []
-        stack = [body]
-        while stack:
-            node = stack.pop()
-            for key, value in node.items() if isinstance(node, dict) else enumerate(node):
-                spots.append((node, key))
-                if isinstance(value, dict | list):
-                    stack.append(value)
-        node, key = chance.choice(spots)
-        node[key] = chance.choice(JUNK)
-        result = normalized([*payloads[:number], replace(payloads[number], body=body), *payloads[number + 1 :]])
-        known = {row["account_id"] for row in rows_of(result, "accounts")}
-        assert {f.account_id for f in result.failures if f.account_id} <= known
-        assert accounts <= known or result.failures
-        for table in ("positions", "balances", "open_orders"):
-            assert {row["account_id"] for row in rows_of(result, table)} <= known
-        take_snapshot([result.batches], result.failures)

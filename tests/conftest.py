@@ -1,4 +1,4 @@
-"""Settings that hold for every test, the `--vectors` option and the folder of recorded material.
+"""Settings that hold for every test, their order, the `--vectors` option and the folder of recorded material.
 
 JAX computes in float64 and refuses to broadcast arrays of different rank, so that a missing `vmap` fails instead of
 quietly pairing the wrong axes. Compiled programs are kept in `.cache/jax` of the checkout, unless the environment names
@@ -34,6 +34,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=None,
         help="folder of reference cases for test_vectors.py, in the layout of tests/vectors (the default)",
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # pytest-xdist hands out files by their number of tests, the fewest last, and those are the slowest ones.
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first, so that no process is left with a long one when the others have nothing to do."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="session")

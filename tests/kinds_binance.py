@@ -8,6 +8,14 @@ from adapters.binance import mechanics
 
 Cases = list[dict[str, Any]]
 
+# of every case: the levels of the venue's FAQ on portfolio margin
+STATUSES = (
+    ("normal", Decimal("1.5")),
+    ("warning", Decimal("1.2")),
+    ("reduce_only", Decimal("1.05")),
+    ("liquidation", Decimal(1)),
+)
+
 
 def _number(value: Any) -> Decimal:
     return Decimal(str(value))
@@ -76,7 +84,10 @@ def binance_unimmr(inputs: Cases) -> Cases:
     for case in inputs:
         coins = {coin: _portfolio_coin(figures) for coin, figures in case["coins"].items()}
         result = mechanics.uni_mmr(
-            coins, loan_rate=_number(case["loan_mmr"]), open_loss_usd=_number(case["open_loss_usd"])
+            coins,
+            loan_rate=_number(case["loan_mmr"]),
+            statuses=STATUSES,
+            open_loss_usd=_number(case["open_loss_usd"]),
         )
         out.append(
             {

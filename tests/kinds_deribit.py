@@ -5,13 +5,15 @@ from fractions import Fraction
 from typing import Any
 
 from adapters.deribit import mechanics
-from adapters.deribit.mechanics import MatrixParameters, MatrixPosition
+from adapters.deribit.mechanics import MatrixParameters, MatrixPosition, OptionRates
 
 Case = dict[str, Any]
 Cases = list[Case]
 
 # m_inc of the documented example: the cases of the matrix state no figure, and it matters above the threshold only.
 DELTA_INCREMENT = Fraction(5, 100_000)
+# of every case: 15 %, at least 10 %, 7.5 % (doc.tslab.pro, "Deribit margin requirements calculation")
+OPTION_RATES = OptionRates(Fraction("0.15"), Fraction("0.1"), Fraction("0.075"), Fraction("0.075"))
 
 
 def _exact(value: Any) -> Fraction:
@@ -98,6 +100,7 @@ def deribit_sm_inverse_option(inputs: Cases) -> Cases:
             strike=_exact(case["strike"]),
             index_price=_exact(case["index_price"]),
             mark_price=_exact(case["mark_price_base"]),
+            rates=OPTION_RATES,
         )
         out.append({"im_base": margin.initial, "mm_base": margin.maintenance})
     return out

@@ -19,6 +19,10 @@ def _fractions(level: Case) -> OptionFractions:
     return OptionFractions(**{name: _exact(level[name]) for name in OptionFractions._fields})
 
 
+# of every case: an option's fee is at most this share of its mark (paradex-docs dated-options/fees)
+FEE_CAP = Fraction(1, 8)
+
+
 def _market(case: Case) -> PerpMarket | OptionMarket:
     mark, fee_rate = _exact(case["mark"]), _exact(case.get("fee_rate", 0))
     if isinstance(case["imf"], dict):
@@ -30,6 +34,7 @@ def _market(case: Case) -> PerpMarket | OptionMarket:
             imf=_fractions(case["imf"]),
             mmf=_fractions(case["mmf"]),
             fee_rate=fee_rate,
+            fee_cap=FEE_CAP,
         )
     return PerpMarket(mark, _exact(case["imf"]), _exact(case.get("mmf_factor", 0)), fee_rate)
 
@@ -81,7 +86,8 @@ def min_delta(inputs: Cases) -> Cases:
 def _leg(record: Case) -> pm.Leg:
     option = None
     if record["kind"] == "option":
-        option = pm.OptionTerms(record["strike"], bool(record["is_call"]), record["dte"], record["mark_iv"])
+        terms = record["strike"], bool(record["is_call"]), record["dte"], record["mark_iv"]
+        option = pm.OptionTerms(*terms, fee_cap=float(FEE_CAP))
     return pm.Leg(record["size"], record["mark"], record["delta"], record["fee"], option, record.get("price"))
 
 

@@ -27,6 +27,8 @@ from adapters.transport import Payload, PayloadRequest, RecordedTransport
 from aggregator.errors import ConfigurationError, Failure
 from aggregator.schema import CANONICAL
 from aggregator.snapshot import take_snapshot
+from tests.normalized_rows import rows_of
+from tests.payload_files import put
 
 HERE = Path(__file__).resolve().parent
 PAYLOADS = HERE / "payloads" / "aave_v3"
@@ -95,10 +97,6 @@ def _changed(payload: Payload, change: Callable[[Body], None]) -> Payload:
     return Payload(payload.request, payload.name, payload.account, payload.received_at, payload.sha256, body)
 
 
-def _rows(normalized: Normalized, table: str, **where: Any) -> list[dict[str, Any]]:
-    return [r for r in normalized.batches[table].to_pylist() if all(r[key] == value for key, value in where.items())]
-
-
 def _account(owner: str) -> str:
     return f"aave_v3:{owner}:ethereum-core"
 
@@ -127,7 +125,8 @@ def test_the_desk_becomes_the_expected_tables() -> None:
     assert set(expected) == {name for name, table in normalized.batches.items() if table.num_rows}
     for table, rows in expected.items():
         found = [
-            {key: _plain(value) for key, value in row.items() if value is not None} for row in _rows(normalized, table)
+            {key: _plain(value) for key, value in row.items() if value is not None}
+            for row in rows_of(normalized, table)
         ]
         assert found == rows, table
 
@@ -142,11 +141,11 @@ def test_the_desk_makes_a_complete_snapshot() -> None:
 
 def _margin_form(normalized: Normalized, account: str) -> tuple[Fraction, Fraction, Fraction]:
     """(equity, maintenance, initial) of an account from its rows: what the margin form says, in plain fractions."""
-    (row,) = _rows(normalized, "accounts", account_id=account)
-    prices = {mark["subject"]: Fraction(mark["value"]) for mark in _rows(normalized, "marks", field="oracle")}
-    tiers = {(t["asset_id"], t["emode"]): t for t in _rows(normalized, "collateral_tiers", rule_set=row["rule_set"])}
+    (row,) = rows_of(normalized, "accounts", account_id=account)
+    prices = {mark["subject"]: Fraction(mark["value"]) for mark in rows_of(normalized, "marks", field="oracle")}
+    tiers = {(t["asset_id"], t["emode"]): t for t in rows_of(normalized, "collateral_tiers", rule_set=row["rule_set"])}
     equity = maintenance = initial = Fraction(0)
-    for balance in _rows(normalized, "balances", account_id=account):
+    for balance in rows_of(normalized, "balances", account_id=account):
         value = Fraction(balance["quantity"]) * prices[balance["asset_id"]]
         if not balance["collateral_enabled"]:
             continue
@@ -164,7 +163,7 @@ def _margin_form(normalized: Normalized, account: str) -> tuple[Fraction, Fracti
 def test_value_is_quantity_times_price_and_equals_what_the_venue_reports(owner: str) -> None:
     normalized = _normalize(_desk())
     equity, maintenance, initial = _margin_form(normalized, _account(owner))
-    (row,) = _rows(normalized, "accounts", account_id=_account(owner))
+    (row,) = rows_of(normalized, "accounts", account_id=_account(owner))
     gross = 10**6
     tolerance = BASE_ROUNDING + gross * MARK_ROUNDING
     assert abs(Fraction(row["reported_equity"]) - equity) <= tolerance
@@ -186,7 +185,7 @@ def test_a_balance_is_accrued_to_the_second_it_was_received_and_rounded_against_
     growth = 10**27 + int(weth["liquidityRate"]) * elapsed // 31_536_000
     index = (growth * int(weth["liquidityIndex"]) + 10**27 // 2) // 10**27
     scaled = int(desk["user_treasury"].body["userReserves"][WETH]["scaledATokenBalance"])
-    (row,) = _rows(_normalize(desk), "balances", account_id=_account("treasury"), asset_id="WETH@ethereum")
+    (row,) = rows_of(_normalize(desk), "balances", account_id=_account("treasury"), asset_id="WETH@ethereum")
     assert row["quantity"] == Decimal(scaled * index // 10**27).scaleb(-18)
 
     dai = desk["reserves"].body["reserves"][DAI]
@@ -195,7 +194,7 @@ def test_a_balance_is_accrued_to_the_second_it_was_received_and_rounded_against_
     factor = 1 + x + x**2 / 2 + x**3 / 6
     scaled = int(desk["user_treasury"].body["userReserves"][DAI]["scaledVariableDebt"])
     owed = math.ceil(scaled * factor * int(dai["variableBorrowIndex"]) / 10**27)
-    (row,) = _rows(_normalize(desk), "balances", account_id=_account("treasury"), asset_id="DAI@ethereum")
+    (row,) = rows_of(_normalize(desk), "balances", account_id=_account("treasury"), asset_id="DAI@ethereum")
     assert row["quantity"] == Decimal(owed).scaleb(-18)
     assert row["side"] == "liability"
 
@@ -204,10 +203,10 @@ def test_balances_without_a_receive_time_stay_as_stored() -> None:
     desk = _desk()
     timed = (desk["reserves"], desk["emodes"], desk["user_treasury"])
     timeless = [Payload(p.request, p.name, p.account, None, p.sha256, p.body) for p in timed]
-    (row,) = _rows(_normalize(timeless), "balances", asset_id="USDC@ethereum")
+    (row,) = rows_of(_normalize(timeless), "balances", asset_id="USDC@ethereum")
     index = int(desk["reserves"].body["reserves"][USDC]["liquidityIndex"])
     assert row["quantity"] == Decimal(9_218_900_123 * index // 10**27).scaleb(-6)
-    assert _rows(_normalize(timeless), "accounts")[0]["received_at"] is None
+    assert rows_of(_normalize(timeless), "accounts")[0]["received_at"] is None
 
 
 def test_an_older_release_rounds_balances_half_up() -> None:
@@ -224,13 +223,13 @@ def test_an_older_release_rounds_balances_half_up() -> None:
     desk = _desk()
     payloads = [_changed(desk["reserves"], unit_index), _changed(desk["user_treasury"], one_each)]
     for rules, supply, debt in (("v3.4", "5", "4"), ("v3.5", "4", "5"), ("v3.7", "4", "5")):
-        rows = _rows(_normalize(payloads, rules=rules), "balances")
+        rows = rows_of(_normalize(payloads, rules=rules), "balances")
         found = {row["side"]: row["quantity"] for row in rows}
         assert found == {"asset": Decimal(supply).scaleb(-6), "liability": Decimal(debt).scaleb(-6)}, rules
 
 
 def test_emode_rows_exist_where_a_used_category_changes_the_reserve() -> None:
-    rows = {(r["asset_id"], r["emode"]): r for r in _rows(_normalize(_desk()), "collateral_tiers")}
+    rows = {(r["asset_id"], r["emode"]): r for r in rows_of(_normalize(_desk()), "collateral_tiers")}
     tokens = ("WETH", "wstETH", "WBTC", "USDC", "DAI", "GHO")
     # category 1 changes its two members, the isolated category 2 its one member and the LTV of all others that have one
     assert set(rows) == (
@@ -249,11 +248,11 @@ def test_emode_rows_exist_where_a_used_category_changes_the_reserve() -> None:
     assert weights["GHO@ethereum", ""] == (0, 0, None)
     assert all(r["liability_weight_initial"] == r["liability_weight_maintenance"] == 1 for r in rows.values())
     alone = {key: p for key, p in _desk().items() if key in ("reserves", "emodes", "user_treasury")}
-    assert {r["emode"] for r in _rows(_normalize(alone), "collateral_tiers")} == {""}
+    assert {r["emode"] for r in rows_of(_normalize(alone), "collateral_tiers")} == {""}
 
 
 def test_collateral_that_is_disabled_or_has_no_threshold_stays_a_balance() -> None:
-    rows = _rows(_normalize(_desk()), "balances", account_id=_account("treasury"), asset_id="USDC@ethereum")
+    rows = rows_of(_normalize(_desk()), "balances", account_id=_account("treasury"), asset_id="USDC@ethereum")
     assert [row["collateral_enabled"] for row in rows] == [False]
 
     def supply_gho(body: Body) -> None:
@@ -261,12 +260,12 @@ def test_collateral_that_is_disabled_or_has_no_threshold_stays_a_balance() -> No
 
     desk = _desk()
     desk["user_treasury"] = _changed(desk["user_treasury"], supply_gho)
-    rows = _rows(_normalize(desk), "balances", account_id=_account("treasury"), asset_id="GHO@ethereum", side="asset")
+    rows = rows_of(_normalize(desk), "balances", account_id=_account("treasury"), asset_id="GHO@ethereum", side="asset")
     assert [row["collateral_enabled"] for row in rows] == [False]
 
 
 def test_flags_caps_and_grace_period_are_market_state() -> None:
-    state = {(r["market"], r["field"]): r for r in _rows(_normalize(_desk()), "market_state")}
+    state = {(r["market"], r["field"]): r for r in rows_of(_normalize(_desk()), "market_state")}
     assert state["WETH@ethereum", "status"]["text"] == "active"
     assert state["DAI@ethereum", "status"]["text"] == "active frozen"
     assert state["sZZZ@ethereum", "status"]["text"] == "active paused"
@@ -284,7 +283,7 @@ def test_prices_in_another_base_currency_become_dollars() -> None:
 
     desk = _desk()
     desk["reserves"] = _changed(desk["reserves"], in_ether)
-    (mark,) = _rows(_normalize(desk), "marks", subject="USDC@ethereum")
+    (mark,) = rows_of(_normalize(desk), "marks", subject="USDC@ethereum")
     assert mark["value"] == 1.0
 
 
@@ -308,7 +307,7 @@ def test_reserve_ids_go_before_positions_in_bitmaps() -> None:
 
     desk = _desk()
     desk["reserves"] = _changed(desk["reserves"], with_ids)
-    changed = {r["asset_id"] for r in _rows(_normalize(desk), "collateral_tiers", emode="1")}
+    changed = {r["asset_id"] for r in rows_of(_normalize(desk), "collateral_tiers", emode="1")}
     assert changed == {"wstETH@ethereum"}  # the category has bits 0 and 1, and no reserve has the id 0 any more
 
 
@@ -449,13 +448,13 @@ def test_the_reported_maintenance_margin_is_left_out_where_it_does_not_follow() 
     desk = _desk()
     for change, equity, health in ((large, "2000000000", "1.6"), (debt_free, "87002.21708296", None)):
         normalized = _normalize(desk | {"data_treasury": _changed(desk["data_treasury"], change)})
-        (row,) = _rows(normalized, "accounts", account_id=_account("treasury"))
+        (row,) = rows_of(normalized, "accounts", account_id=_account("treasury"))
         assert row["reported_equity"] == Decimal(equity)
         assert row["reported_maintenance_margin"] is None
         assert row["reported_health"] == (None if health is None else Decimal(health))
     normalized = _normalize(desk | {"data_treasury": _changed(desk["data_treasury"], contradictory)})
     assert [(f.reason, f.path, f.account_id) for f in normalized.failures] == [("inconsistent", "healthFactor", None)]
-    assert _rows(normalized, "accounts", account_id=_account("treasury"))[0]["reported_equity"] is None
+    assert rows_of(normalized, "accounts", account_id=_account("treasury"))[0]["reported_equity"] is None
 
 
 # Mechanics ------------------------------------------------------------------------------------------------------------
@@ -687,17 +686,6 @@ def test_a_liquidation_never_takes_more_than_there_is_nor_than_it_pays_for(
 # What cannot be read --------------------------------------------------------------------------------------------------
 
 
-def _set(*path: Any) -> Callable[[Body], None]:
-    """Sets the value at the end of `path` (keys and positions, then the value)."""
-
-    def change(body: Any) -> None:
-        for step in path[:-2]:
-            body = body[step]
-        body[path[-2]] = path[-1]
-
-    return change
-
-
 def _drop(*path: Any) -> Callable[[Body], None]:
     def change(body: Any) -> None:
         for step in path[:-1]:
@@ -715,11 +703,11 @@ TREASURY, STAKING, BASIS = (frozenset({_account(owner)}) for owner in ("treasury
     ("name", "change", "reason", "path", "incomplete"),
     [
         ("reserves", _drop("reserves"), "missing_field", "reserves", ALL),
-        ("reserves", _set("reserves", {}), "malformed", "reserves", ALL),
+        ("reserves", put("reserves", to={}), "malformed", "reserves", ALL),
         ("reserves", _drop("baseCurrencyInfo"), "missing_field", "baseCurrencyInfo", ALL),
         (
             "reserves",
-            _set("baseCurrencyInfo", "marketReferenceCurrencyUnit", "0"),
+            put("baseCurrencyInfo", "marketReferenceCurrencyUnit", to="0"),
             "out_of_range",
             "baseCurrencyInfo.marketReferenceCurrencyUnit",
             ALL,
@@ -733,42 +721,42 @@ TREASURY, STAKING, BASIS = (frozenset({_account(owner)}) for owner in ("treasury
         ),
         (
             "reserves",
-            _set("reserves", DAI, "priceInMarketReferenceCurrency", "-99981234"),
+            put("reserves", DAI, "priceInMarketReferenceCurrency", to="-99981234"),
             "out_of_range",
             "reserves[4].priceInMarketReferenceCurrency",
             TREASURY,
         ),
         (
             "reserves",
-            _set("reserves", DAI, "priceInMarketReferenceCurrency", "0"),
+            put("reserves", DAI, "priceInMarketReferenceCurrency", to="0"),
             "out_of_range",
             "reserves[4].priceInMarketReferenceCurrency",
             TREASURY,
         ),
         (
             "reserves",
-            _set("reserves", DAI, "variableBorrowIndex", Decimal("NaN")),
+            put("reserves", DAI, "variableBorrowIndex", to=Decimal("NaN")),
             "not_a_number",
             "reserves[4].variableBorrowIndex",
             TREASURY,
         ),
         (
             "reserves",
-            _set("reserves", WBTC, "reserveLiquidationThreshold", "10001"),
+            put("reserves", WBTC, "reserveLiquidationThreshold", to="10001"),
             "out_of_range",
             "reserves[2].reserveLiquidationThreshold",
             TREASURY | STAKING,
         ),
         (
             "reserves",
-            _set("reserves", WBTC, "baseLTVasCollateral", "7900"),
+            put("reserves", WBTC, "baseLTVasCollateral", to="7900"),
             "inconsistent",
             "reserves[2]",
             TREASURY | STAKING,
         ),
-        ("reserves", _set("reserves", SZZZ, "decimals", "many"), "not_a_number", "reserves[6].decimals", frozenset()),
-        ("reserves", _set("reserves", WBTC, "isPaused", 0), "malformed", "reserves[2].isPaused", frozenset()),
-        ("reserves", _set("reserves", SZZZ, "usdc"), "malformed", "reserves[6]", frozenset()),
+        ("reserves", put("reserves", SZZZ, "decimals", to="many"), "not_a_number", "reserves[6].decimals", frozenset()),
+        ("reserves", put("reserves", WBTC, "isPaused", to=0), "malformed", "reserves[2].isPaused", frozenset()),
+        ("reserves", put("reserves", SZZZ, to="usdc"), "malformed", "reserves[6]", frozenset()),
         ("emodes", _drop("eModes"), "missing_field", "eModes", STAKING | BASIS),
         (
             "emodes",
@@ -777,12 +765,12 @@ TREASURY, STAKING, BASIS = (frozenset({_account(owner)}) for owner in ("treasury
             "eModes[0].eMode.collateralBitmap",
             STAKING,
         ),
-        ("emodes", _set("eModes", 1, "eMode", "ltv", "8300"), "inconsistent", "eModes[1].eMode", BASIS),
-        ("emodes", _set("eModes", 1, "id", 1), "duplicate", "eModes", STAKING | BASIS),
-        ("emodes", _set("eModes", 1, "eMode", "isolated", "no"), "malformed", "eModes[1].eMode.isolated", BASIS),
+        ("emodes", put("eModes", 1, "eMode", "ltv", to="8300"), "inconsistent", "eModes[1].eMode", BASIS),
+        ("emodes", put("eModes", 1, "id", to=1), "duplicate", "eModes", STAKING | BASIS),
+        ("emodes", put("eModes", 1, "eMode", "isolated", to="no"), "malformed", "eModes[1].eMode.isolated", BASIS),
         ("user_treasury", _drop("userReserves"), "missing_field", "userReserves", TREASURY),
         ("user_treasury", _drop("userEmodeCategoryId"), "missing_field", "userEmodeCategoryId", TREASURY),
-        ("user_treasury", _set("userEmodeCategoryId", 9), "missing_parameter", "getEModes", TREASURY),
+        ("user_treasury", put("userEmodeCategoryId", to=9), "missing_parameter", "getEModes", TREASURY),
         (
             "user_treasury",
             _drop("userReserves", WETH, "scaledATokenBalance"),
@@ -792,50 +780,50 @@ TREASURY, STAKING, BASIS = (frozenset({_account(owner)}) for owner in ("treasury
         ),
         (
             "user_treasury",
-            _set("userReserves", WETH, "scaledATokenBalance", "-1"),
+            put("userReserves", WETH, "scaledATokenBalance", to="-1"),
             "out_of_range",
             "userReserves[0].scaledATokenBalance",
             TREASURY,
         ),
         (
             "user_treasury",
-            _set("userReserves", WETH, "scaledVariableDebt", Decimal("NaN")),
+            put("userReserves", WETH, "scaledVariableDebt", to=Decimal("NaN")),
             "not_a_number",
             "userReserves[0].scaledVariableDebt",
             TREASURY,
         ),
         (
             "user_treasury",
-            _set("userReserves", WETH, "usageAsCollateralEnabledOnUser", "true"),
+            put("userReserves", WETH, "usageAsCollateralEnabledOnUser", to="true"),
             "malformed",
             "userReserves[0].usageAsCollateralEnabledOnUser",
             TREASURY,
         ),
         (
             "user_treasury",
-            _set("userReserves", WETH, "underlyingAsset", "0x00000000000000000000000000000000000000ff"),
+            put("userReserves", WETH, "underlyingAsset", to="0x00000000000000000000000000000000000000ff"),
             "unknown_market",
             "userReserves[0].underlyingAsset",
             TREASURY,
         ),
         (
             "user_treasury",
-            _set("userReserves", SZZZ, "scaledATokenBalance", "1000000000000000000"),
+            put("userReserves", SZZZ, "scaledATokenBalance", to="1000000000000000000"),
             "unknown_asset",
             "userReserves[6].underlyingAsset",
             TREASURY,
         ),
         (
             "user_treasury",
-            _set("userReserves", WETH, "principalStableDebt", "1"),
+            put("userReserves", WETH, "principalStableDebt", to="1"),
             "unsupported",
             "userReserves[0].principalStableDebt",
             TREASURY,
         ),
-        ("user_treasury", _set("userReserves", WETH, None), "malformed", "userReserves[0]", TREASURY),
+        ("user_treasury", put("userReserves", WETH, to=None), "malformed", "userReserves[0]", TREASURY),
         ("data_treasury", _drop("healthFactor"), "missing_field", "healthFactor", frozenset()),
-        ("data_treasury", _set("totalDebtBase", "0"), "inconsistent", "healthFactor", frozenset()),
-        ("data_treasury", _set("totalCollateralBase", str(10**30)), "inconsistent", "healthFactor", frozenset()),
+        ("data_treasury", put("totalDebtBase", to="0"), "inconsistent", "healthFactor", frozenset()),
+        ("data_treasury", put("totalCollateralBase", to=str(10**30)), "inconsistent", "healthFactor", frozenset()),
     ],
 )
 def test_an_unreadable_field_is_named_and_stops_only_who_needs_it(
@@ -848,16 +836,16 @@ def test_an_unreadable_field_is_named_and_stops_only_who_needs_it(
     assert {f.account_id for f in normalized.failures if f.account_id} == incomplete
     assert all(f.venue == "aave_v3" and f.message for f in normalized.failures)
     # everybody keeps the account row, and whoever is complete keeps every figure
-    assert {row["account_id"] for row in _rows(normalized, "accounts")} == ALL
+    assert {row["account_id"] for row in rows_of(normalized, "accounts")} == ALL
     good = _normalize(_desk())
     for account in ALL - incomplete:
-        assert _rows(normalized, "balances", account_id=account) == _rows(good, "balances", account_id=account)
+        assert rows_of(normalized, "balances", account_id=account) == rows_of(good, "balances", account_id=account)
 
 
 def test_the_other_rows_of_an_incomplete_account_stay() -> None:
     desk = _desk()
     desk["reserves"] = _changed(desk["reserves"], _drop("reserves", DAI, "decimals"))
-    rows = _rows(_normalize(desk), "balances", account_id=_account("treasury"))
+    rows = rows_of(_normalize(desk), "balances", account_id=_account("treasury"))
     assert {row["asset_id"] for row in rows} == {"WETH@ethereum", "USDC@ethereum", "WBTC@ethereum"}
 
 
@@ -877,13 +865,13 @@ def test_repeated_rows_are_all_rejected() -> None:
         ("duplicate", "userReserves[7]"),
     ]
     assert {f.account_id for f in user.failures} == TREASURY
-    assert _rows(user, "balances", account_id=_account("treasury"), asset_id="WETH@ethereum") == []
+    assert rows_of(user, "balances", account_id=_account("treasury"), asset_id="WETH@ethereum") == []
     market = _normalize(desk | {"reserves": _changed(desk["reserves"], repeat_reserve)})
     assert [f.reason for f in market.failures] == [
         "duplicate"
     ] * 3  # both reserves, and the account that owes the token
     assert {f.account_id for f in market.failures if f.account_id} == TREASURY
-    assert _rows(market, "marks", subject="DAI@ethereum") == []
+    assert rows_of(market, "marks", subject="DAI@ethereum") == []
 
 
 @pytest.mark.parametrize(
@@ -895,7 +883,7 @@ def test_two_payloads_of_one_request_are_both_rejected(name: str, incomplete: fr
     normalized = _normalize([*desk.values(), desk[name]])
     assert sum(f.reason == "duplicate" for f in normalized.failures) == 2
     assert {f.account_id for f in normalized.failures if f.account_id} == incomplete
-    assert {row["account_id"] for row in _rows(normalized, "accounts")} == ALL
+    assert {row["account_id"] for row in rows_of(normalized, "accounts")} == ALL
 
 
 def test_payloads_without_owner_and_unknown_requests_are_refused() -> None:
@@ -911,7 +899,7 @@ def test_an_owner_without_reserves_of_its_own_is_incomplete_but_there() -> None:
     desk = _desk()
     normalized = _normalize([desk["reserves"], desk["data_treasury"]])
     assert [(f.reason, f.account_id) for f in normalized.failures] == [("missing_field", _account("treasury"))]
-    (row,) = _rows(normalized, "accounts")
+    (row,) = rows_of(normalized, "accounts")
     assert row["reported_health"] == Decimal("1.703837676466195170")
 
 

@@ -23,6 +23,7 @@ from adapters.transport import Payload, PayloadRequest, RecordedTransport
 from aggregator.errors import ConfigurationError
 from aggregator.snapshot import take_snapshot
 from tests.native_figures import native_figures
+from tests.normalized_rows import rows_of
 from tests.sample_aave_v3 import PAYLOADS as CORE
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -90,10 +91,6 @@ def _changed(payload: Payload, change: Callable[[Body], Any], **fields: Any) -> 
     return Payload(**(values | fields))
 
 
-def _rows(normalized: Normalized, table: str, **where: Any) -> list[dict[str, Any]]:
-    return [r for r in normalized.batches[table].to_pylist() if all(r[key] == value for key, value in where.items())]
-
-
 def _tables(normalized: Normalized) -> dict[str, list[dict[str, Any]]]:
     return {name: table.to_pylist() for name, table in normalized.batches.items()}
 
@@ -105,7 +102,7 @@ def _failed(normalized: Normalized) -> list[tuple[str, str | None, str | None]]:
 def _state(normalized: Normalized, market: str) -> dict[str, Any]:
     return {
         row["field"]: row["text"] if row["value"] is None else row["value"]
-        for row in _rows(normalized, "market_state", market=market)
+        for row in rows_of(normalized, "market_state", market=market)
     }
 
 
@@ -115,15 +112,15 @@ def _state(normalized: Normalized, market: str) -> dict[str, Any]:
 def test_an_owner_in_three_markets_has_three_accounts() -> None:
     normalized = _normalize(_fetched(*CORE, *PRIME, *LEGACY))
     assert normalized.failures == []
-    accounts = {row["account_id"]: row for row in _rows(normalized, "accounts")}
+    accounts = {row["account_id"]: row for row in rows_of(normalized, "accounts")}
     owners = ("north", "staking", "treasury")
     assert set(accounts) == {f"aave_v3:{owner}:ethereum-core" for owner in owners} | {NORTH_PRIME, SOUTH}
     prime = accounts[NORTH_PRIME]
     assert (prime["node"], prime["rule_set"], prime["chain"]) == (NORTH_PRIME, "aave_v3:ethereum-prime", "ethereum")
     assert (prime["owner"], prime["emode"], accounts[SOUTH]["chain"]) == ("north", "1", "polygon")
-    rule_sets = {row["rule_set"] for row in _rows(normalized, "rule_sets")}
+    rule_sets = {row["rule_set"] for row in rows_of(normalized, "rule_sets")}
     assert rule_sets == {"aave_v3:ethereum-core", "aave_v3:ethereum-prime", "aave_v3:polygon-old"}
-    tiers = {(r["rule_set"], r["emode"]) for r in _rows(normalized, "collateral_tiers", asset_id="WETH@ethereum")}
+    tiers = {(r["rule_set"], r["emode"]) for r in rows_of(normalized, "collateral_tiers", asset_id="WETH@ethereum")}
     assert ("aave_v3:ethereum-prime", "1") in tiers
     snapshot = take_snapshot([normalized.batches], normalized.failures, max_mark_gap=0.02)
     assert (snapshot.failures, snapshot.incomplete) == ((), frozenset())
@@ -133,7 +130,7 @@ def test_an_owner_in_three_markets_has_three_accounts() -> None:
 
 def test_prices_of_one_chain_are_the_venues_where_markets_agree_and_the_accounts_where_not() -> None:
     normalized = _normalize(_fetched(*CORE, *PRIME, *LEGACY))
-    marks = {(row["subject"], row["account_id"]): row["value"] for row in _rows(normalized, "marks")}
+    marks = {(row["subject"], row["account_id"]): row["value"] for row in rows_of(normalized, "marks")}
     # USDC is 0.9999 in both markets of the one chain at one time; nobody of Core holds it against the other's price
     assert marks["USDC@ethereum", None] == 0.9999
     assert marks["USDC@polygon", None] == 0.99985
@@ -142,16 +139,16 @@ def test_prices_of_one_chain_are_the_venues_where_markets_agree_and_the_accounts
     assert marks["wstETH@ethereum", NORTH_PRIME] == 3952.39417283
     assert marks["wstETH@ethereum", NORTH_CORE] == 3952.28098332
     assert marks["WBTC@ethereum", None] == 60952.38820618
-    held = {(row["asset_id"], row["account_id"]) for row in _rows(normalized, "balances")}
+    held = {(row["asset_id"], row["account_id"]) for row in rows_of(normalized, "balances")}
     assert {key for key in marks if key[1] is not None} <= held
     # each market alone states its prices for the venue
     for alone in (CORE, PRIME):
-        rows = _rows(_normalize(_fetched(*alone)), "marks")
+        rows = rows_of(_normalize(_fetched(*alone)), "marks")
         assert {row["account_id"] for row in rows} == {None}
     # the same price at another time is another price: a stale market must not lend its neighbor's freshness
     payloads = _fetched(*CORE, *PRIME)
     payloads["prime_reserves"] = _changed(payloads["prime_reserves"], lambda body: None, received_at=AS_OF)
-    subjects = [row["subject"] for row in _rows(_normalize(payloads), "marks", account_id=None)]
+    subjects = [row["subject"] for row in rows_of(_normalize(payloads), "marks", account_id=None)]
     assert "USDC@ethereum" not in subjects
 
 
@@ -159,7 +156,7 @@ def test_every_account_is_the_venues_own_figure_and_the_engines() -> None:
     payloads = _fetched(*CORE, *PRIME, *LEGACY)
     normalized = _normalize(payloads)
     figures = native_figures(normalized, as_of=AS_OF)
-    accounts = {row["account_id"]: row for row in _rows(normalized, "accounts")}
+    accounts = {row["account_id"]: row for row in rows_of(normalized, "accounts")}
     assert set(figures) == set(accounts)
     for account, row in accounts.items():
         ours = figures[account]
@@ -232,8 +229,8 @@ def test_payloads_are_duplicates_within_a_market_alone() -> None:
     normalized = _normalize([*payloads.values(), payloads["prime_user_north"]])
     assert [f for f in _failed(normalized) if f[0] == "duplicate"] == [("duplicate", "", NORTH_PRIME)] * 2
     assert {f.account_id for f in normalized.failures} == {NORTH_PRIME}
-    assert len(_rows(normalized, "balances", account_id=NORTH_CORE)) == len(
-        _rows(_normalize(_fetched(*CORE)), "balances", account_id=NORTH_CORE)
+    assert len(rows_of(normalized, "balances", account_id=NORTH_CORE)) == len(
+        rows_of(_normalize(_fetched(*CORE)), "balances", account_id=NORTH_CORE)
     )
 
 
@@ -270,7 +267,7 @@ def test_a_market_without_reserves_makes_its_own_accounts_incomplete() -> None:
     normalized = _normalize(payloads)
     assert {f.account_id for f in normalized.failures} == {NORTH_PRIME}
     assert {f.reason for f in normalized.failures} == {"missing_mark"}
-    assert len(_rows(normalized, "accounts")) == 4
+    assert len(rows_of(normalized, "accounts")) == 4
 
 
 MARKETS: dict[str, Any] = {
@@ -284,12 +281,12 @@ def test_markets_may_all_stand_in_the_table() -> None:
     payloads = _fetched(*CORE, *PRIME)
     normalized = _normalize(payloads, **TABLE_ALONE, default_market="ethereum-core")
     assert normalized.failures == []
-    assert {row["account_id"] for row in _rows(normalized, "accounts", owner="north")} == {NORTH_CORE, NORTH_PRIME}
+    assert {row["account_id"] for row in rows_of(normalized, "accounts", owner="north")} == {NORTH_CORE, NORTH_PRIME}
     assert _state(normalized, "ethereum-core:WETH@ethereum")["status"] == "active"
     assert _state(normalized, "ethereum-prime:WETH@ethereum")["status"] == "active"
     one = {"markets": {"ethereum-prime": MARKETS["ethereum-prime"]}}
     alone = _normalize(_fetched(*PRIME), **(TABLE_ALONE | one))
-    assert [row["account_id"] for row in _rows(alone, "accounts")] == [NORTH_PRIME]
+    assert [row["account_id"] for row in rows_of(alone, "accounts")] == [NORTH_PRIME]
 
 
 @pytest.mark.parametrize(
@@ -461,7 +458,7 @@ def test_a_bad_tuple_names_its_field(
     normalized = _normalize(payloads)
     assert any((f.reason, f.path) == (reason, path) for f in normalized.failures), normalized.failures
     assert {f.account_id for f in normalized.failures if f.account_id} == ({account} if account else set())
-    assert {row["account_id"] for row in _rows(normalized, "accounts")} >= {NORTH_CORE, NORTH_PRIME}
+    assert {row["account_id"] for row in rows_of(normalized, "accounts")} >= {NORTH_CORE, NORTH_PRIME}
 
 
 @pytest.mark.parametrize("body", [None, 5, "reserves", [], True])
@@ -475,7 +472,7 @@ def test_a_body_that_is_no_answer_is_malformed(name: str, body: Body) -> None:
     assert [f.reason for f in normalized.failures if f.payload == f"{name}.json"] == ["malformed"]
     stopped = {"reserves": 3, "emodes": 1, "user_north": 1, "data_north": 0}[name]
     assert len({f.account_id for f in normalized.failures if f.account_id}) == stopped
-    assert len(_rows(normalized, "accounts")) == 3
+    assert len(rows_of(normalized, "accounts")) == 3
 
 
 def test_sorted_reserves_do_not_tell_the_bits_of_an_emode() -> None:
@@ -502,7 +499,8 @@ def test_sorted_reserves_do_not_tell_the_bits_of_an_emode() -> None:
     numbered = _normalize(payloads | {"reserves": _changed(payloads["reserves"], number_then_turn)})
     assert numbered.failures == []
     keyed = [
-        {(r["asset_id"], r["emode"]): r for r in _rows(n, "collateral_tiers")} for n in (numbered, _normalize(payloads))
+        {(r["asset_id"], r["emode"]): r for r in rows_of(n, "collateral_tiers")}
+        for n in (numbered, _normalize(payloads))
     ]
     assert keyed[0] == keyed[1]
 
@@ -519,14 +517,14 @@ def test_a_user_without_any_reserve_in_the_list_is_no_answer() -> None:
 def test_reserves_of_v30_state_their_emode_category() -> None:
     normalized = _normalize(_fetched(*LEGACY))
     assert normalized.failures == []
-    tiers = {(r["asset_id"], r["emode"]): r for r in _rows(normalized, "collateral_tiers")}
+    tiers = {(r["asset_id"], r["emode"]): r for r in rows_of(normalized, "collateral_tiers")}
     assert set(tiers) == {(f"{token}@polygon", "") for token in ("WETH", "wstETH", "USDC")} | {
         (f"{token}@polygon", "1") for token in ("WETH", "wstETH")
     }
     weights = [tiers["wstETH@polygon", "1"][f"asset_weight_{level}"] for level in ("initial", "maintenance")]
     assert weights == [Decimal("0.9"), Decimal("0.93")]
     assert tiers["wstETH@polygon", "1"]["liquidation_bonus"] == Decimal("0.01")
-    (account,) = _rows(normalized, "accounts")
+    (account,) = rows_of(normalized, "accounts")
     assert (account["account_id"], account["emode"]) == (SOUTH, "1")
     assert account["reported_health"] == Decimal("1.529283644664974422")
     assert account["reported_maintenance_margin"] is None
@@ -540,7 +538,7 @@ def test_balances_of_v30_are_accrued_by_the_binomial_and_rounded_half_up() -> No
     factor = 1 + seconds * p + Fraction(seconds * (seconds - 1), 2) * p**2
     scaled = int(payloads["legacy_user_south"].body["userReserves"][WETH]["scaledVariableDebt"])
     exact = scaled * factor * int(record["variableBorrowIndex"]) / 10**27
-    (row,) = _rows(_normalize(payloads), "balances", asset_id="WETH@polygon")
+    (row,) = rows_of(_normalize(payloads), "balances", asset_id="WETH@polygon")
     assert row["side"] == "liability"
     # the factor is cut to a ray a few times on the way, the amount is of 9e19: below a unit
     assert abs(int(row["quantity"].scaleb(18)) - exact) < 1
@@ -548,12 +546,12 @@ def test_balances_of_v30_are_accrued_by_the_binomial_and_rounded_half_up() -> No
 
 def test_health_before_v35_is_noted_for_reconciliation() -> None:
     normalized = _normalize(_fetched(*LEGACY))
-    (note,) = _rows(normalized, "market_state", market=SOUTH)
+    (note,) = rows_of(normalized, "market_state", market=SOUTH)
     assert (note["field"], note["source"]) == ("reconciliation_note.health", "getUserAccountData:polygon-old")
     assert note["value"] == pytest.approx(53031751244552 / 31802745838581 / 1e4)
     assert "v3.0" in note["text"]
     newer = {name: entry | {"rules": "v3.5"} for name, entry in _parameters()["markets"].items()}
-    assert _rows(_normalize(_fetched(*LEGACY), markets=newer), "market_state", market=SOUTH) == []
+    assert rows_of(_normalize(_fetched(*LEGACY), markets=newer), "market_state", market=SOUTH) == []
 
 
 def _legacy(change: Callable[[Body], None], name: str = "legacy_reserves") -> Normalized:
@@ -589,7 +587,7 @@ def test_an_emode_of_reserves_that_cannot_be_used_stops_who_is_in_it() -> None:
     # outside the category nobody asks for it
     outside = _legacy(_at("userEmodeCategoryId", 0), "legacy_user_south")
     assert outside.failures == []
-    assert {row["emode"] for row in _rows(outside, "collateral_tiers")} == {""}
+    assert {row["emode"] for row in rows_of(outside, "collateral_tiers")} == {""}
 
 
 def test_releases_before_v32_have_no_get_emodes_and_no_stable_debt_is_read() -> None:
@@ -607,7 +605,7 @@ def test_releases_before_v32_have_no_get_emodes_and_no_stable_debt_is_read() -> 
 def test_a_health_factor_that_the_average_does_not_give_is_a_finding() -> None:
     normalized = _legacy(_at("healthFactor", "1529283644664974423"), "legacy_data_south")
     assert _failed(normalized) == [("inconsistent", "healthFactor", None)]
-    assert _rows(normalized, "accounts")[0]["reported_health"] is None
+    assert rows_of(normalized, "accounts")[0]["reported_health"] is None
     assert _state(normalized, SOUTH) == {}
 
 
@@ -640,7 +638,7 @@ def test_a_reserve_tells_its_totals_rates_limits_and_flags() -> None:
     assert (dollars["liquidation_protocol_fee"], dollars["supply_cap"]) == (0.1, 9.0)
     assert dollars["liquidation_grace_until"] == 1719705000.0
     assert {"debt_ceiling", "isolation_mode_total_debt"}.isdisjoint(dollars)
-    as_of = {row["as_of"] for row in _rows(normalized, "market_state")}
+    as_of = {row["as_of"] for row in rows_of(normalized, "market_state")}
     assert as_of == {AS_OF}
     # what there is virtually goes before what the token holds
     prime = _normalize(_fetched(*PRIME))
@@ -669,7 +667,7 @@ def test_a_grace_period_is_read_in_every_shape(body: Body) -> None:
     grace = Payload("getLiquidationGracePeriod", "grace.json", "", AS_OF, "", body)
     normalized = _normalize([*_fetched(*CORE).values(), grace])
     assert normalized.failures == []
-    (row,) = _rows(normalized, "market_state", market="USDC@ethereum", field="liquidation_grace_until")
+    (row,) = rows_of(normalized, "market_state", market="USDC@ethereum", field="liquidation_grace_until")
     assert (row["value"], row["source"], row["as_of"]) == (1719709200.0, "getLiquidationGracePeriod", AS_OF)
 
 
@@ -681,11 +679,11 @@ def test_grace_periods_come_one_by_one_and_0_is_none() -> None:
     ]
     normalized = _normalize([*_fetched(*CORE).values(), *graces])
     assert normalized.failures == []
-    rows = _rows(normalized, "market_state", field="liquidation_grace_until")
+    rows = rows_of(normalized, "market_state", field="liquidation_grace_until")
     assert [row["market"] for row in rows] == ["USDC@ethereum"]
     twice = _normalize([*_fetched(*CORE).values(), *graces, graces[0]])
     assert [(f.reason, f.payload, f.account_id) for f in twice.failures] == [("duplicate", "0.json", None)] * 2
-    assert _rows(twice, "market_state", field="liquidation_grace_until") == []
+    assert rows_of(twice, "market_state", field="liquidation_grace_until") == []
 
 
 @pytest.mark.parametrize(
@@ -718,7 +716,7 @@ def test_a_grace_period_that_the_reserve_states_otherwise_is_a_finding() -> None
     same = Payload("getLiquidationGracePeriod", "g.json", "", AS_OF, "", {"asset": USDC_ADDRESS, "result": 1719709200})
     agreed = _normalize([*payloads.values(), same])
     assert agreed.failures == []
-    assert len(_rows(agreed, "market_state", market="USDC@ethereum", field="liquidation_grace_until")) == 1
+    assert len(rows_of(agreed, "market_state", market="USDC@ethereum", field="liquidation_grace_until")) == 1
     other = _changed(same, _at("result", 1719709201))
     differing = _normalize([*payloads.values(), other])
     assert _failed(differing) == [("inconsistent", "reserves[3].liquidationGracePeriodUntil", None)]

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from adapters.asset_book import Asset, AssetBook, read_asset_book
+from adapters.catalog import Catalog
 from aggregator.errors import ConfigurationError
 
 SHIPPED = Path(__file__).resolve().parent.parent / "configs" / "assets.toml"
@@ -86,6 +87,21 @@ def test_an_empty_file_is_an_empty_book(tmp_path: Path) -> None:
         ('stables = ["USDC"]', "`[stables]` as symbol = issuer"),
         ("[stables]\nUSDC = 1", "`[stables]` as symbol = issuer"),
         ('wrapped = ["WETH"]', "`[wrapped]` as symbol"),
+        ('yield_bearing = ["sDAI"]', "`[yield_bearing]` as symbol"),
+        (
+            '[yield_bearing]\nsDAI = { index = "1.1", as_of = "2026", source = "x", of = "DAI" }',
+            "needs `of` a listed stable",
+        ),
+        ('[yield_bearing]\nUSDY = { index = "0.9", as_of = "2026", source = "x" }', "'0.9' is no number above 1"),
+        ('[yield_bearing]\nUSDY = { index = "much", as_of = "2026", source = "x" }', "'much' is no number above 1"),
+        ('[yield_bearing]\nUSDY = { index = "1.1", source = "x" }', "needs `as_of`"),
+        ('[yield_bearing]\nUSDY = { index = "1.1", as_of = "2026" }', "needs `source`"),
+        ('[yield_bearing]\nUSDY = { as_of = "2026", source = "x" }', "needs `index`"),
+        ('[yield_bearing]\nUSDY = { indx = "1.1" }', "unknown key 'indx' (did you mean 'index'?)"),
+        ("[yield_bearing]\nUSDY = { index = 1.1 }", "'USDY' is no {of, issuer, index, as_of, source}"),
+        ('factors = ["ETH"]\n[spellings]\nSTETH = "stETH"', "'STETH' spells 'stETH', which is not listed"),
+        ('factors = ["ETH"]\n[spellings]\nETH = "ETH"', "'ETH' is listed twice"),
+        ("[spellings]\nSTETH = 1", "`[spellings]` as symbol"),
         ("factors = [", "assets.toml"),
     ],
 )
@@ -107,10 +123,10 @@ def test_the_shipped_book_is_consistent() -> None:
     book = read_asset_book(SHIPPED)
     for symbol, asset in book.assets.items():
         assert asset.symbol == symbol
-        assert asset.multiplier == 1
+        assert asset.multiplier == 1 or (asset.risk_factor is None and asset.multiplier > 1)
         assert asset.risk_factor or asset.peg_of, f"nothing moves {symbol}"
         assert asset.risk_factor is None or book.assets[asset.risk_factor].risk_factor == asset.risk_factor
-        assert asset.peg_of in (None, symbol)
+        assert asset.peg_of is None or book.assets[asset.peg_of].peg_of == asset.peg_of
     for symbol in ("kPEPE", "1000SHIB", "1000PEPE", "1INCH"):
         assert book.resolve(symbol) is not None
 
@@ -119,3 +135,31 @@ def test_a_token_whose_name_begins_like_a_contract_prefix_is_one_token() -> None
     book = read_asset_book(SHIPPED)
     assert book.resolve("kHYPE") == Asset("kHYPE", "HYPE", Decimal(1), "kHYPE", "kinetiq")
     assert book.resolve("kBTC") == Asset("kBTC", "BTC", Decimal(1), None, "kraken")
+
+
+def test_another_spelling_is_moved_by_the_same_factors(tmp_path: Path) -> None:
+    book = book_of(tmp_path, BOOK + '[spellings]\nSTETH = "stETH"\nusdc = "USDC"\n')
+    assert book.resolve("STETH") == Asset("STETH", "ETH", Decimal(1), "stETH", "lido")
+    assert book.resolve("usdc") == Asset("usdc", None, Decimal(1), "USDC", "circle")
+
+
+def test_a_dollar_that_earns_has_an_index_and_the_peg_of_its_stable(tmp_path: Path) -> None:
+    earning = """
+[yield_bearing]
+sUSDC = { of = "USDC", issuer = "sky", index = "1.0625", as_of = "2026-01-01", source = "a page" }
+USDY = { issuer = "ondo", index = "1.15", as_of = "2026-01-01", source = "a page" }
+"""
+    book = book_of(tmp_path, BOOK + earning)
+    assert book.resolve("sUSDC") == Asset("sUSDC", None, Decimal("1.0625"), "USDC", "sky")
+    assert book.resolve("USDY") == Asset("USDY", None, Decimal("1.15"), "USDY", "ondo")
+    catalog = Catalog("test", book)
+    assert [catalog.is_stable(name) for name in ("USDC", "sUSDC", "USDY", "ETH")] == [True, False, False, False]
+
+
+def test_what_centralized_venues_write_in_capitals_is_in_the_shipped_book() -> None:
+    book = read_asset_book(SHIPPED)
+    for spelled, listed in (("STETH", "stETH"), ("WSTETH", "wstETH"), ("USDE", "USDe"), ("SUSDE", "sUSDe")):
+        asset = book.assets[listed]
+        assert book.resolve(spelled) == asset._replace(symbol=spelled)
+    for symbol in ("BUIDL", "USYC", "EURR", "ETHW", "sDAI", "USDY"):
+        assert book.resolve(symbol) is not None, symbol

@@ -28,6 +28,8 @@ from adapters.transport import Payload
 from aggregator.cli import _Bars
 from tests.sample_desk import AS_OF, Change, Desk, Run, command, sample_desk
 
+pytestmark = pytest.mark.slow
+
 _GONE = object()
 
 

@@ -8,7 +8,8 @@ import pytest
 from aggregator.batch import bucketed
 from aggregator.portfolio import PackedPortfolio
 from aggregator.unit_batch import rounded_up
-from tests.engine_book import EVERY_KIND, FACTORS, VARIANTS, desk_book, packed
+from tests.engine_accounts import EVERY_KIND, VARIANTS, desk_book
+from tests.engine_book import FACTORS, packed
 
 
 @pytest.fixture(scope="module")

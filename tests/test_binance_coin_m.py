@@ -22,17 +22,15 @@ from tests.binance_book import (
     answer,
     body_of,
     book,
-    check_mutations,
     components,
     edited,
-    failed,
     normalized,
-    row_of,
-    rows_of,
     sets_of,
     without,
 )
+from tests.junk_answers import check_junk
 from tests.native_figures import native_figures
+from tests.normalized_rows import failures_of, only, rows_of
 
 BTC, ETH = "binance:charlie:coinm:BTC", "binance:charlie:coinm:ETH"
 SHORT = "binance:charlie:isolated:ETHUSD_PERP:SHORT"
@@ -73,7 +71,7 @@ def test_the_whole_book_is_read_without_a_failure_in_any_order() -> None:
 def test_the_engine_computes_what_the_venue_reports(account: str) -> None:
     result = normalized(book())
     figures = native_figures(result, as_of=NOW)[account]
-    row = row_of(result, "accounts", account_id=account)
+    row = only(result, "accounts", account_id=account)
     for name, got in zip(("equity", "initial_margin", "maintenance_margin"), figures, strict=True):
         assert got == pytest.approx(float(row[f"reported_{name}"]), rel=NATIVE_RTOL, abs=0.0), name
 
@@ -83,8 +81,8 @@ def test_positions_are_worth_contracts_times_dollars_over_the_mark() -> None:
     for record in body_of(RISK):
         mode = {"LONG": "long", "SHORT": "short"}[record["positionSide"]]
         instrument = f"binance:{record['symbol']}"
-        held = row_of(result, "positions", instrument_id=instrument, side_mode=mode)
-        contract = row_of(result, "instruments", instrument_id=instrument)
+        held = only(result, "positions", instrument_id=instrument, side_mode=mode)
+        contract = only(result, "instruments", instrument_id=instrument)
         assert (contract["payoff"], contract["settlement_asset"]) == ("inverse", record["symbol"][:3])
         assert contract["contract_size"] == SIZES[record["symbol"]]
         dollars = Fraction(held["quantity"]) * Fraction(contract["contract_size"])
@@ -92,7 +90,7 @@ def test_positions_are_worth_contracts_times_dollars_over_the_mark() -> None:
         assert abs(dollars / mark - Fraction(record["notionalValue"])) < VENUE_ROUNDING
         profit = dollars * (1 / Fraction(held["entry_price"]) - 1 / mark)
         assert abs(profit - Fraction(record["unRealizedProfit"])) < VENUE_ROUNDING
-        rule_set = row_of(result, "accounts", account_id=held["account_id"])["rule_set"]
+        rule_set = only(result, "accounts", account_id=held["account_id"])["rule_set"]
         needed, size = Fraction(0), abs(dollars / mark)
         for tier in rows_of(result, "margin_tiers", rule_set=rule_set, market=instrument):
             top = min(size, Fraction(tier["notional_cap"]))
@@ -114,7 +112,7 @@ def test_accounts_are_per_coin_and_isolated_positions_apart() -> None:
     assert accounts[SHORT]["parent_account_id"] == ETH
     assert len({row["node"] for row in accounts.values()}) == 3
     (wallet,) = [a for a in body_of(ACCOUNT)["assets"] if a["asset"] == "ETH"]
-    parts = [row_of(result, "balances", account_id=account)["quantity"] for account in (ETH, SHORT)]
+    parts = [only(result, "balances", account_id=account)["quantity"] for account in (ETH, SHORT)]
     assert sum(parts) == Decimal(wallet["walletBalance"])
     assert {row["side_mode"] for row in rows_of(result, "positions", account_id=BTC)} == {"long", "short"}
 
@@ -122,11 +120,11 @@ def test_accounts_are_per_coin_and_isolated_positions_apart() -> None:
 def test_rule_sets() -> None:
     result = normalized(book("charlie"))
     shared = [WeightedValue(), TieredNotional(initial="leverage"), Verdict(liquidates_when="at_or_below")]
-    assert row_of(result, "accounts", account_id=ETH)["rule_set"] == "binance:coinm"
+    assert only(result, "accounts", account_id=ETH)["rule_set"] == "binance:coinm"
     assert [form for _, form in components(result, ETH)] == shared
     (orders,) = [form for _, form in components(result, BTC) if isinstance(form, Fixed)]
     assert (orders.initial, orders.basis) == (Decimal("0.005"), "reported openOrderInitialMargin of BTC")
-    order = row_of(result, "open_orders")
+    order = only(result, "open_orders")
     assert (order["account_id"], order["remaining_quantity"]) == (BTC, 60)
 
 
@@ -174,8 +172,8 @@ def test_a_pairs_brackets_hold_for_all_its_contracts_unless_one_has_its_own() ->
     pair = answer("dapi/v1/leverageBracket", [{"pair": "BTCUSD", "brackets": brackets_of(*GOOD).body[0]["brackets"]}])
     payloads = [*without(book("charlie"), "dapi_leverage_bracket.json"), pair]
     result = normalized(payloads)
-    assert failed(result, BTC) == []
-    rule_set = row_of(result, "accounts", account_id=BTC)["rule_set"]
+    assert failures_of(result, BTC) == []
+    rule_set = only(result, "accounts", account_id=BTC)["rule_set"]
     for symbol in ("BTCUSD_PERP", "BTCUSD_240927"):
         rates = [
             t["maintenance_rate"]
@@ -198,9 +196,9 @@ def test_a_pairs_brackets_hold_for_all_its_contracts_unless_one_has_its_own() ->
 )
 def test_brackets_that_contradict_themselves_are_refused(rows: Any, path: str) -> None:
     result = normalized([*without(book("charlie"), "dapi_leverage_bracket.json"), brackets_of(*rows)])
-    (finding,) = failed(result, None)
+    (finding,) = failures_of(result, None)
     assert (finding.reason, finding.path) == (FailureReason.INCONSISTENT, path)
-    assert {(f.reason, f.subject) for f in failed(result, BTC)} == {
+    assert {(f.reason, f.subject) for f in failures_of(result, BTC)} == {
         (FailureReason.MISSING_PARAMETER, "binance:BTCUSD_PERP"),
         (FailureReason.MISSING_PARAMETER, "binance:BTCUSD_240927"),
     }
@@ -218,7 +216,7 @@ def test_contract_sizes_come_from_the_exchange_then_the_parameters() -> None:
     nowhere = {key: value for key, value in PARAMETERS.items() if key != "contract_sizes"}
     result = normalized(without(book("charlie"), "dapi_exchange_info.json"), nowhere)
     for account in (BTC, SHORT):
-        assert FailureReason.MISSING_PARAMETER in {f.reason for f in failed(result, account)}
+        assert FailureReason.MISSING_PARAMETER in {f.reason for f in failures_of(result, account)}
 
 
 def test_a_size_that_the_positions_contradict_is_no_size() -> None:
@@ -226,12 +224,12 @@ def test_a_size_that_the_positions_contradict_is_no_size() -> None:
         body["symbols"][0]["contractSize"] = 10
 
     result = normalized(edited(book("charlie"), "dapi_exchange_info.json", shrink))
-    found = failed(result, BTC)
+    found = failures_of(result, BTC)
     assert {(f.reason, f.path) for f in found} == {
         (FailureReason.INCONSISTENT, "[0].notionalValue"),
         (FailureReason.INCONSISTENT, "[1].notionalValue"),
     }
-    assert failed(result, SHORT) == []
+    assert failures_of(result, SHORT) == []
 
 
 # bad input
@@ -255,15 +253,15 @@ def test_a_bad_position_makes_its_account_incomplete_and_no_other(
     edit: dict[str, Any], reason: FailureReason, field: str
 ) -> None:
     result = normalized(edited(book(), RISK, lambda body: body[0].update(edit)))
-    assert (reason, f"[0].{field}") in {(f.reason, f.path) for f in failed(result, BTC)}
+    assert (reason, f"[0].{field}") in {(f.reason, f.path) for f in failures_of(result, BTC)}
     assert {f.account_id for f in result.failures} == {BTC}
     assert rows_of(result, "accounts", account_id=BTC)
 
 
 def test_answers_that_are_missing_doubled_or_unreadable() -> None:
     gone = normalized(without(book("charlie"), ACCOUNT))
-    assert {f.reason for f in failed(gone, BTC)} == {FailureReason.MISSING_FIELD}
-    assert failed(gone, SHORT) == []  # its wallet stands in positionRisk
+    assert {f.reason for f in failures_of(gone, BTC)} == {FailureReason.MISSING_FIELD}
+    assert failures_of(gone, SHORT) == []  # its wallet stands in positionRisk
     twice = [*book(), *[p for p in book() if p.name == ACCOUNT]]
     result = normalized(twice)
     duplicates = {f.account_id for f in result.failures if f.reason == FailureReason.DUPLICATE}
@@ -314,7 +312,7 @@ def test_symbols_and_requests() -> None:
 
 
 def test_mutated_answers_never_raise_and_never_leave_an_unflagged_gap() -> None:
-    check_mutations(book("charlie"), seed=20240630, count=50)
+    check_junk(normalized, book("charlie"), seed=20240630, count=50)
 
 
 # mechanics
@@ -378,5 +376,5 @@ def test_an_isolated_position_reports_the_price_of_the_mechanics() -> None:
         wallet=Decimal(record["isolatedWallet"]),
     )
     assert price is not None
-    held = row_of(normalized(book("charlie")), "positions", account_id=SHORT)
+    held = only(normalized(book("charlie")), "positions", account_id=SHORT)
     assert abs(held["reported_liquidation_price"] - price) <= Decimal("1e-8")

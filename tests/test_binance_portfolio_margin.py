@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapters.binance import mechanics
+from adapters.binance.portfolio_market import uni_mmr_statuses
 from adapters.transport import Payload, PayloadRequest, RecordedTransport
 from aggregator.errors import ConfigurationError, FailureReason
 from aggregator.rule_forms import DebtCharge, Fixed, TieredNotional, Verdict, WeightedValue
@@ -23,17 +24,15 @@ from tests.binance_book import (
     answer,
     body_of,
     book,
-    check_mutations,
     components,
     edited,
-    failed,
     normalized,
-    row_of,
-    rows_of,
     sets_of,
     without,
 )
+from tests.junk_answers import check_junk
 from tests.native_figures import native_figures
+from tests.normalized_rows import failures_of, only, rows_of
 
 DELTA, ECHO = "binance:delta:portfolio", "binance:echo:portfolio"
 TOTALS = {DELTA: "delta_account.json", ECHO: "echo_portfolio_account.json"}
@@ -45,6 +44,7 @@ RISKS = {
 
 # Native figures today are the venue's to 1e-9, the contract of the engine.
 NATIVE_RTOL = 1e-9
+STATUSES = uni_mmr_statuses(PARAMETERS)
 # The venue rounds each coin to 8 decimals before it values it, BTC at 61 thousand dollars.
 VENUE_ROUNDING = Fraction(61_000 * 8, 10**8)
 INDEX = {line["asset"]: Fraction(line["assetIndexPrice"]) for line in body_of("portfolio_asset_index_price.json")}
@@ -57,7 +57,7 @@ def test_the_engine_computes_what_the_venue_reports(account: str) -> None:
     result = normalized(book())
     assert result.failures == []
     figures = native_figures(result, as_of=NOW)[account]
-    row = row_of(result, "accounts", account_id=account)
+    row = only(result, "accounts", account_id=account)
     for name, got in zip(("equity", "initial_margin", "maintenance_margin"), figures, strict=True):
         assert got == pytest.approx(float(row[f"reported_{name}"]), rel=NATIVE_RTOL, abs=0.0), name
     assert figures.equity / figures.maintenance == pytest.approx(float(row["reported_health"]), rel=NATIVE_RTOL)
@@ -108,7 +108,7 @@ def by_the_mechanics(account: str) -> mechanics.UniMmr:
             collateral_rate=Decimal(1),
             collateral_tiers=tiers[asset],
         )
-        one = mechanics.uni_mmr({asset: coin}, loan_rate=Decimal(rate.numerator) / rate.denominator)
+        one = mechanics.uni_mmr({asset: coin}, loan_rate=Decimal(rate.numerator) / rate.denominator, statuses=STATUSES)
         equity, maintenance = equity + one.equity_usd, maintenance + one.maintenance_usd
     return mechanics.UniMmr(equity - loss, maintenance, (equity - loss) / maintenance, "")
 
@@ -127,7 +127,7 @@ def test_rule_sets() -> None:
     equity = WeightedValue(weights="collateral_tiers", net_by_asset=True, liabilities="unit")
     tiers = TieredNotional(initial="leverage")
     verdict = Verdict(liquidates_when="at_or_below", trigger=Decimal("1.05"))
-    assert row_of(result, "accounts", account_id=ECHO)["rule_set"] == "binance:portfolio_margin"
+    assert only(result, "accounts", account_id=ECHO)["rule_set"] == "binance:portfolio_margin"
     assert [form for _, form in components(result, ECHO)] == [equity, tiers, verdict]
     own = components(result, DELTA)
     assert [form for _, form in own if isinstance(form, WeightedValue | TieredNotional | Verdict)] == [
@@ -216,7 +216,7 @@ def test_flat_rates_are_one_slice() -> None:
 
 
 def test_the_status_word_is_kept() -> None:
-    state = row_of(normalized(book("delta")), "market_state", field="account_status")
+    state = only(normalized(book("delta")), "market_state", field="account_status")
     assert (state["market"], state["text"]) == (DELTA, "NORMAL")
 
 
@@ -292,10 +292,12 @@ def test_loan_leverage_comes_from_the_answer_then_the_parameters() -> None:
     assert loans.maintenance_rates["USDT"] < Decimal("0.10") < Decimal("1.001") * loans.maintenance_rates["USDT"]
     unknown = answer("portfolio/margin-asset-leverage", [{"asset": "USDT", "leverage": 4}], "delta")
     result = normalized([*book("delta"), unknown])
-    assert [(f.reason, f.subject) for f in failed(result, DELTA)] == [(FailureReason.MISSING_PARAMETER, "USDT")]
-    nothing = {key: value for key, value in PARAMETERS.items() if key != "portfolio_margin"}
-    assert {f.reason for f in failed(normalized(book("delta"), nothing), DELTA)} == {FailureReason.MISSING_PARAMETER}
-    assert failed(normalized(book("echo"), nothing), ECHO) == []
+    assert [(f.reason, f.subject) for f in failures_of(result, DELTA)] == [(FailureReason.MISSING_PARAMETER, "USDT")]
+    nothing = PARAMETERS | {"portfolio_margin": {"trigger": "1.05"}}
+    assert {f.reason for f in failures_of(normalized(book("delta"), nothing), DELTA)} == {
+        FailureReason.MISSING_PARAMETER
+    }
+    assert failures_of(normalized(book("echo"), nothing), ECHO) == []
     for bad in ({"loan_rates": {"x": "0.1"}}, {"trigger": "-1"}, {"collateral_floor_in": "yards"}):
         odd = normalized([], PARAMETERS | {"portfolio_margin": bad})
         assert [f.payload for f in odd.failures] == ["configs/venues/binance.toml"]
@@ -315,7 +317,7 @@ def test_prices_are_those_of_portfolio_margin_then_the_markets() -> None:
     assert native_figures(other, as_of=NOW)[DELTA] == native_figures(normalized(book("delta")), as_of=NOW)[DELTA]
     blind = normalized(without(book("delta"), "portfolio_asset_index_price.json", "fapi_asset_index.json"))
     # the perpetuals of COIN-M price their coins, a stable counts at par, nothing prices BNB
-    assert [(f.reason, f.subject) for f in failed(blind, DELTA)] == [(FailureReason.MISSING_MARK, "BNB")]
+    assert [(f.reason, f.subject) for f in failures_of(blind, DELTA)] == [(FailureReason.MISSING_MARK, "BNB")]
 
 
 @pytest.mark.parametrize(
@@ -331,7 +333,7 @@ def test_prices_are_those_of_portfolio_margin_then_the_markets() -> None:
 )
 def test_what_an_account_needs_and_nobody_sent(gone: tuple[str, ...], account: str, reason: FailureReason) -> None:
     result = normalized(without(book(), *gone))
-    assert reason in {f.reason for f in failed(result, account)}
+    assert reason in {f.reason for f in failures_of(result, account)}
     assert {f.account_id for f in result.failures} <= {DELTA, ECHO, "binance:charlie:coinm:BTC"}
 
 
@@ -340,7 +342,7 @@ def test_the_account_answer_alone_is_no_account() -> None:
     assert [(f.reason, f.path, f.account_id) for f in result.failures] == [
         (FailureReason.MISSING_FIELD, "balance", DELTA)
     ]
-    row = row_of(result, "accounts")
+    row = only(result, "accounts")
     assert row["reported_health"] == Decimal(body_of("delta_account.json")["uniMMR"])
     assert take_snapshot([result.batches], result.failures).incomplete == {DELTA}
 
@@ -348,7 +350,7 @@ def test_the_account_answer_alone_is_no_account() -> None:
 def test_positions_without_the_account_answer_are_computed() -> None:
     result = normalized(without(book("delta"), "delta_account.json"))
     assert result.failures == []
-    assert row_of(result, "accounts")["reported_equity"] is None
+    assert only(result, "accounts")["reported_equity"] is None
     # nobody says the loss of the margin wallet's open orders
     assert native_figures(result, as_of=NOW)[DELTA].maintenance == pytest.approx(
         native_figures(normalized(book("delta")), as_of=NOW)[DELTA].maintenance, rel=1e-15
@@ -376,7 +378,7 @@ def test_a_bad_balance_makes_its_account_incomplete_and_no_other(
     edit: dict[str, Any], reason: FailureReason, field: str
 ) -> None:
     result = normalized(edited(book(), "delta_balance.json", lambda body: body[3].update(edit)))
-    assert (reason, f"[3].{field}") in {(f.reason, f.path) for f in failed(result, DELTA)}
+    assert (reason, f"[3].{field}") in {(f.reason, f.path) for f in failures_of(result, DELTA)}
     assert {f.account_id for f in result.failures} == {DELTA}
 
 
@@ -393,7 +395,7 @@ def test_a_bad_position_makes_its_account_incomplete_and_no_other(
     edit: dict[str, Any], reason: FailureReason, field: str
 ) -> None:
     result = normalized(edited(book(), "delta_um_position_risk.json", lambda body: body[0].update(edit)))
-    assert (reason, field) in {(f.reason, f.path) for f in failed(result, DELTA)}
+    assert (reason, field) in {(f.reason, f.path) for f in failures_of(result, DELTA)}
     assert {f.account_id for f in result.failures} == {DELTA}
 
 
@@ -409,7 +411,7 @@ def test_a_bad_position_makes_its_account_incomplete_and_no_other(
 )
 def test_bad_totals(edit: dict[str, Any], reason: FailureReason, field: str) -> None:
     result = normalized(edited(book(), "delta_account.json", lambda body: body.update(edit)))
-    assert (reason, field) in {(f.reason, f.path) for f in failed(result, DELTA)}
+    assert (reason, field) in {(f.reason, f.path) for f in failures_of(result, DELTA)}
     assert {f.account_id for f in result.failures} == {DELTA}
 
 
@@ -434,12 +436,12 @@ def test_collateral_rates_that_are_none(tiers: Any, reason: FailureReason, path:
 def test_two_answers_to_one_question_are_both_rejected() -> None:
     for name in ("delta_balance.json", "delta_account.json", "delta_um_position_risk.json"):
         result = normalized([*book(), *[p for p in book() if p.name == name]])
-        assert FailureReason.DUPLICATE in {f.reason for f in failed(result, DELTA)}
+        assert FailureReason.DUPLICATE in {f.reason for f in failures_of(result, DELTA)}
         assert {f.account_id for f in result.failures} == {DELTA}
     # the same question under both of its names
     again = answer("fapi/v2/positionRisk", body_of("delta_um_position_risk.json"), "delta")
     result = normalized([*book(), again])
-    assert FailureReason.DUPLICATE in {f.reason for f in failed(result, DELTA)}
+    assert FailureReason.DUPLICATE in {f.reason for f in failures_of(result, DELTA)}
 
 
 def test_brackets_of_its_own_that_cannot_be_read_fail_the_account() -> None:
@@ -448,7 +450,7 @@ def test_brackets_of_its_own_that_cannot_be_read_fail_the_account() -> None:
 
 
 def test_mutated_answers_never_raise_and_never_leave_an_unflagged_gap() -> None:
-    check_mutations(book("delta", "echo"), seed=20240630, count=60)
+    check_junk(normalized, book("delta", "echo"), seed=20240630, count=60)
 
 
 # mechanics
@@ -476,20 +478,24 @@ def coin(value: str, *, rate: str = "1", maintenance: str = "0", loan: str = "0"
     ],
 )
 def test_uni_mmr_status_at_every_threshold(equity: str, status: str) -> None:
-    result = mechanics.uni_mmr({"USDT": coin(equity, maintenance="100")}, loan_rate=Decimal("0.1"))
+    result = mechanics.uni_mmr({"USDT": coin(equity, maintenance="100")}, loan_rate=Decimal("0.1"), statuses=STATUSES)
     assert (result.status, result.ratio) == (status, Decimal(equity) / 100)
 
 
 def test_uni_mmr_at_its_edges() -> None:
     rate = Decimal("0.1")
-    assert mechanics.uni_mmr({}, loan_rate=rate) == mechanics.UniMmr(Decimal(0), Decimal(0), None, "normal")
-    assert mechanics.uni_mmr({"USDT": coin("10")}, loan_rate=rate).ratio is None
-    assert mechanics.uni_mmr({}, loan_rate=rate, open_loss_usd=Decimal(1)).status == "bankrupt"
+    assert mechanics.uni_mmr({}, loan_rate=rate, statuses=STATUSES) == mechanics.UniMmr(
+        Decimal(0), Decimal(0), None, "normal"
+    )
+    assert mechanics.uni_mmr({"USDT": coin("10")}, loan_rate=rate, statuses=STATUSES).ratio is None
+    assert mechanics.uni_mmr({}, loan_rate=rate, statuses=STATUSES, open_loss_usd=Decimal(1)).status == "bankrupt"
     # what is owed on balance is not haircut, what is held is
-    owed = mechanics.uni_mmr({"BTC": coin("-10", rate="0.9"), "ETH": coin("100", rate="0.9")}, loan_rate=rate)
+    owed = mechanics.uni_mmr(
+        {"BTC": coin("-10", rate="0.9"), "ETH": coin("100", rate="0.9")}, loan_rate=rate, statuses=STATUSES
+    )
     assert owed.equity_usd == Decimal(80)
     # a loan needs margin although its coin is held
-    assert mechanics.uni_mmr({"BTC": coin("0", loan="50")}, loan_rate=rate).maintenance_usd == 5
+    assert mechanics.uni_mmr({"BTC": coin("0", loan="50")}, loan_rate=rate, statuses=STATUSES).maintenance_usd == 5
 
 
 def test_portfolio_margin_parts() -> None:
@@ -565,7 +571,7 @@ def test_the_recorded_account_lacks_its_balances(recorded: Any) -> None:
     assert [(f.reason, f.path, f.account_id) for f in result.failures] == [
         (FailureReason.MISSING_FIELD, "balance", "binance:doc:portfolio")
     ]
-    row = row_of(result, "accounts")
+    row = only(result, "accounts")
     # the venue's ratio is its equity over its maintenance margin
     ratio = row["reported_equity"] / row["reported_maintenance_margin"]
     assert abs(ratio - row["reported_health"]) < Decimal("1e-4")

@@ -43,6 +43,8 @@ from aggregator.portfolio import pack_book
 from aggregator.results import Evaluated, account_rows
 from aggregator.schema import CANONICAL
 from aggregator.snapshot import take_snapshot
+from tests.normalized_rows import rows_of
+from tests.payload_files import changed, put, read_payload
 from tests.sample_compound_v3 import PARAMETERS, PAYLOADS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -67,9 +69,7 @@ Change = Callable[[Any], Any]
 
 
 def _fetch(file: str, request: str = "", owner: str = "", root: Path = FOLDER) -> Payload:
-    payload = RecordedTransport(root).fetch("compound_v3", PayloadRequest(request, file, owner))
-    assert isinstance(payload, Payload), payload
-    return payload
+    return read_payload("compound_v3", root, request, file, owner)
 
 
 def _desk() -> dict[str, Payload]:
@@ -79,16 +79,6 @@ def _desk() -> dict[str, Payload]:
 def _normalize(payloads: dict[str, Payload] | list[Payload], **changes: Any) -> Normalized:
     listed = list(payloads.values()) if isinstance(payloads, dict) else payloads
     return ADAPTER.normalize(listed, Context(BOOK, FILE | changes))
-
-
-def _changed(payload: Payload, change: Change) -> Payload:
-    body = copy.deepcopy(payload.body)
-    change(body)
-    return replace(payload, body=body)
-
-
-def _rows(normalized: Normalized, table: str, **where: Any) -> list[dict[str, Any]]:
-    return [r for r in normalized.batches[table].to_pylist() if all(r[key] == value for key, value in where.items())]
 
 
 def _incomplete(normalized: Normalized) -> set[str]:
@@ -110,7 +100,7 @@ def test_the_object_is_an_adapter_and_answers_nothing_with_nothing() -> None:
 def test_the_desk_becomes_accounts_with_these_balances() -> None:
     normalized = _normalize(_desk())
     assert normalized.failures == []
-    accounts = {row["account_id"]: row for row in _rows(normalized, "accounts")}
+    accounts = {row["account_id"]: row for row in rows_of(normalized, "accounts")}
     assert set(accounts) == ALL
     assert {row["settlement_asset"] for name, row in accounts.items() if WETH in name} == {"WETH@ethereum"}
     assert {row["settlement_asset"] for name, row in accounts.items() if USDC in name} == {"USD"}
@@ -120,7 +110,7 @@ def test_the_desk_becomes_accounts_with_these_balances() -> None:
     assert all(row["node"] == name for name, row in accounts.items())
     found = {
         (row["account_id"], row["asset_id"].partition("@")[0], row["side"]): row["quantity"]
-        for row in _rows(normalized, "balances")
+        for row in rows_of(normalized, "balances")
     }
     assert found == {
         (FUND, "USDC", "liability"): Decimal("8963884.173018"),
@@ -136,26 +126,26 @@ def test_the_desk_becomes_accounts_with_these_balances() -> None:
         (SAVER_WETH, "WETH", "liability"): Decimal("99.867284915762225000"),
         (SAVER_WETH, "wstETH", "asset"): Decimal(92),
     }
-    assert all(row["collateral_enabled"] for row in _rows(normalized, "balances"))
+    assert all(row["collateral_enabled"] for row in rows_of(normalized, "balances"))
 
 
 def test_prices_are_dollars_and_those_of_an_ether_market_are_converted() -> None:
     normalized = _normalize(_desk())
     ether = 3377.21
-    own = {row["subject"]: row["value"] for row in _rows(normalized, "marks", account_id=FUND_WETH)}
+    own = {row["subject"]: row["value"] for row in rows_of(normalized, "marks", account_id=FUND_WETH)}
     assert own == {
         "WETH@ethereum": ether,
         "cbETH@ethereum": pytest.approx(1.07712345 * ether, rel=1e-15),
         "wstETH@ethereum": pytest.approx(1.17021456 * ether, rel=1e-15),
     }
-    assert {row["subject"]: row["value"] for row in _rows(normalized, "marks", account_id=FUND)} == {
+    assert {row["subject"]: row["value"] for row in rows_of(normalized, "marks", account_id=FUND)} == {
         "USDC@ethereum": 0.9999412,
         "WBTC@ethereum": 60970.12345678,
         "WETH@ethereum": ether,
     }
-    of_venue = {row["subject"] for row in _rows(normalized, "marks", account_id=None)}
+    of_venue = {row["subject"] for row in rows_of(normalized, "marks", account_id=None)}
     assert of_venue == {f"{s}@ethereum" for s in ("USDC", "COMP", "WBTC", "WETH", "LINK", "wstETH")}
-    assert {row["field"] for row in _rows(normalized, "marks")} == {"oracle"}
+    assert {row["field"] for row in rows_of(normalized, "marks")} == {"oracle"}
 
 
 def test_the_snapshots_own_price_of_its_unit_goes_before_another_market() -> None:
@@ -164,10 +154,10 @@ def test_the_snapshots_own_price_of_its_unit_goes_before_another_market() -> Non
     def priced(body: Body) -> None:
         body["numerairePrice"] = "350000000000"
 
-    desk["fund_weth.json"] = _changed(desk["fund_weth.json"], priced)
+    desk["fund_weth.json"] = changed(desk["fund_weth.json"], priced)
     normalized = _normalize(desk)
     assert normalized.failures == []
-    marks = {(r["account_id"], r["subject"]): r["value"] for r in _rows(normalized, "marks")}
+    marks = {(r["account_id"], r["subject"]): r["value"] for r in rows_of(normalized, "marks")}
     assert marks[FUND_WETH, "WETH@ethereum"] == 3500.0
     assert marks[SAVER_WETH, "WETH@ethereum"] == 3377.21
     del desk["market_usdc.json"]
@@ -178,7 +168,7 @@ def test_the_snapshots_own_price_of_its_unit_goes_before_another_market() -> Non
     assert [(f.reason, f.path, f.account_id) for f in unpriced.failures] == [
         ("missing_mark", "numerairePrice", FUND_WETH)
     ]
-    assert _rows(unpriced, "marks") == []
+    assert rows_of(unpriced, "marks") == []
 
 
 def test_weights_and_penalties_are_those_of_the_market() -> None:
@@ -188,7 +178,7 @@ def test_weights_and_penalties_are_those_of_the_market() -> None:
             row["asset_weight_maintenance"],
             row["liquidation_bonus"],
         )
-        for row in _rows(_normalize(_desk()), "collateral_tiers")
+        for row in rows_of(_normalize(_desk()), "collateral_tiers")
     }
     assert tiers[f"compound_v3:{USDC}", "WETH@ethereum"] == (Decimal("0.825"), Decimal("0.895"), Decimal("0.05"))
     assert tiers[f"compound_v3:{USDC}", "COMP@ethereum"] == (Decimal("0.65"), Decimal("0.7"), Decimal("0.12"))
@@ -199,8 +189,8 @@ def test_weights_and_penalties_are_those_of_the_market() -> None:
 
 def test_flags_reserves_limits_and_rates_are_market_state() -> None:
     desk = _desk()
-    desk["market_usdc.json"] = _changed(desk["market_usdc.json"], _set("totalsBasic", "pauseFlags", "26"))
-    state = {(row["market"], row["field"]): row for row in _rows(_normalize(desk), "market_state")}
+    desk["market_usdc.json"] = changed(desk["market_usdc.json"], put("totalsBasic", "pauseFlags", to="26"))
+    state = {(row["market"], row["field"]): row for row in rows_of(_normalize(desk), "market_state")}
     assert state[USDC, "status"]["text"] == "transfer_paused absorb_paused buy_paused"
     assert state[WETH, "status"]["text"] == "active"
     values = {key: row["value"] for key, row in state.items()}
@@ -263,7 +253,7 @@ def _state_of(account: str) -> tuple[int, Base, list[Collateral]]:
         index[side] = stored + stored * (per_second * elapsed) // 10**18
     present = principal * index["supply"] // 10**15 if principal >= 0 else -(-principal * index["borrow"] // 10**15)
     symbols = FILE["tokens"]["ethereum"]
-    held = {row["asset_id"]: row["quantity"] for row in _rows(_normalize(_desk()), "balances", account_id=account)}
+    held = {row["asset_id"]: row["quantity"] for row in rows_of(_normalize(_desk()), "balances", account_id=account)}
     collaterals = [
         Collateral(
             int(held[f"{symbols[asset['asset']]}@ethereum"] * int(asset["scale"])),
@@ -281,11 +271,11 @@ def _state_of(account: str) -> tuple[int, Base, list[Collateral]]:
 
 def _margin_form(normalized: Normalized, account: str) -> tuple[Fraction, Fraction, Fraction]:
     """(equity, maintenance, initial) of an account in dollars, from its rows alone, in plain fractions."""
-    (row,) = _rows(normalized, "accounts", account_id=account)
-    prices = {mark["subject"]: Fraction(mark["value"]) for mark in _rows(normalized, "marks", account_id=account)}
-    tiers = {tier["asset_id"]: tier for tier in _rows(normalized, "collateral_tiers", rule_set=row["rule_set"])}
+    (row,) = rows_of(normalized, "accounts", account_id=account)
+    prices = {mark["subject"]: Fraction(mark["value"]) for mark in rows_of(normalized, "marks", account_id=account)}
+    tiers = {tier["asset_id"]: tier for tier in rows_of(normalized, "collateral_tiers", rule_set=row["rule_set"])}
     equity = maintenance = initial = Fraction(0)
-    for balance in _rows(normalized, "balances", account_id=account):
+    for balance in rows_of(normalized, "balances", account_id=account):
         value, tier = Fraction(balance["quantity"]) * prices[balance["asset_id"]], tiers[balance["asset_id"]]
         if balance["side"] == "liability":
             equity -= value
@@ -558,24 +548,24 @@ def test_a_base_balance_without_a_curve_is_the_venues_own_or_stays_as_stored() -
 
     desk = _desk()
     del desk["configuration_weth.json"]
-    stated = _normalize({**desk, "fund_weth.json": _changed(desk["fund_weth.json"], without_curve)})
+    stated = _normalize({**desk, "fund_weth.json": changed(desk["fund_weth.json"], without_curve)})
     assert stated.failures == []
-    (row,) = _rows(stated, "balances", account_id=FUND_WETH, asset_id="WETH@ethereum")
+    (row,) = rows_of(stated, "balances", account_id=FUND_WETH, asset_id="WETH@ethereum")
     assert row["quantity"] == Decimal("959.089323857792211106")
 
     def nor_balance(body: Body) -> None:
         without_curve(body)
         del body["borrowBalanceOf"]
 
-    stored = _normalize({**desk, "fund_weth.json": _changed(desk["fund_weth.json"], nor_balance)})
+    stored = _normalize({**desk, "fund_weth.json": changed(desk["fund_weth.json"], nor_balance)})
     assert [(f.reason, f.path, f.account_id) for f in stored.failures] == [
         ("missing_parameter", "totalsBasic.lastAccrualTime", None)
     ]
-    (row,) = _rows(stored, "balances", account_id=FUND_WETH, asset_id="WETH@ethereum")
+    (row,) = rows_of(stored, "balances", account_id=FUND_WETH, asset_id="WETH@ethereum")
     body = desk["fund_weth.json"].body
     owed = -int(body["userBasic"]["principal"]) * int(body["totalsBasic"]["baseBorrowIndex"]) // 10**15
     assert row["quantity"] == Decimal(owed).scaleb(-18)
-    timeless = replace(_changed(desk["fund_weth.json"], nor_balance), received_at=None)
+    timeless = replace(changed(desk["fund_weth.json"], nor_balance), received_at=None)
     assert _normalize({**desk, "fund_weth.json": timeless}).failures == []
 
 
@@ -585,9 +575,9 @@ def test_the_configurator_lends_its_curve_and_the_rates_of_today_do_too() -> Non
             del body[key]
 
     desk = _desk()
-    desk["fund_weth.json"] = _changed(desk["fund_weth.json"], without_curve)
+    desk["fund_weth.json"] = changed(desk["fund_weth.json"], without_curve)
     assert _normalize(desk).failures == []
-    assert _rows(_normalize(desk), "balances") == _rows(_normalize(_desk()), "balances")
+    assert rows_of(_normalize(desk), "balances") == rows_of(_normalize(_desk()), "balances")
     del desk["configuration_weth.json"]
     full = mechanics.Totals(Indices(1034567890123456, 1051234567890123), 51234 * 10**18 + 5, 43210 * 10**18 + 7)
     body = _desk()["fund_weth.json"].body
@@ -601,9 +591,9 @@ def test_the_configurator_lends_its_curve_and_the_rates_of_today_do_too() -> Non
         for side, curve in curves.items():
             body[f"{side}Rate"] = str(mechanics.interest_rate(curve, mechanics.utilization(full)))
 
-    desk["fund_weth.json"] = _changed(desk["fund_weth.json"], with_rates)
-    rows = _rows(_normalize(desk), "balances", account_id=FUND_WETH)
-    assert rows == _rows(_normalize(_desk()), "balances", account_id=FUND_WETH)
+    desk["fund_weth.json"] = changed(desk["fund_weth.json"], with_rates)
+    rows = rows_of(_normalize(desk), "balances", account_id=FUND_WETH)
+    assert rows == rows_of(_normalize(_desk()), "balances", account_id=FUND_WETH)
 
 
 def test_a_deployment_file_fills_what_a_snapshot_leaves_out() -> None:
@@ -629,7 +619,7 @@ def test_a_deployment_file_fills_what_a_snapshot_leaves_out() -> None:
     file = Payload("configuration", "file.json", "", None, "", body)
     alone = _normalize([file])
     assert alone.failures == []
-    (tier,) = _rows(alone, "collateral_tiers", asset_id="WETH@ethereum")
+    (tier,) = rows_of(alone, "collateral_tiers", asset_id="WETH@ethereum")
     assert tier["asset_weight_initial"] == Decimal("0.8256")  # the contract keeps four digits
     totals = {"baseSupplyIndex": str(10**15), "baseBorrowIndex": str(10**15), "lastAccrualTime": "1719619200"}
     lean = {
@@ -642,26 +632,29 @@ def test_a_deployment_file_fills_what_a_snapshot_leaves_out() -> None:
     account = Payload("account", "lean.json", "lean", NOW, "", lean)
     both = _normalize([file, account])
     assert both.failures == []
-    (owed,) = _rows(both, "balances", side="liability")
+    (owed,) = rows_of(both, "balances", side="liability")
     # a day at 3 % + 3 % of 50 %, to the cut of the index
     assert float(owed["quantity"]) == pytest.approx(1 + 0.045 / 365, abs=2e-6)
-    assert {row["field"] for row in _rows(both, "market_state", market=USDC)} >= {"base_borrow_min", "target_reserves"}
-    (cap,) = _rows(both, "market_state", market=f"{USDC}:WETH@ethereum", field="supply_cap")
+    assert {row["field"] for row in rows_of(both, "market_state", market=USDC)} >= {
+        "base_borrow_min",
+        "target_reserves",
+    }
+    (cap,) = rows_of(both, "market_state", market=f"{USDC}:WETH@ethereum", field="supply_cap")
     assert cap["value"] == 1e6
 
 
 def test_balances_may_stand_in_the_assets_or_by_token_and_wrapped() -> None:
     desk = _desk()
-    before = _rows(_normalize(desk), "balances", account_id=FUND_WETH)
+    before = rows_of(_normalize(desk), "balances", account_id=FUND_WETH)
 
     def by_token(body: Body) -> None:
         body["userCollateral"] = {asset["asset"]: asset.pop("userCollateral")["balance"] for asset in body["assets"]}
 
-    moved = _changed(desk["fund_weth.json"], by_token)
-    assert _rows(_normalize({**desk, "fund_weth.json": moved}), "balances", account_id=FUND_WETH) == before
+    moved = changed(desk["fund_weth.json"], by_token)
+    assert rows_of(_normalize({**desk, "fund_weth.json": moved}), "balances", account_id=FUND_WETH) == before
     for wrapped in ({"result": moved.body}, {"jsonrpc": "2.0", "id": 1, "data": [moved.body]}):
         payloads = {**desk, "fund_weth.json": replace(moved, body=wrapped)}
-        assert _rows(_normalize(payloads), "balances", account_id=FUND_WETH) == before
+        assert rows_of(_normalize(payloads), "balances", account_id=FUND_WETH) == before
 
 
 def test_numbers_may_be_json_integers() -> None:
@@ -676,21 +669,10 @@ def test_numbers_may_be_json_integers() -> None:
     numbers = {name: replace(payload, body=as_numbers(payload.body)) for name, payload in desk.items()}
     normalized = _normalize(numbers)
     assert normalized.failures == []
-    assert _rows(normalized, "balances") == _rows(_normalize(desk), "balances")
+    assert rows_of(normalized, "balances") == rows_of(_normalize(desk), "balances")
 
 
 # What cannot be read --------------------------------------------------------------------------------------------------
-
-
-def _set(*path: Any) -> Change:
-    """Sets the value at the end of `path` (keys and positions, then the value)."""
-
-    def change(body: Any) -> None:
-        for step in path[:-2]:
-            body = body[step]
-        body[path[-2]] = path[-1]
-
-    return change
 
 
 def _drop(*path: Any) -> Change:
@@ -716,55 +698,56 @@ MARKET, FUND_FILE, WETH_FILE, SAVER_FILE, IDLE_FILE = (
     ("file", "change", "reason", "path", "incomplete"),
     [
         (MARKET, _drop("basePrice"), "missing_field", "basePrice", {FUND, SAVER}),
-        (MARKET, _set("basePrice", "-99994120"), "out_of_range", "basePrice", OF_USDC),
-        (MARKET, _set("baseScale", "0"), "out_of_range", "baseScale", OF_USDC),
-        (MARKET, _set("baseScale", "1000001"), "inconsistent", "baseScale", OF_USDC),
+        (MARKET, put("basePrice", to="-99994120"), "out_of_range", "basePrice", OF_USDC),
+        (MARKET, put("baseScale", to="0"), "out_of_range", "baseScale", OF_USDC),
+        (MARKET, put("baseScale", to="1000001"), "inconsistent", "baseScale", OF_USDC),
         (MARKET, _drop("totalsBasic", "baseBorrowIndex"), "missing_field", "totalsBasic.baseBorrowIndex",
          {FUND, SAVER}),
-        (MARKET, _set("totalsBasic", []), "malformed", "totalsBasic", {FUND, SAVER}),
-        (MARKET, _set("totalsBasic", "baseSupplyIndex", Decimal("NaN")), "not_a_number", "totalsBasic.baseSupplyIndex",
-         {FUND, SAVER}),
+        (MARKET, put("totalsBasic", to=[]), "malformed", "totalsBasic", {FUND, SAVER}),
+        (MARKET, put("totalsBasic", "baseSupplyIndex", to=Decimal("NaN")), "not_a_number",
+         "totalsBasic.baseSupplyIndex", {FUND, SAVER}),
         (MARKET, _drop("borrowPerSecondInterestRateSlopeHigh"), "missing_field", "borrowPerSecondInterestRateSlopeHigh",
          {FUND, SAVER}),
-        (MARKET, _set("totalsBasic", "lastAccrualTime", "yesterday"), "not_a_number", "totalsBasic.lastAccrualTime",
+        (MARKET, put("totalsBasic", "lastAccrualTime", to="yesterday"), "not_a_number", "totalsBasic.lastAccrualTime",
          {FUND, SAVER}),
         (MARKET, _drop("assets", 1, "price"), "missing_mark", "assets[1].price", {FUND}),
-        (MARKET, _set("assets", 1, "price", "0"), "out_of_range", "assets[1].price", {FUND}),
-        (MARKET, _set("assets", 2, "price", "much"), "not_a_number", "assets[2].price", {FUND, FUND_WETH, SAVER_WETH}),
-        (MARKET, _set("assets", 2, "scale", "1000"), "inconsistent", "", frozenset()),
+        (MARKET, put("assets", 1, "price", to="0"), "out_of_range", "assets[1].price", {FUND}),
+        (MARKET, put("assets", 2, "price", to="much"), "not_a_number", "assets[2].price",
+         {FUND, FUND_WETH, SAVER_WETH}),
+        (MARKET, put("assets", 2, "scale", to="1000"), "inconsistent", "", frozenset()),
         (MARKET, _drop("assets", 1, "liquidateCollateralFactor"), "missing_field",
          "assets[1].liquidateCollateralFactor", {FUND}),
-        (MARKET, _set("assets", 1, "borrowCollateralFactor", str(77 * 10**16)), "inconsistent",
+        (MARKET, put("assets", 1, "borrowCollateralFactor", to=str(77 * 10**16)), "inconsistent",
          "assets[1].borrowCollateralFactor", {FUND}),
-        (MARKET, _set("assets", 1, "liquidateCollateralFactor", str(10**18 + 1)), "out_of_range",
+        (MARKET, put("assets", 1, "liquidateCollateralFactor", to=str(10**18 + 1)), "out_of_range",
          "assets[1].liquidateCollateralFactor", {FUND}),
-        (MARKET, _set("assets", 3, "offset", 4), "inconsistent", "assets[4].offset", {FUND, SAVER, IDLE}),
-        (MARKET, _set("assets", {}), "malformed", "assets", OF_USDC | {FUND_WETH, SAVER_WETH}),
-        (MARKET, _set("assets", 0, "COMP"), "malformed", "assets[0]", OF_USDC),
-        (MARKET, _set("comet", "0x0000000000000000000000000000000000000001"), "unknown_market", "comet",
+        (MARKET, put("assets", 3, "offset", to=4), "inconsistent", "assets[4].offset", {FUND, SAVER, IDLE}),
+        (MARKET, put("assets", to={}), "malformed", "assets", OF_USDC | {FUND_WETH, SAVER_WETH}),
+        (MARKET, put("assets", 0, to="COMP"), "malformed", "assets[0]", OF_USDC),
+        (MARKET, put("comet", to="0x0000000000000000000000000000000000000001"), "unknown_market", "comet",
          OF_USDC | {FUND_WETH, SAVER_WETH}),
-        (MARKET, _set("reserves", "plenty"), "not_a_number", "reserves", frozenset()),
+        (MARKET, put("reserves", to="plenty"), "not_a_number", "reserves", frozenset()),
         (FUND_FILE, _drop("userBasic"), "missing_field", "userBasic", {FUND}),
-        (FUND_FILE, _set("userBasic", "principal", "1.5"), "not_a_number", "userBasic.principal", {FUND}),
-        (FUND_FILE, _set("userBasic", "principal", str(-(2**104))), "out_of_range", "userBasic.principal", {FUND}),
-        (FUND_FILE, _set("userBasic", ["1", "2"]), "malformed", "userBasic", {FUND}),
-        (FUND_FILE, _set("userBasic", "assetsIn", str(0b1000110)), "missing_field", "userBasic.assetsIn", {FUND}),
-        (FUND_FILE, _set("userBasic", "assetsIn", "2"), "inconsistent", "assets[2].userCollateral", {FUND}),
+        (FUND_FILE, put("userBasic", "principal", to="1.5"), "not_a_number", "userBasic.principal", {FUND}),
+        (FUND_FILE, put("userBasic", "principal", to=str(-(2**104))), "out_of_range", "userBasic.principal", {FUND}),
+        (FUND_FILE, put("userBasic", to=["1", "2"]), "malformed", "userBasic", {FUND}),
+        (FUND_FILE, put("userBasic", "assetsIn", to=str(0b1000110)), "missing_field", "userBasic.assetsIn", {FUND}),
+        (FUND_FILE, put("userBasic", "assetsIn", to="2"), "inconsistent", "assets[2].userCollateral", {FUND}),
         (FUND_FILE, _drop("userCollateral"), "missing_field", "assets[1].userCollateral", {FUND}),
-        (FUND_FILE, _set("userCollateral", "0x2260fac5e5542a773aa44fbcfedf7c193bc2c599", "-1"), "out_of_range",
+        (FUND_FILE, put("userCollateral", "0x2260fac5e5542a773aa44fbcfedf7c193bc2c599", to="-1"), "out_of_range",
          "userCollateral.0x2260fac5e5542a773aa44fbcfedf7c193bc2c599.balance", {FUND}),
-        (FUND_FILE, _set("userCollateral", []), "malformed", "userCollateral", {FUND}),
-        (FUND_FILE, _set("userCollateral", "0x00000000000000000000000000000000000000ff", "7"), "unknown_market",
+        (FUND_FILE, put("userCollateral", to=[]), "malformed", "userCollateral", {FUND}),
+        (FUND_FILE, put("userCollateral", "0x00000000000000000000000000000000000000ff", to="7"), "unknown_market",
          "userCollateral.0x00000000000000000000000000000000000000ff", {FUND}),
-        (FUND_FILE, _set("isLiquidatable", True), "inconsistent", "isLiquidatable", frozenset()),
-        (FUND_FILE, _set("isBorrowCollateralized", "yes"), "malformed", "isBorrowCollateralized", frozenset()),
-        (WETH_FILE, _set("borrowBalanceOf", str(9 * 10**20)), "inconsistent", "borrowBalanceOf", frozenset()),
-        (WETH_FILE, _set("borrowBalanceOf", "0"), "inconsistent", "borrowBalanceOf", frozenset()),
-        (WETH_FILE, _set("basePrice", "99999999"), "inconsistent", "basePrice", {FUND_WETH}),
-        (WETH_FILE, _set("comet", "0xc3d688B66703497DAA19211EEdff47f25384cdc3"), "duplicate", "", {FUND}),
-        (SAVER_FILE, _set(1, "userBasic", 3, "2.5"), "not_a_number", "[1].userBasic.assetsIn", {SAVER_WETH}),
-        (SAVER_FILE, _set(0, None), "malformed", "[0]", {SAVER}),
-        (IDLE_FILE, _set("userCollateral", "0xc00e94cb662c3520282e6f5717214004a7f26888", None), "missing_field",
+        (FUND_FILE, put("isLiquidatable", to=True), "inconsistent", "isLiquidatable", frozenset()),
+        (FUND_FILE, put("isBorrowCollateralized", to="yes"), "malformed", "isBorrowCollateralized", frozenset()),
+        (WETH_FILE, put("borrowBalanceOf", to=str(9 * 10**20)), "inconsistent", "borrowBalanceOf", frozenset()),
+        (WETH_FILE, put("borrowBalanceOf", to="0"), "inconsistent", "borrowBalanceOf", frozenset()),
+        (WETH_FILE, put("basePrice", to="99999999"), "inconsistent", "basePrice", {FUND_WETH}),
+        (WETH_FILE, put("comet", to="0xc3d688B66703497DAA19211EEdff47f25384cdc3"), "duplicate", "", {FUND}),
+        (SAVER_FILE, put(1, "userBasic", 3, to="2.5"), "not_a_number", "[1].userBasic.assetsIn", {SAVER_WETH}),
+        (SAVER_FILE, put(0, to=None), "malformed", "[0]", {SAVER}),
+        (IDLE_FILE, put("userCollateral", "0xc00e94cb662c3520282e6f5717214004a7f26888", to=None), "missing_field",
          "userCollateral.0xc00e94cb662c3520282e6f5717214004a7f26888.balance", {IDLE}),
     ],
 )  # fmt: skip
@@ -772,7 +755,7 @@ def test_an_unreadable_field_is_named_and_stops_only_who_needs_it(
     file: str, change: Change, reason: str, path: str, incomplete: frozenset[str]
 ) -> None:
     desk = _desk()
-    desk[file] = _changed(desk[file], change)
+    desk[file] = changed(desk[file], change)
     normalized = _normalize(desk)
     if (file, reason, path) == (MARKET, "inconsistent", ""):
         # the decimals of a token that another market states too: the snapshot sees both
@@ -783,15 +766,15 @@ def test_an_unreadable_field_is_named_and_stops_only_who_needs_it(
     assert all(f.venue == "compound_v3" and f.message for f in normalized.failures)
     good = _normalize(_desk())
     for account in ALL - incomplete - ({FUND_WETH} if reason == "duplicate" else set()):
-        assert _rows(normalized, "balances", account_id=account) == _rows(good, "balances", account_id=account)
-        assert len(_rows(normalized, "accounts", account_id=account)) == 1
+        assert rows_of(normalized, "balances", account_id=account) == rows_of(good, "balances", account_id=account)
+        assert len(rows_of(normalized, "accounts", account_id=account)) == 1
     for account in incomplete:
-        assert len(_rows(normalized, "accounts", account_id=account)) == 1
+        assert len(rows_of(normalized, "accounts", account_id=account)) == 1
 
 
 def test_a_token_that_nobody_knows_is_a_failure_of_its_holder_alone() -> None:
     desk = _desk()
-    desk[MARKET] = _changed(desk[MARKET], _set("assets", 0, "symbol", "FOO"))
+    desk[MARKET] = changed(desk[MARKET], put("assets", 0, "symbol", to="FOO"))
     normalized = _normalize(desk)
     assert [(f.reason, f.path, f.account_id) for f in normalized.failures] == [
         ("unknown_asset", "assets[0].asset", IDLE)
@@ -802,7 +785,7 @@ def test_a_token_that_nobody_knows_is_a_failure_of_its_holder_alone() -> None:
     assert [(f.reason, f.path, f.account_id) for f in normalized.failures] == [
         ("unknown_asset", "assets[0].asset", IDLE)
     ]
-    assert not _rows(normalized, "assets", symbol="FOO")
+    assert not rows_of(normalized, "assets", symbol="FOO")
 
 
 def test_repeated_assets_and_repeated_answers_are_all_rejected() -> None:
@@ -811,14 +794,14 @@ def test_repeated_assets_and_repeated_answers_are_all_rejected() -> None:
     def again(body: Body) -> None:
         body["assets"].append(body["assets"][1] | {"offset": 5})
 
-    twice = _normalize({**desk, MARKET: _changed(desk[MARKET], again)})
+    twice = _normalize({**desk, MARKET: changed(desk[MARKET], again)})
     assert any((f.reason, f.path) == ("duplicate", "assets[5]") for f in twice.failures)
     assert _incomplete(twice) == OF_USDC
     for file, incomplete in ((FUND_FILE, {FUND}), (MARKET, OF_USDC | {FUND_WETH, SAVER_WETH})):
         copies = _normalize([*desk.values(), replace(desk[file], name="copy.json")])
         assert sum(f.reason == "duplicate" for f in copies.failures) == 2
         assert _incomplete(copies) == set(incomplete)
-        assert {row["account_id"] for row in _rows(copies, "accounts")} == ALL
+        assert {row["account_id"] for row in rows_of(copies, "accounts")} == ALL
 
 
 def test_snapshots_that_disagree_on_a_factor_stop_both_owners() -> None:
@@ -827,7 +810,7 @@ def test_snapshots_that_disagree_on_a_factor_stop_both_owners() -> None:
     def lower(body: list[Body]) -> None:
         body[1]["assets"][1]["liquidateCollateralFactor"] = str(92 * 10**16)
 
-    normalized = _normalize({**desk, SAVER_FILE: _changed(desk[SAVER_FILE], lower)})
+    normalized = _normalize({**desk, SAVER_FILE: changed(desk[SAVER_FILE], lower)})
     snapshot = take_snapshot([normalized.batches], normalized.failures)
     assert snapshot.incomplete == {FUND_WETH, SAVER_WETH}
 
@@ -916,11 +899,11 @@ def test_no_value_in_any_place_raises_or_becomes_a_table_of_the_wrong_shape(file
     others = [other for name, other in desk.items() if name != file]
     for number, path in enumerate(_leaves(payload.body)):
         for odd in ODD[number % 7 :: 7]:
-            normalized = _normalize([*others, _changed(payload, _set(*path, odd))])
-            rows = _rows(normalized, "balances")
+            normalized = _normalize([*others, changed(payload, put(*path, to=odd))])
+            rows = rows_of(normalized, "balances")
             assert all(row["quantity"] >= 0 for row in rows)
         if path[-1] != len(path):
-            _normalize([*others, _changed(payload, _drop(*path))])
+            _normalize([*others, changed(payload, _drop(*path))])
     for odd in ODD:
         assert _normalize([*others, replace(payload, body=odd)]).failures
 
@@ -935,13 +918,13 @@ def test_the_samples_are_read_whole(recorded: Path) -> None:
     for payloads in ([account], [file], [account, file]):
         normalized = _normalize(payloads)
         assert normalized.failures == []
-    held = {row["asset_id"]: row["quantity"] for row in _rows(_normalize([account, file]), "balances")}
+    held = {row["asset_id"]: row["quantity"] for row in rows_of(_normalize([account, file]), "balances")}
     assert held == {"USDC@ethereum": 1_000_000, "COMP@ethereum": 10, "WETH@ethereum": 1}
     equity, maintenance, _ = _margin_form(_normalize([account]), f"compound_v3:sample:{USDC}")
     # 10 COMP at 175 and 1 WETH at 3000 against a million, factors of 1
     assert equity == 4_750 - 1_000_000
     assert maintenance == 0
-    tiers = {r["asset_id"]: r["asset_weight_maintenance"] for r in _rows(_normalize([file]), "collateral_tiers")}
+    tiers = {r["asset_id"]: r["asset_weight_maintenance"] for r in rows_of(_normalize([file]), "collateral_tiers")}
     assert tiers["WETH@ethereum"] == Decimal("0.895")
     assert set(tiers) == {f"{s}@ethereum" for s in ("USDC", "COMP", "WBTC", "WETH", "UNI", "LINK")}
 

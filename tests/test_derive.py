@@ -34,10 +34,10 @@ from aggregator.rule_forms import (
     PriceVolGrid,
     Verdict,
     WeightedValue,
-    parse_parameters,
 )
-from aggregator.schema import CANONICAL, KEYS
 from aggregator.snapshot import take_snapshot
+from tests.normalized_rows import check_canonical, components_of, failures_of, only, rows_of
+from tests.payload_files import read_payload
 
 from .sample_derive import PAYLOADS as SAMPLE
 
@@ -68,9 +68,7 @@ ASSETS = AssetBook(
 
 
 def fetched(file: str, account: str = "", *, request: str = "", root: Path = PAYLOADS) -> Payload:
-    payload = RecordedTransport(root).fetch("derive", PayloadRequest(request, file, account))
-    assert isinstance(payload, Payload), payload
-    return payload
+    return read_payload("derive", root, request, file, account)
 
 
 def tickers() -> list[Payload]:
@@ -102,20 +100,6 @@ def changed(payload: Payload, change: Callable[[Any], Any]) -> Payload:
     body = copy.deepcopy(payload.body)
     change(body["result"])
     return replace(payload, body=body)
-
-
-def rows_of(result: Normalized, table: str, **where: Any) -> list[dict[str, Any]]:
-    return [r for r in result.batches[table].to_pylist() if all(r[key] == value for key, value in where.items())]
-
-
-def only(result: Normalized, table: str, **where: Any) -> dict[str, Any]:
-    found = rows_of(result, table, **where)
-    assert len(found) == 1, (table, where, found)
-    return found[0]
-
-
-def failures_of(result: Normalized, account: str | None) -> list[Failure]:
-    return [failure for failure in result.failures if failure.account_id == account]
 
 
 def the_failure(result: Normalized, account: str | None) -> Failure:
@@ -206,11 +190,7 @@ def test_the_order_of_payloads_does_not_matter() -> None:
 def test_the_tables_are_canonical_and_their_keys_unique() -> None:
     assert isinstance(ADAPTER, Adapter)
     result = normalized(*desk())
-    assert set(result.batches) == set(CANONICAL) - {"failures"}
-    for name, table in result.batches.items():
-        assert table.schema.equals(CANONICAL[name], check_metadata=True)
-        keys = [tuple(row[key] for key in KEYS[name]) for row in table.to_pylist()]
-        assert len(keys) == len(set(keys)), name
+    check_canonical(result)
     assets = {row["asset_id"] for row in rows_of(result, "assets")}
     used = {row["asset_id"] for name in ("balances", "collateral_tiers") for row in rows_of(result, name)}
     used |= {row["settlement_asset"] for row in rows_of(result, "accounts")}
@@ -247,15 +227,10 @@ def test_discount_factors_become_rates() -> None:
 # Rule sets
 
 
-def forms_of(result: Normalized, rule_set: str) -> list[tuple[str, Any]]:
-    rows = sorted(rows_of(result, "rule_sets", rule_set=rule_set), key=lambda row: row["component_no"])
-    return [(row["side"], parse_parameters(row["form"], row["parameters"])) for row in rows]
-
-
 def test_portfolio_margin_2_has_the_grid_of_33_points_and_its_charges() -> None:
     result = normalized(*desk())
     assert only(result, "accounts", account_id=NORTH)["rule_set"] == "derive:pm2:ETH"
-    forms = forms_of(result, "derive:pm2:ETH")
+    forms = components_of(result, "derive:pm2:ETH")
     assert forms[0] == ("equity", WeightedValue(weights="unit"))
     assert forms[-1] == ("verdict", Verdict(liquidates_when="below", trigger=Decimal(1)))
     grid = forms[1][1]
@@ -276,7 +251,7 @@ def test_portfolio_margin_2_has_the_grid_of_33_points_and_its_charges() -> None:
 def test_standard_margin_has_the_expiry_form_and_dollar_weights() -> None:
     result = normalized(*desk())
     assert only(result, "accounts", account_id=SOUTH)["rule_set"] == "derive:sm:major"
-    forms = [form for _, form in forms_of(result, "derive:sm:major")]
+    forms = [form for _, form in components_of(result, "derive:sm:major")]
     assert isinstance(forms[1], ExpiryMaxLoss)
     assert WeightedValue(weights="collateral_tiers", weighted_at="usd") in forms
     tier = only(result, "collateral_tiers", rule_set="derive:sm:major", asset_id="ETH")
@@ -290,7 +265,7 @@ def test_the_first_portfolio_margin_scales_its_static_charges() -> None:
 
     result = normalized(changed(north(), older), *tickers())
     assert result.failures == []
-    forms = [form for _, form in forms_of(result, "derive:pm:ETH")]
+    forms = [form for _, form in components_of(result, "derive:pm:ETH")]
     grid, charges = forms[1], [form for form in forms if isinstance(form, Contingency)]
     assert isinstance(grid, PriceVolGrid)
     assert len(grid.scenarios) == 23
@@ -305,7 +280,7 @@ def test_the_first_portfolio_margin_scales_its_static_charges() -> None:
 def test_cash_alone_needs_nothing() -> None:
     result = normalized(*desk())
     assert only(result, "accounts", account_id=EAST)["rule_set"] == "derive:cash"
-    assert [side for side, _ in forms_of(result, "derive:cash")] == ["equity", "verdict"]
+    assert [side for side, _ in components_of(result, "derive:cash")] == ["equity", "verdict"]
 
 
 def test_collateral_alone_takes_the_universe_from_the_currency() -> None:

@@ -4,7 +4,6 @@ The payloads in `payloads/drift_v2` are written for this suite: decoded program 
 Recorded payloads are read where the folder of recorded material is at hand.
 """
 
-import copy
 import tomllib
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,13 +23,15 @@ from adapters.asset_book import read_asset_book
 from adapters.drift_v2 import ADAPTER, FACTS, liquidation, mechanics
 from adapters.drift_v2.decoded import camel
 from adapters.drift_v2.mechanics import PerpMarket, PerpPosition, SpotMarket, SpotPosition, StrictPrice
-from adapters.transport import Payload, PayloadRequest, RecordedTransport
-from aggregator.errors import Failure, FailureReason
+from adapters.transport import Payload
+from aggregator.errors import FailureReason
 from aggregator.native import native_today
 from aggregator.portfolio import pack_book
 from aggregator.rule_forms import DebtCharge, Fixed, RateOfSize, Verdict, WeightedValue, parse_parameters
-from aggregator.schema import CANONICAL, KEYS, table_from_rows
+from aggregator.schema import table_from_rows
 from aggregator.snapshot import take_snapshot
+from tests.normalized_rows import check_canonical, failures_of, only, rows_of
+from tests.payload_files import changed, read_payload
 from tests.sample_drift_v2 import PARAMETERS, PAYLOADS
 
 TESTS = Path(__file__).resolve().parent
@@ -53,9 +54,7 @@ Body = Any
 
 
 def fetched(request: str, file: str, owner: str, *, root: Path = TESTS / "payloads" / "drift_v2") -> Payload:
-    payload = RecordedTransport(root).fetch("drift_v2", PayloadRequest(request, file, owner))
-    assert isinstance(payload, Payload), payload
-    return payload
+    return read_payload("drift_v2", root, request, file, owner)
 
 
 def desk() -> dict[str, Payload]:
@@ -65,22 +64,6 @@ def desk() -> dict[str, Payload]:
 def normalized(payloads: dict[str, Payload] | list[Payload]) -> Normalized:
     listed = list(payloads.values()) if isinstance(payloads, dict) else payloads
     return ADAPTER.normalize(listed, Context(BOOK, DATED))
-
-
-def rows_of(result: Normalized, table: str, **where: Any) -> list[dict[str, Any]]:
-    return [r for r in result.batches[table].to_pylist() if all(r[key] == value for key, value in where.items())]
-
-
-def only(result: Normalized, table: str, **where: Any) -> dict[str, Any]:
-    found = rows_of(result, table, **where)
-    assert len(found) == 1, (table, where, found)
-    return found[0]
-
-
-def changed(payload: Payload, change: Callable[[Body], Any]) -> Payload:
-    body = copy.deepcopy(payload.body)
-    change(body)
-    return replace(payload, body=body)
 
 
 def with_user(change: Callable[[Body], Any], *, file: str = "north_users", entry: int = 0) -> dict[str, Payload]:
@@ -101,10 +84,6 @@ def with_market(change: Callable[[Body], Any], kind: str, index: int) -> dict[st
 
     found[kind] = changed(found[kind], lambda body: change(of(body)))
     return found
-
-
-def failures_of(result: Normalized, account: str | None) -> list[Failure]:
-    return [failure for failure in result.failures if failure.account_id == account]
 
 
 def figures(result: Normalized, *, moved: float = 1.0) -> dict[str, tuple[float, float, float]]:
@@ -142,11 +121,7 @@ def test_the_adapter_is_registered_and_says_what_it_covers() -> None:
 def test_the_desk_is_read_without_a_failure_into_canonical_tables() -> None:
     result = normalized(desk())
     assert result.failures == []
-    assert set(result.batches) == set(CANONICAL) - {"failures"}
-    for name, table in result.batches.items():
-        assert table.schema.equals(CANONICAL[name], check_metadata=True)
-        keys = [tuple(row[key] for key in KEYS[name]) for row in table.to_pylist()]
-        assert len(keys) == len(set(keys)), name
+    check_canonical(result)
     snapshot = take_snapshot([result.batches], result.failures, max_mark_gap=0.0)
     assert snapshot.failures == ()
 

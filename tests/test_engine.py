@@ -13,16 +13,11 @@ from aggregator.batch import PortfolioArrays, bucketed
 from aggregator.engine import CONFIDENCES, HISTOGRAM_BINS, Cube, evaluate_details, evaluate_headlines, map_bucket
 from aggregator.portfolio import PackedPortfolio
 from tests import margin_twin
-from tests.engine_book import (
-    AS_OF,
-    EVERY_KIND,
-    FACTORS,
-    SCENARIOS,
-    VARIANTS,
-    WORST,
-    desk,
-    snapshot_of,
-)
+from tests.engine_accounts import EVERY_KIND, VARIANTS
+from tests.engine_book import FACTORS, SCENARIOS, WORST, desk, snapshot_of
+from tests.engine_markets import AS_OF
+
+pytestmark = pytest.mark.slow
 
 # One leg in a scenario is rounded to float32 three times (coefficient, change, product); adding it to its line, its
 # node and the portfolio rounds partial sums that are no larger than the sum of all legs' sizes, once per addition. So

@@ -33,6 +33,8 @@ from aggregator.schema import CANONICAL, KEYS
 from aggregator.snapshot import Snapshot, take_snapshot
 from tests.payload_mutations import AS_OF, GONE, Mutation, Place, has_sample, mutations, sample, spoilt, venues
 
+pytestmark = pytest.mark.slow
+
 CASES = int(os.environ.get("CROSSMARGIN_FUZZ_CASES", "200"))
 FIRST = int(os.environ.get("CROSSMARGIN_FUZZ_FIRST", "0"))
 SHOWN = 25

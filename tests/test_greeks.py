@@ -11,23 +11,10 @@ from aggregator.cube import CubeBuilder
 from aggregator.greeks import greeks_by_underlying, row_sensitivities
 from aggregator.portfolio import PackedPortfolio
 from tests import margin_twin
-from tests.engine_book import (
-    AS_OF,
-    FACTORS,
-    SPOT,
-    AccountBook,
-    account,
-    balance,
-    desk_book,
-    market_rows,
-    merged,
-    option_id,
-    packed,
-    position,
-    rows,
-    rule_rows,
-    snapshot_of,
-)
+from tests.engine_accounts import AccountBook, account, balance, desk_book, position
+from tests.engine_book import FACTORS, packed, snapshot_of
+from tests.engine_markets import AS_OF, SPOT, market_rows, merged, option_id, rows
+from tests.engine_rules import rule_rows
 
 BUMP = 1e-4  # of a logarithm
 DAYS = 1e-3  # time step of theta, in days

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import functools
+import importlib
+import json
 import math
 import tomllib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,50 +26,24 @@ from adapters.adapter import Context, find_adapter
 from adapters.asset_book import read_asset_book
 from adapters.transport import Payload, PayloadRequest, RecordedTransport
 from aggregator.batch import bucketed
+from aggregator.condensed import BookCube, accounts_of, condensed
 from aggregator.config import TILE
 from aggregator.cube import CubeBuilder
 from aggregator.engine import Cube, evaluate_headlines, map_bucket
-from aggregator.liquidation_price import (
-    LARGEST_MOVE,
-    Moves,
-    Subject,
-    _accounts,
-    _Book,
-    _search,
-    account_subjects,
-    liquidation_moves,
-)
-from aggregator.margin import liquidated, scenario_margin
+from aggregator.liquidation_price import LARGEST_MOVE, Moves, Subject, account_subjects, liquidation_moves
+from aggregator.margin import is_liquidated, liquidated, scenario_margin
 from aggregator.market import Market
+from aggregator.native import native_today
 from aggregator.portfolio import Book, pack_book
 from aggregator.report import _liquidation_prices, render_report
 from aggregator.results import Evaluated, liquidation_price_rows, result_table
 from aggregator.rule_forms import Component, DebtCharge, Fixed, TieredNotional, Verdict, WeightedValue, component_rows
 from aggregator.snapshot import Snapshot, take_snapshot
-from tests import margin_twin, test_report
-from tests.engine_book import (
-    AS_OF,
-    BUILDERS,
-    EXPIRIES,
-    FACTORS,
-    SPOT,
-    AccountBook,
-    Rows,
-    account,
-    balance,
-    book_of,
-    coin_options,
-    cube_of,
-    mark,
-    market_rows,
-    merged,
-    option_id,
-    packed,
-    position,
-    rows,
-    rule_rows,
-    snapshot_of,
-)
+from tests import margin_twin, report_samples
+from tests.engine_accounts import BUILDERS, AccountBook, account, balance, book_of, coin_options, position
+from tests.engine_book import FACTORS, cube_of, packed, snapshot_of
+from tests.engine_markets import AS_OF, EXPIRIES, SPOT, Rows, mark, market_rows, merged, option_id, rows
+from tests.engine_rules import rule_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOT_RTOL = 2e-13  # the bracket is 1e-13 wide, and closed forms round a few times themselves
@@ -168,6 +145,7 @@ def _own_rules() -> Rows:
         margin_tiers=[
             *tiers("one", "ETH", TIERS[:1]),
             *tiers("one", "BTC", TIERS[:1]),
+            *tiers("one", "BTC-COIN", TIERS[:1]),
             *tiers("trigger", "ETH", TIERS[:1]),
             *tiers("three", "ETH", TIERS),
             *tiers("whole", "ETH", whole),
@@ -219,6 +197,10 @@ def _cases() -> Rows:
             account("wallet:coins", "wallet", "USD"),
             account("wallet:dollars", "wallet", "USD"),
             account("own:hedged", "one", "USDC"),
+            account("own:collateral", "one", "USDC"),
+            account("own:isolated", "one", "USDC", margin_mode="isolated"),
+            account("own:inverse", "one", "USDC"),
+            account("own:basis", "one", "USDC"),
             account("own:debtor", "debts", "USDC"),
         ],
         balances=[
@@ -228,12 +210,22 @@ def _cases() -> Rows:
             balance("wallet:coins", "ETH", 3),
             balance("wallet:dollars", "USDC", 5),
             balance("own:hedged", "USDC", 4_000),
+            balance("own:collateral", "USDC", 2_000),
+            balance("own:collateral", "ETH", 4),
+            balance("own:isolated", "ETH", 1.5),
+            balance("own:inverse", "USDC", 4_000),
+            balance("own:basis", "USDC", 5_000),
             balance("own:debtor", "ETH", 10),
             balance("own:debtor", "USDC", -20_000),
             balance("own:debtor", "BTC", -0.1),
         ],
         positions=[
             position("options:call", CALL, -4),
+            position("own:collateral", "own:ETH", -5, entry_price="2900"),
+            position("own:isolated", "own:ETH", -5, entry_price="2900"),
+            position("own:inverse", "own:BTC-COIN", 1200, entry_price="61000"),
+            position("own:basis", "own:BTC", 2, entry_price="60000"),
+            position("own:basis", "own:BTC-COIN", -1200, entry_price="60000"),
             position("own:hedged", "own:ETH", 10, side_mode="long", entry_price="3000"),
             position(
                 "own:hedged",
@@ -352,6 +344,60 @@ def test_a_cross_account_moves_one_price_at_a_time() -> None:
     assert price("own:cross", "BTC", 60_000.0) == (exactly(down), None)
 
 
+def by_mark(account_id: str, symbol: str, today: float) -> tuple[float | None, float | None]:
+    """(price below, price above) of one instrument's mark alone."""
+    found = cases().moves[account_id][f"mark:own:{symbol}"]
+    below, above = (None if move is None else today * math.exp(move) for move in (found.down, found.up))
+    return below, above
+
+
+def test_the_mark_alone_leaves_collateral_in_the_coin_where_it_is() -> None:
+    # 4 ETH at their index, 2,000 USDC and a short of 5 ETH: equity 2000 + 4 i + 5 (2900 - p) against 0.01 * 5 p.
+    index = MARK * 1.001 / USDC
+    root = (2_000 + 4 * index + 5 * 2900) / (5 * 1.01)
+    assert by_mark("own:collateral", "ETH", MARK) == (None, exactly(root))
+    # With the coin moving along a rise takes a loss of 1 ETH alone.
+    both = (2_000 + 5 * 2900) / (5 * 1.01 - 4 * 1.001 / USDC)
+    assert price("own:collateral", "ETH", MARK) == (None, exactly(both))
+
+
+def test_the_mark_alone_of_an_inverse_contract_leaves_its_coin_at_its_index() -> None:
+    # An account in USDC: (1200 * 100 (1/61000 - 1/p)) S + 4000 = 0.01 * 120,000 / p * S with S the coin in USDC.
+    coin, dollars = SPOT["BTC"] / USDC, 120_000.0
+    root = dollars * 1.01 * coin / (dollars / 61_000 * coin + 4_000)
+    assert by_mark("own:inverse", "BTC-COIN", 60_000.0) == (exactly(root), None)
+
+
+def test_the_mark_of_one_contract_leaves_the_other_of_the_same_coin_where_it_is() -> None:
+    # Long 2 BTC in one contract, short 2 coins' worth in the other: together next to nothing moves.
+    assert by_mark("own:basis", "BTC", 60_000.0)[0] is not None
+    assert by_mark("own:basis", "BTC-COIN", 60_000.0)[1] is not None
+    assert price("own:basis", "BTC", 60_000.0)[0] is None
+    inverse = -2 * 60_000 * (1 / 60_000 - 1 / 60_000) * SPOT["BTC"] / USDC
+    required = 0.01 * 2 * SPOT["BTC"] / USDC
+    root = (2 * 60_000 - 5_000 - inverse + required) / (2 * 0.99)
+    assert by_mark("own:basis", "BTC", 60_000.0) == (exactly(root), None)
+
+
+def test_both_sides_of_one_market_move_with_its_mark() -> None:
+    # 10 long from 3000, 4 short from 3100: 4000 + 10 (p - 3000) - 4 (p - 3100) = 0.01 * 14 p
+    assert by_mark("own:hedged", "ETH", MARK) == (exactly((30_000 - 12_400 - 4_000) / (6 - 0.14)), None)
+
+
+def test_a_mark_that_moves_all_of_its_asset_is_the_same_search() -> None:
+    moves = cases().moves["own:cross"]
+    assert moves.keys() == {"price:ETH", "price:BTC", "mark:own:ETH", "mark:own:BTC"}
+    assert moves["mark:own:ETH"] is moves["price:ETH"]
+    assert moves["mark:own:BTC"] is moves["price:BTC"]
+
+
+def test_the_mark_of_an_isolated_position_does_not_move_alone() -> None:
+    # 1.5 coins as collateral of a short of 5: both move, so that a rise loses 3.5 each.
+    assert cases().moves["own:isolated"].keys() == {"price:ETH"}
+    coins = 1.5 * 1.001 / USDC
+    assert price("own:isolated", "ETH", MARK) == (None, exactly(5 * 2900 / (5 * 1.01 - coins)))
+
+
 def test_a_sold_call_is_liquidated_above() -> None:
     years = (EXPIRIES[2] - AS_OF).total_seconds() / (365 * 86400)
     forward = SPOT["ETH"] * (1.0 + 0.0004 + 0.011 * 2)
@@ -372,7 +418,8 @@ def test_a_sold_call_is_liquidated_above() -> None:
 def test_without_debt_or_with_enough_cash_there_is_none() -> None:
     assert cases().moves["wallet:coins"] == {"price:ETH": Moves(False, None, None)}
     # 10,000 against 2 ETH that cannot lose more than 6,000
-    assert cases().moves["own:rich"] == {"price:ETH": Moves(False, None, None)}
+    nothing = Moves(False, None, None)
+    assert cases().moves["own:rich"] == {"price:ETH": nothing, "mark:own:ETH": nothing}
     assert cases().moves["wallet:dollars"] == {}
     assert cases().moves["options:idle"] == {}, "a balance that does not count moves nothing of the rules"
 
@@ -437,7 +484,8 @@ def test_the_condition_of_the_twin_is_zero_there_and_nowhere_nearer(
 ) -> None:
     account_id = f"{kind}:{portfolio}:{KINDS.index(kind)}"
     for factor, found in drawn().found.moves[account_id].items():
-        check_against_twin(account_id, factor, found, shares)
+        if factor.startswith("price:"):
+            check_against_twin(account_id, factor, found, shares)
 
 
 def check_against_twin(account_id: str, factor: str, found: Moves, shares: Sequence[float]) -> None:
@@ -457,6 +505,52 @@ def check_against_twin(account_id: str, factor: str, found: Moves, shares: Seque
             continue
         assert account_id.startswith(WHOLE_NOTIONAL), (account_id, factor, move, expected.distance[-3], scale)
         assert (inside, outside) == (today, not today), (account_id, factor, move)
+
+
+def test_the_verdict_of_the_account_packed_anew_at_the_mark_found_turns_there() -> None:
+    """Independent of how a mark is moved: the snapshot with another mark of the account's own, packed and judged."""
+    snapshot, (book, _, by_id) = drawn()
+    found = {
+        account_id: [
+            (mover.removeprefix("mark:"), move, of.liquidatable_now)
+            for mover, of in moves.items()
+            if mover.startswith("mark:")
+            for move in (of.down, of.up)
+            if move is not None
+        ]
+        for account_id, moves in by_id.items()
+    }
+    assert sum(map(len, found.values())) > 10
+    marks = Market(snapshot, CubeBuilder(), AS_OF, frozenset())
+    portfolios = {p.portfolio_id: [info.account_id for info in p.accounts] for p in book.portfolios}
+    for number in range(max(map(len, found.values()))):
+        # One move of each account at a time, so that all are judged in one book.
+        now = [(account_id, of[number]) for account_id, of in found.items() if len(of) > number]
+        for share, turned in ((1 - 1e-9, False), (1 + 1e-9, True)):
+            own = []
+            for account_id, (instrument, move, _) in now:
+                row = marks.mark(marks.accounts[account_id]["venue"], account_id, instrument, "mark")
+                assert row is not None
+                own.append(row | {"account_id": account_id, "value": row["value"] * math.exp(move * share)})
+            tables = dict(snapshot.tables)
+            taken = {(row["account_id"], row["subject"]) for row in own}
+            kept = [r for r in tables["marks"] if r["field"] != "mark" or (r["account_id"], r["subject"]) not in taken]
+            again, _ = pack_book(
+                {"": replace(snapshot, tables=tables | {"marks": (*kept, *own)})}, portfolios, as_of=AS_OF
+            )
+            verdicts = {}
+            for portfolio, native in zip(again.portfolios, native_today(again), strict=True):
+                assert native is not None
+                for n, info in enumerate(portfolio.accounts):
+                    verdicts[info.account_id] = is_liquidated(
+                        native.equity[n],
+                        native.maintenance[n],
+                        trigger=info.trigger,
+                        at_or_below=info.at_or_below,
+                        needs_requirement=info.needs_requirement,
+                    )
+            for account_id, (instrument, move, today) in now:
+                assert verdicts[account_id] == (today != turned), (account_id, instrument, move)
 
 
 def test_what_is_left_of_an_account_under_a_factor_is_the_whole_account() -> None:
@@ -494,12 +588,12 @@ def test_what_is_left_of_an_account_under_a_factor_is_the_whole_account() -> Non
 
 def test_a_unit_of_an_account_in_coins_keeps_the_move_of_its_money() -> None:
     book, cube, _ = drawn().found
-    host = _Book(FACTORS, jax.tree.map(np.asarray, cube.rows), np.asarray(cube.today))
-    (account,) = [of for of in _accounts(book.portfolios[0]) if of.info.account_id.startswith(IN_COINS)]
+    host = BookCube(FACTORS, jax.tree.map(np.asarray, cube.rows), np.asarray(cube.today))
+    (account,) = [of for of in accounts_of(book.portfolios[0]) if of.info.account_id.startswith(IN_COINS)]
     exposed = {row: host.factors_of(row) for row in account.rows()}
     assert account.price_factors(exposed) == ["price:BTC"]
     for factor, name in (("price:BTC", "moved"), ("price:ETH", "still")):
-        (unit,) = _search(host, account, exposed, factor, (0, 0, factor)).portfolio.units
+        (unit,) = condensed(host, account, exposed, factor).portfolio.units
         assert unit.stable_exponents == ((name, 1.0),)
         assert unit.price_factor == name
         assert unit.vol_factor == "still"
@@ -511,20 +605,24 @@ def test_a_unit_of_an_account_in_coins_keeps_the_move_of_its_money() -> None:
 class Stated(NamedTuple):
     reported: float
     ours: float | None
+    with_the_asset: float | None
+    """Where everything moves that depends on the price."""
 
 
-def hyperliquid(folder: Path, files: Sequence[tuple[str, str, str]]) -> dict[tuple[str, str], Stated]:
-    """Ours and the venue's liquidation price by account and subject."""
-    adapter = find_adapter("hyperliquid")
+def stated(venue: str, folder: Path, files: Sequence[tuple[str, str, str]]) -> dict[tuple[str, str], Stated]:
+    """Ours by both definitions and the venue's liquidation price, by account and subject."""
+    adapter = find_adapter(venue)
     transport = RecordedTransport(folder)
-    answers = [transport.fetch("hyperliquid", PayloadRequest(*file)) for file in files]
+    answers = [transport.fetch(venue, PayloadRequest(*file)) for file in files]
     brought = [answer for answer in answers if isinstance(answer, Payload)]
     assert brought == answers
-    parameters = tomllib.loads((ROOT / "configs/venues/hyperliquid.toml").read_text())
+    dated = ROOT / f"configs/venues/{venue}.toml"
+    parameters = tomllib.loads(dated.read_text()) if dated.is_file() else {}
     context = Context(read_asset_book(ROOT / "configs/assets.toml"), parameters)
     result = adapter.normalize(brought, context)
     snapshot = take_snapshot([result.batches], result.failures)
-    ids = [row["account_id"] for row in snapshot.tables["accounts"]]
+    held = snapshot.tables["positions"]
+    ids = sorted({row["account_id"] for row in held if row["reported_liquidation_price"] is not None})
     as_of = max(row["received_at"] or row["event_at"] for row in snapshot.tables["accounts"])
     book, _ = pack_book({"": snapshot}, {"desk": ids}, as_of=as_of)
     factors = book.factors()
@@ -544,10 +642,16 @@ def hyperliquid(folder: Path, files: Sequence[tuple[str, str, str]]) -> dict[tup
         for subject in account_subjects(market, info.account_id):
             if subject.reported is None:
                 continue
-            assert subject.price is not None
-            side = moves[subject.factor].down if subject.reported < subject.price else moves[subject.factor].up
-            ours = None if side is None else subject.price * math.exp(side)
-            out[info.account_id, subject.name] = Stated(subject.reported, ours)
+            price, reported = subject.price, subject.reported
+            assert price is not None
+
+            def there(found: Moves, price: float = price, reported: float = reported) -> float | None:
+                side = found.down if reported < price else found.up
+                return None if side is None else price * math.exp(side)
+
+            by_factor = moves[subject.factor]
+            by_mark = moves.get(subject.mark or "", by_factor)
+            out[info.account_id, subject.name] = Stated(reported, there(by_mark), there(by_factor))
     return out
 
 
@@ -557,10 +661,46 @@ def test_the_prices_that_hyperliquid_states() -> None:
         ("clearinghouseState", "clearinghouse_state_north.json", "north"),
         ("spotClearinghouseState", "spot_clearinghouse_state_north.json", "north"),
     ]
-    found = hyperliquid(ROOT / "configs/quickstart/hyperliquid", files)
+    found = stated("hyperliquid", ROOT / "configs/quickstart/hyperliquid", files)
     assert {name for _, name in found} == {"hyperliquid:ETH", "hyperliquid:SOL"}
-    for stated in found.values():
-        assert stated.ours == pytest.approx(stated.reported, rel=1e-12)
+    for price in found.values():
+        # Cash and two markets: nothing but the position itself depends on its price.
+        assert price.ours == price.with_the_asset == pytest.approx(price.reported, rel=1e-12)
+
+
+@pytest.mark.parametrize("venue", ["binance", "bybit", "drift_v2", "okx", "paradex"])
+def test_the_prices_that_venues_state_are_those_of_the_mark_alone(venue: str) -> None:
+    sample = importlib.import_module(f"tests.sample_{venue}")
+    found = stated(venue, ROOT / f"tests/payloads/{venue}", sample.PAYLOADS)
+    assert found
+    for price in found.values():
+        # Half a unit of the last of two decimals, half of one of six or more.
+        assert price.ours == pytest.approx(price.reported, abs=0.005 if venue == "bybit" else 1e-6, rel=1e-12)
+    apart = {name for name, price in found.items() if price.with_the_asset != price.ours}
+    expected = {
+        "drift_v2": {("drift_v2:north:0", "drift_v2:SOL-PERP")},  # lends SOL beside its perpetual
+        "paradex": {("paradex:desk", "paradex:BTC-USD-PERP")},  # holds options of it
+    }
+    assert apart == expected.get(venue, set())
+
+
+def test_the_price_of_an_account_in_several_assets_is_that_of_the_mark_alone() -> None:
+    files = [
+        (
+            json.loads((ROOT / "configs" / payload["file"]).read_text())["request"],
+            payload["file"],
+            source.get("owner", ""),
+        )
+        for source in tomllib.loads((ROOT / "configs/quickstart.toml").read_text())["sources"]
+        if source["venue"] == "binance" and source.get("owner") in (None, "north")
+        for payload in source["payloads"]
+    ]
+    found = stated("binance", ROOT / "configs", files)
+    bitcoin = found["binance:north:multi", "binance:BTCUSDT"]
+    assert bitcoin.ours == pytest.approx(bitcoin.reported, abs=1e-8)
+    # Its bitcoin is collateral too and gains what the short loses: together they stand a rise of 2,000 times.
+    assert bitcoin.with_the_asset is not None
+    assert bitcoin.with_the_asset > 100 * bitcoin.reported
 
 
 # ---- in any company --------------------------------------------------------------------------------------------------
@@ -627,6 +767,15 @@ def test_every_subject_has_a_row_and_its_status() -> None:
     under = row_of("lend:under", "ETH")
     assert (under["status"], under["kind"], under["price_down"]) == ("liquidatable_now", "balance", None)
     assert under["price_up"] == exactly(30_000 * USDC / (10 * 0.83))
+    market, asset = row_of("own:basis", "own:BTC"), row_of("own:basis", "BTC")
+    assert [(row["kind"], row["factor"]) for row in (market, asset)] == [
+        ("position", "mark:own:BTC"),
+        ("factor", "price:BTC"),
+    ]
+    assert (market["price"], asset["price"]) == (60_000.0, SPOT["BTC"])
+    # A price that moves no more than one market does is not said twice.
+    assert [r["subject"] for r in case_rows() if r["account_id"] == "own:cross"] == ["own:BTC", "own:ETH"]
+    assert [r["subject"] for r in case_rows() if r["account_id"] == "own:isolated"] == ["ETH", "own:ETH"]
     call = row_of("options:call", "ETH")
     assert (call["kind"], call["factor"], call["price"]) == ("underlying", "price:ETH", SPOT["ETH"])
     assert call["price_up"] == call["price"] * math.exp(call["log_move_up"])
@@ -646,14 +795,23 @@ def test_the_difference_is_on_the_side_of_the_reported_price() -> None:
     (long,) = [of for of in case_figures() if of.portfolio.portfolio_id == "own:long"]
     moves = [{"price:ETH": Moves(False, -0.5, 0.25)}]
     rows_of = [
-        liquidation_price_rows(long, moves, [[Subject("x", "position", "price:ETH", 100.0, reported)]])[0]
+        liquidation_price_rows(long, moves, [[Subject("x", "position", "price:ETH", None, 100.0, reported)]])[0]
         for reported in (60.0, 130.0)
     ]
     assert [row["difference"] for row in rows_of] == [
         100 * math.exp(-0.5) - 60.0,
         100 * math.exp(0.25) - 130.0,
     ]
-    unpriced = liquidation_price_rows(long, moves, [[Subject("x", "underlying", "price:ETH", None, None)]])[0]
+    both = moves[0] | {"mark:x": Moves(False, -0.125, None)}
+    subjects = [
+        Subject("x", "position", "price:ETH", "mark:x", 100.0, 60.0),
+        Subject("ETH", "factor", "price:ETH", None, 99.0, None),
+    ]
+    alone, along = liquidation_price_rows(long, [both], [subjects])
+    assert (alone["factor"], alone["price_down"], alone["price_up"]) == ("mark:x", 100 * math.exp(-0.125), None)
+    assert alone["difference"] == 100 * math.exp(-0.125) - 60.0
+    assert (along["factor"], along["price_up"]) == ("price:ETH", 99 * math.exp(0.25))
+    unpriced = liquidation_price_rows(long, moves, [[Subject("x", "underlying", "price:ETH", None, None, None)]])[0]
     assert (unpriced["price_down"], unpriced["log_move_down"]) == (None, -0.5)
 
 
@@ -662,7 +820,7 @@ def test_an_account_without_finite_figures_has_no_price() -> None:
     assert long.headline is not None
     nothing: Any = np.zeros_like(long.headline.account_is_finite)
     broken = long.headline._replace(account_is_finite=nothing)
-    subject = Subject("x", "position", "price:ETH", 100.0, 60.0)
+    subject = Subject("x", "position", "price:ETH", None, 100.0, 60.0)
     (row,) = liquidation_price_rows(
         long._replace(headline=broken), [{"price:ETH": Moves(False, -0.5, None)}], [[subject]]
     )
@@ -679,10 +837,10 @@ def test_the_report_shows_the_nearest_first() -> None:
     assert nearest == sorted(nearest)
     assert {row["status"] for row in shown} == {"ok", "liquidatable_now"}
 
-    tables = dict(test_report.one_desk())
+    tables = dict(report_samples.one_desk())
     desk = tables["portfolio_margin"].column("portfolio_id")[0].as_py()
     mine = [row | {"portfolio_id": desk} for row in case_rows()]
-    tables["liquidation_prices"] = result_table("liquidation_prices", test_report.RUN, mine)
+    tables["liquidation_prices"] = result_table("liquidation_prices", report_samples.RUN, mine)
     page = render_report(tables)
     section = page[page.index("<h3>Liquidation prices</h3>") : page.index("<h3>Positions: alone")]
     accounts = [row["account_id"] for row in shown]

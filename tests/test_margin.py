@@ -18,6 +18,7 @@ from aggregator.margin import (
     NativeMargin,
     ScenarioMargin,
     accumulate,
+    is_liquidated,
     line_changes,
     liquidated,
     native_margin_today,
@@ -26,26 +27,10 @@ from aggregator.margin import (
 from aggregator.portfolio import Book
 from aggregator.pricing import DAYS_PER_YEAR
 from tests import margin_twin
-from tests.engine_book import (
-    AS_OF,
-    EVERY_KIND,
-    FACTORS,
-    SCENARIOS,
-    VARIANTS,
-    AccountBook,
-    account,
-    balance,
-    cube_of,
-    desk,
-    mark,
-    market_rows,
-    merged,
-    packed,
-    position,
-    rows,
-    rule_rows,
-    snapshot_of,
-)
+from tests.engine_accounts import EVERY_KIND, VARIANTS, AccountBook, account, balance, position
+from tests.engine_book import FACTORS, SCENARIOS, cube_of, desk, packed, snapshot_of
+from tests.engine_markets import AS_OF, mark, market_rows, merged, rows
+from tests.engine_rules import rule_rows
 
 NATIVE_RTOL = 1e-9  # contract: native figures at current prices are the venue's to 1e-9
 BAND = 1e-4  # contract: requirement in scenarios within 1e-4, verdicts equal outside a band of 1e-4 of the requirement
@@ -312,6 +297,36 @@ def test_a_verdict_at_the_trigger_itself() -> None:
     gone = liquidated(portfolio, ScenarioMargin(equity, jnp.full((4, 3), 100.0)))
     expected = [[True, False, False], [True, True, False], [True, True, False], [False, False, False]]
     np.testing.assert_array_equal(gone, expected)
+
+
+def test_without_a_requirement_the_venue_decides_what_a_negative_equity_is() -> None:
+    arrays = jax.tree.map(lambda leaf: leaf[0], bucketed(special()[0].portfolios, FACTORS)[0].arrays)
+    assert not arrays.needs_requirement.any()
+    portfolio = eqx.tree_at(
+        lambda p: (p.trigger, p.at_or_below, p.needs_requirement, p.account_is_real),
+        arrays,
+        (jnp.ones(4), jnp.zeros(4, bool), jnp.array([False, True, True, True]), jnp.ones(4, bool)),
+    )
+    equity = jnp.array([[-5.0, 0.0, 5.0]] * 4)
+    requirement = jnp.broadcast_to(jnp.array([[0.0], [0.0], [1e-9], [jnp.nan]]), (4, 3))
+    gone = liquidated(portfolio, ScenarioMargin(equity, requirement))
+    expected = [[True, False, False], [False, False, False], [True, True, False], [False, False, False]]
+    np.testing.assert_array_equal(gone, expected)
+
+
+@pytest.mark.parametrize("at_or_below", [False, True])
+@pytest.mark.parametrize("needs_requirement", [False, True])
+def test_the_verdict_on_one_account_is_that_on_many(at_or_below: bool, needs_requirement: bool) -> None:
+    figures = [(e, r) for e in (-1.0, 0.0, 1.5, 3.0, np.nan) for r in (-1.0, 0.0, 1.0, np.nan)]
+    rule = {"trigger": 1.5, "at_or_below": at_or_below, "needs_requirement": needs_requirement}
+    many = is_liquidated(*np.array(figures).T, **{name: np.full(len(figures), value) for name, value in rule.items()})
+    for (equity, requirement), verdict in zip(figures, many.tolist(), strict=True):
+        assert is_liquidated(equity, requirement, **rule) is verdict
+        needed = 1.5 * requirement
+        if requirement > 0:
+            assert verdict is (equity < needed or (at_or_below and equity == needed))
+        else:
+            assert verdict is (equity < 0 and not needs_requirement)
 
 
 def test_rows_are_accumulated_in_order_onto_their_targets() -> None:

@@ -31,6 +31,8 @@ from aggregator.portfolio import pack_book
 from aggregator.results import Evaluated, account_rows
 from aggregator.schema import CANONICAL
 from aggregator.snapshot import take_snapshot
+from tests.normalized_rows import rows_of
+from tests.payload_files import changed, put, read_payload
 from tests.sample_morpho_blue import PARAMETERS, PAYLOADS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,9 +57,7 @@ Change = Callable[[Any], Any]
 
 
 def _fetch(file: str, request: str = "", owner: str = "", root: Path = FOLDER) -> Payload:
-    payload = RecordedTransport(root).fetch("morpho_blue", PayloadRequest(request, file, owner))
-    assert isinstance(payload, Payload), payload
-    return payload
+    return read_payload("morpho_blue", root, request, file, owner)
 
 
 def _desk() -> dict[str, Payload]:
@@ -67,16 +67,6 @@ def _desk() -> dict[str, Payload]:
 def _normalize(payloads: dict[str, Payload] | list[Payload], **changes: Any) -> Normalized:
     listed = list(payloads.values()) if isinstance(payloads, dict) else payloads
     return ADAPTER.normalize(listed, Context(BOOK, FILE | changes))
-
-
-def _changed(payload: Payload, change: Change) -> Payload:
-    body = copy.deepcopy(payload.body)
-    change(body)
-    return replace(payload, body=body)
-
-
-def _rows(normalized: Normalized, table: str, **where: Any) -> list[dict[str, Any]]:
-    return [r for r in normalized.batches[table].to_pylist() if all(r[key] == value for key, value in where.items())]
 
 
 def _incomplete(normalized: Normalized) -> set[str]:
@@ -98,7 +88,7 @@ def test_the_object_is_an_adapter_and_answers_nothing_with_nothing() -> None:
 def test_the_desk_becomes_accounts_with_these_balances() -> None:
     normalized = _normalize(_desk())
     assert normalized.failures == []
-    accounts = {row["account_id"]: row for row in _rows(normalized, "accounts")}
+    accounts = {row["account_id"]: row for row in rows_of(normalized, "accounts")}
     assert set(accounts) == ALL
     assert {row["settlement_asset"] for name, row in accounts.items() if name != FUND_ETHER} == {"USDC@ethereum"}
     assert accounts[FUND_ETHER]["settlement_asset"] == "WETH@ethereum"
@@ -111,7 +101,7 @@ def test_the_desk_becomes_accounts_with_these_balances() -> None:
     }
     found = {
         (row["account_id"], row["asset_id"].partition("@")[0], row["side"], row["collateral_enabled"]): row["quantity"]
-        for row in _rows(normalized, "balances")
+        for row in rows_of(normalized, "balances")
     }
     assert found == {
         (FUND, "USDC", "liability", True): Decimal(850_000),
@@ -130,7 +120,7 @@ def test_the_desk_becomes_accounts_with_these_balances() -> None:
 
 def test_prices_are_dollars_of_the_loan_token_times_the_oracles_price() -> None:
     normalized = _normalize(_desk())
-    marks = {(r["account_id"], r["subject"].partition("@")[0]): r for r in _rows(normalized, "marks")}
+    marks = {(r["account_id"], r["subject"].partition("@")[0]): r for r in rows_of(normalized, "marks")}
     assert {key: row["value"] for key, row in marks.items() if key[0] == FUND_ETHER} == {
         (FUND_ETHER, "WETH"): float(ETHER_USD),
         (FUND_ETHER, "wstETH"): float(ETHER_USD * Fraction("1.17021456")),
@@ -143,7 +133,7 @@ def test_prices_are_dollars_of_the_loan_token_times_the_oracles_price() -> None:
 
 
 def test_one_threshold_for_both_levels_and_the_incentive_as_bonus() -> None:
-    tiers = {row["rule_set"]: row for row in _rows(_normalize(_desk()), "collateral_tiers")}
+    tiers = {row["rule_set"]: row for row in rows_of(_normalize(_desk()), "collateral_tiers")}
     assert set(tiers) == {f"morpho_blue:{label}" for label in (STAKED, ETHER, BITCOIN)}
     for label, lltv in ((STAKED, "0.86"), (ETHER, "0.945"), (BITCOIN, "0.86")):
         row = tiers[f"morpho_blue:{label}"]
@@ -152,7 +142,7 @@ def test_one_threshold_for_both_levels_and_the_incentive_as_bonus() -> None:
 
 
 def test_totals_rates_and_oracle_prices_are_market_state() -> None:
-    state = {(row["market"], row["field"]): row["value"] for row in _rows(_normalize(_desk()), "market_state")}
+    state = {(row["market"], row["field"]): row["value"] for row in rows_of(_normalize(_desk()), "market_state")}
     assert state[STAKED, "oracle_price"] == 3952.26
     assert state[ETHER, "oracle_price"] == 1.17021456
     assert state[STAKED, "borrow_rate"] == pytest.approx(0.062, rel=1e-9)
@@ -186,15 +176,15 @@ def test_a_market_without_a_name_goes_by_its_id_and_one_elsewhere_by_its_chain()
     desk = _desk()
     unnamed = _normalize([desk[DESK_FILE], desk[TOKENS]], markets={})
     identity = "0x3a85e619751152991742810df6ec69ce473daef99e28a64ab2340d7b7ccfee49"
-    assert f"morpho_blue:desk:{identity}" in {row["account_id"] for row in _rows(unnamed, "accounts")}
+    assert f"morpho_blue:desk:{identity}" in {row["account_id"] for row in rows_of(unnamed, "accounts")}
 
     def on_base(body: Body) -> None:
         for position in body["data"]["userByAddress"]["marketPositions"]:
             position["market"]["morphoBlue"]["chain"]["id"] = 8453
 
-    elsewhere = _normalize([_changed(desk[DESK_FILE], on_base)])
+    elsewhere = _normalize([changed(desk[DESK_FILE], on_base)])
     assert elsewhere.failures == []
-    (row,) = [r for r in _rows(elsewhere, "accounts") if BITCOIN in r["account_id"]]
+    (row,) = [r for r in rows_of(elsewhere, "accounts") if BITCOIN in r["account_id"]]
     assert (row["account_id"], row["chain"], row["settlement_asset"]) == (
         f"morpho_blue:desk:base:{BITCOIN}",
         "base",
@@ -256,11 +246,11 @@ def _slow_accrued(market: Market, rate: int, elapsed: int) -> Market:
 
 def _margin_form(normalized: Normalized, account: str) -> tuple[Fraction, Fraction]:
     """(equity, requirement) of an account in dollars, from its rows alone, in plain fractions."""
-    (row,) = _rows(normalized, "accounts", account_id=account)
-    prices = {mark["subject"]: Fraction(mark["value"]) for mark in _rows(normalized, "marks", account_id=account)}
-    tiers = {tier["asset_id"]: tier for tier in _rows(normalized, "collateral_tiers", rule_set=row["rule_set"])}
+    (row,) = rows_of(normalized, "accounts", account_id=account)
+    prices = {mark["subject"]: Fraction(mark["value"]) for mark in rows_of(normalized, "marks", account_id=account)}
+    tiers = {tier["asset_id"]: tier for tier in rows_of(normalized, "collateral_tiers", rule_set=row["rule_set"])}
     equity = requirement = Fraction(0)
-    for balance in _rows(normalized, "balances", account_id=account):
+    for balance in rows_of(normalized, "balances", account_id=account):
         value = Fraction(balance["quantity"]) * prices[balance["asset_id"]]
         if balance["side"] == "liability":
             equity -= value
@@ -490,12 +480,13 @@ def test_the_contracts_snapshot_counts_and_the_api_adds_its_health() -> None:
     api = Payload("marketPosition", "api.json", "fund", NOW, "", {"data": {"marketPosition": entry}})
     normalized = _normalize([*desk.values(), api])
     assert normalized.failures == []
-    assert _rows(normalized, "balances") == _rows(_normalize(desk), "balances")
+    assert rows_of(normalized, "balances") == rows_of(_normalize(desk), "balances")
     values = [
-        {(r["account_id"], r["subject"]): r["value"] for r in _rows(n, "marks")} for n in (normalized, _normalize(desk))
+        {(r["account_id"], r["subject"]): r["value"] for r in rows_of(n, "marks")}
+        for n in (normalized, _normalize(desk))
     ]
     assert values[0] == values[1]
-    (row,) = _rows(normalized, "accounts", account_id=FUND)
+    (row,) = rows_of(normalized, "accounts", account_id=FUND)
     assert row["reported_health"] == Decimal("1.25")
 
 
@@ -503,7 +494,7 @@ def test_the_contracts_snapshot_counts_and_the_api_adds_its_health() -> None:
 def test_every_answer_of_the_api_with_the_same_objects_is_read(root: str) -> None:
     desk = _desk()
     entries = desk[DESK_FILE].body["data"]["userByAddress"]["marketPositions"]
-    expected = _rows(_normalize(desk), "balances", account_id=DESK)
+    expected = rows_of(_normalize(desk), "balances", account_id=DESK)
     if root == "marketPositions":
         body: Any = {"data": {"marketPositions": {"items": entries, "pageInfo": {"count": 3}}}}
     elif root == "marketPosition":
@@ -518,7 +509,7 @@ def test_every_answer_of_the_api_with_the_same_objects_is_read(root: str) -> Non
         root, body = "marketPositions", {"data": {"marketPositions": {"items": [entry]}}}
     normalized = _normalize([Payload(root, "api.json", "desk", NOW, "", body), desk[TOKENS]])
     assert normalized.failures == []
-    assert _rows(normalized, "balances", account_id=DESK) == expected
+    assert rows_of(normalized, "balances", account_id=DESK) == expected
 
 
 def test_markets_of_the_api_serve_rows_of_the_rest_api() -> None:
@@ -529,11 +520,11 @@ def test_markets_of_the_api_serve_rows_of_the_rest_api() -> None:
     )
     normalized = _normalize([markets, desk[KEEPER_FILE]])
     assert normalized.failures == []
-    held = {row["asset_id"]: row["quantity"] for row in _rows(normalized, "balances", account_id=KEEPER)}
+    held = {row["asset_id"]: row["quantity"] for row in rows_of(normalized, "balances", account_id=KEEPER)}
     # the API's totals are 20 seconds older than the contract's accrued ones
     assert held["USDC@ethereum"] == pytest.approx(Decimal("2692.377178"), abs=Decimal("0.001"))
     one = Payload("marketById", "m.json", "", NOW, "", {"data": {"marketById": entries[1]["market"]}})
-    assert _rows(_normalize([one, desk[KEEPER_FILE]]), "balances", account_id=KEEPER)
+    assert rows_of(_normalize([one, desk[KEEPER_FILE]]), "balances", account_id=KEEPER)
 
 
 def test_stated_amounts_stand_in_for_totals_that_nobody_has() -> None:
@@ -544,28 +535,28 @@ def test_stated_amounts_stand_in_for_totals_that_nobody_has() -> None:
             for name in ("supplyShares", "borrowShares"):
                 del entry["market"]["state"][name]
 
-    normalized = _normalize([_changed(desk[DESK_FILE], without_totals), desk[TOKENS]])
+    normalized = _normalize([changed(desk[DESK_FILE], without_totals), desk[TOKENS]])
     assert normalized.failures == []
-    found = {r["account_id"]: r["quantity"] for r in _rows(normalized, "balances", asset_id="USDC@ethereum")}
+    found = {r["account_id"]: r["quantity"] for r in rows_of(normalized, "balances", asset_id="USDC@ethereum")}
     assert found[DESK] == 2_000_000
     assert found[DESK_LENDS] == Decimal("526758.064084")  # as the API states it, of 20 s before
 
 
 def test_totals_without_a_rate_stay_as_stored_and_say_so() -> None:
     desk = _desk()
-    desk[MARKETS] = _changed(desk[MARKETS], lambda body: body[0].pop("borrowRate"))
+    desk[MARKETS] = changed(desk[MARKETS], lambda body: body[0].pop("borrowRate"))
     stored = _normalize([desk[MARKETS], desk[TOKENS], desk[KEEPER_FILE]])
     assert [(f.reason, f.path, f.account_id) for f in stored.failures] == [
         ("missing_parameter", "[0].market.lastUpdate", None)
     ]
-    (row,) = _rows(stored, "balances", side="liability")
+    (row,) = rows_of(stored, "balances", side="liability")
     exact = -(-2_500_000_000_000_000 * (43_210_987_654_321 + 1) // (40_123_456_789_012_345_678 + 10**6))
     assert row["quantity"] == Decimal(exact).scaleb(-6)
     # a market without an interest model bears no interest
-    desk[MARKETS] = _changed(desk[MARKETS], _set(0, "marketParams", "irm", "0x" + "0" * 40))
+    desk[MARKETS] = changed(desk[MARKETS], put(0, "marketParams", "irm", to="0x" + "0" * 40))
     assert _normalize([desk[MARKETS], desk[TOKENS], desk[KEEPER_FILE]]).failures == []
     timeless = replace(desk[KEEPER_FILE], received_at=None)
-    desk[MARKETS] = _changed(_desk()[MARKETS], lambda body: body[0].pop("borrowRate"))
+    desk[MARKETS] = changed(_desk()[MARKETS], lambda body: body[0].pop("borrowRate"))
     assert _normalize([desk[MARKETS], desk[TOKENS], timeless]).failures == []
 
 
@@ -576,9 +567,9 @@ def test_a_stable_loan_counts_at_par_and_another_needs_its_price() -> None:
     assert [(f.reason, f.path, f.account_id) for f in normalized.failures] == [
         ("missing_mark", "[1].idToMarketParams[0]", FUND_ETHER)
     ] or [(f.reason, f.account_id) for f in normalized.failures] == [("missing_mark", FUND_ETHER)]
-    marks = {r["subject"]: r["value"] for r in _rows(normalized, "marks", account_id=FUND)}
+    marks = {r["subject"]: r["value"] for r in rows_of(normalized, "marks", account_id=FUND)}
     assert marks == {"wstETH@ethereum": 3952.26}
-    balances = {r["asset_id"] for r in _rows(normalized, "balances", account_id=FUND_ETHER)}
+    balances = {r["asset_id"] for r in rows_of(normalized, "balances", account_id=FUND_ETHER)}
     assert balances == {"WETH@ethereum", "wstETH@ethereum"}
 
 
@@ -589,11 +580,11 @@ def test_an_owner_who_lends_what_backs_the_debt_is_not_computed() -> None:
         body["marketParams"]["collateralToken"] = body["marketParams"]["loanToken"]
         body["collateralToken"] = {"symbol": "USDC", "decimals": 6}
 
-    normalized = _normalize([_changed(desk[SOLO_FILE], same_token)])
+    normalized = _normalize([changed(desk[SOLO_FILE], same_token)])
     assert [(f.reason, f.path, f.account_id) for f in normalized.failures] == [
         ("unsupported", "position.collateral", SOLO)
     ]
-    assert _rows(normalized, "balances") == []
+    assert rows_of(normalized, "balances") == []
 
 
 def test_an_idle_market_has_no_collateral() -> None:
@@ -606,23 +597,12 @@ def test_an_idle_market_has_no_collateral() -> None:
             "position": {"supplyShares": "100000000", "borrowShares": "0", "collateral": "0"}}  # fmt: skip
     normalized = _normalize([Payload("position", "p.json", "idle", NOW, "", body)])
     assert normalized.failures == []
-    (row,) = _rows(normalized, "balances")
+    (row,) = rows_of(normalized, "balances")
     assert (row["quantity"], row["collateral_enabled"]) == (Decimal("0.000100"), False)
-    assert _rows(normalized, "collateral_tiers") == []
+    assert rows_of(normalized, "collateral_tiers") == []
 
 
 # What cannot be read --------------------------------------------------------------------------------------------------
-
-
-def _set(*path: Any) -> Change:
-    """Sets the value at the end of `path` (keys and positions, then the value)."""
-
-    def change(body: Any) -> None:
-        for step in path[:-2]:
-            body = body[step]
-        body[path[-2]] = path[-1]
-
-    return change
 
 
 def _drop(*path: Any) -> Change:
@@ -641,47 +621,47 @@ OF_DESK = ("data", "userByAddress", "marketPositions")
     ("file", "change", "reason", "path", "incomplete"),
     [
         (MARKETS, _drop(0, "market", "totalBorrowAssets"), "missing_field", "[0].total_borrow_assets", {KEEPER, FUND}),
-        (MARKETS, _set(0, "market", "totalBorrowShares", "-1"), "out_of_range", "[0].market.totalBorrowShares",
+        (MARKETS, put(0, "market", "totalBorrowShares", to="-1"), "out_of_range", "[0].market.totalBorrowShares",
          {KEEPER, FUND, DESK_LENDS}),
-        (MARKETS, _set(0, "market", "lastUpdate", Decimal("NaN")), "not_a_number", "[0].market.lastUpdate",
+        (MARKETS, put(0, "market", "lastUpdate", to=Decimal("NaN")), "not_a_number", "[0].market.lastUpdate",
          {KEEPER, FUND, DESK_LENDS}),
-        (MARKETS, _set(1, "market", ["1", "2"]), "malformed", "[1].market", {FUND_ETHER}),
-        (MARKETS, _set(0, "price", "0"), "out_of_range", "[0].price", {KEEPER, FUND}),
-        (MARKETS, _set(0, "price", "much"), "not_a_number", "[0].price", {KEEPER, FUND}),
-        (MARKETS, _set(0, "marketParams", "lltv", str(WAD)), "out_of_range", "[0].marketParams.lltv", {KEEPER, FUND}),
+        (MARKETS, put(1, "market", to=["1", "2"]), "malformed", "[1].market", {FUND_ETHER}),
+        (MARKETS, put(0, "price", to="0"), "out_of_range", "[0].price", {KEEPER, FUND}),
+        (MARKETS, put(0, "price", to="much"), "not_a_number", "[0].price", {KEEPER, FUND}),
+        (MARKETS, put(0, "marketParams", "lltv", to=str(WAD)), "out_of_range", "[0].marketParams.lltv", {KEEPER, FUND}),
         (MARKETS, _drop(1, "price"), "missing_field", "[1].price", {FUND_ETHER}),
         (MARKETS, _drop(1, "id"), "missing_field", "[1].id", {FUND_ETHER}),
-        (MARKETS, _set(1, "idToMarketParams", 1, "0x00000000000000000000000000000000000000ff"), "unknown_asset",
+        (MARKETS, put(1, "idToMarketParams", 1, to="0x00000000000000000000000000000000000000ff"), "unknown_asset",
          "[1].idToMarketParams[1]", {FUND_ETHER}),
-        (MARKETS, _set(0, "borrowRate", "fast"), "not_a_number", "[0].borrowRate", {KEEPER, FUND, DESK_LENDS}),
-        (MARKETS, _set(0, None), "malformed", "[0]", {KEEPER, FUND}),
-        (TOKENS, _set(1, "priceUsd", "-3377"), "out_of_range", "[1].priceUsd", {FUND_ETHER}),
-        (TOKENS, _set(1, "priceUsd", Decimal("NaN")), "not_a_number", "[1].priceUsd", {FUND_ETHER}),
-        (TOKENS, _set(1, "decimals", 8), "inconsistent", "[1].decimals", {FUND_ETHER}),
+        (MARKETS, put(0, "borrowRate", to="fast"), "not_a_number", "[0].borrowRate", {KEEPER, FUND, DESK_LENDS}),
+        (MARKETS, put(0, to=None), "malformed", "[0]", {KEEPER, FUND}),
+        (TOKENS, put(1, "priceUsd", to="-3377"), "out_of_range", "[1].priceUsd", {FUND_ETHER}),
+        (TOKENS, put(1, "priceUsd", to=Decimal("NaN")), "not_a_number", "[1].priceUsd", {FUND_ETHER}),
+        (TOKENS, put(1, "decimals", to=8), "inconsistent", "[1].decimals", {FUND_ETHER}),
         (TOKENS, _drop(1, "address"), "missing_field", "[1].token", {FUND_ETHER}),
         (FUND_FILE, _drop(0, "position"), "missing_field", "[0].borrow_shares", {FUND}),
-        (FUND_FILE, _set(0, "position", "collateral", "1.5"), "not_a_number", "[0].position.collateral", {FUND}),
-        (FUND_FILE, _set(0, "position", "borrowShares", str(2**128)), "out_of_range", "[0].position.borrowShares",
+        (FUND_FILE, put(0, "position", "collateral", to="1.5"), "not_a_number", "[0].position.collateral", {FUND}),
+        (FUND_FILE, put(0, "position", "borrowShares", to=str(2**128)), "out_of_range", "[0].position.borrowShares",
          {FUND}),
-        (FUND_FILE, _set(1, "position", []), "malformed", "[1].position", {"morpho_blue:fund"}),
+        (FUND_FILE, put(1, "position", to=[]), "malformed", "[1].position", {"morpho_blue:fund"}),
         (FUND_FILE, _drop(0, "position", "supplyShares"), "missing_field", "[0].supply_assets", {FUND}),
-        (FUND_FILE, _set(1, "id", "0x" + "5" * 64), "missing_field", "[1].loan_token",
+        (FUND_FILE, put(1, "id", to="0x" + "5" * 64), "missing_field", "[1].loan_token",
          {"morpho_blue:fund:0x" + "5" * 64}),
-        (FUND_FILE, _set(0, "chainId", 59144), "unsupported", "[0].chainId", {"morpho_blue:fund"}),
-        (SOLO_FILE, _set("id", "0x" + "5" * 64), "inconsistent", "id", {SOLO}),
-        (SOLO_FILE, _set("collateralToken", "decimals", 8), "inconsistent", "collateralToken.decimals", {SOLO}),
-        (SOLO_FILE, _set("loanToken", "priceUsd", "0"), "out_of_range", "loanToken.priceUsd", {SOLO}),
-        (DESK_FILE, _set("data", None), "missing_field", "data", {"morpho_blue:desk"}),
-        (DESK_FILE, _set("data", "userByAddress", None), "missing_field", "data.userByAddress", {"morpho_blue:desk"}),
-        (DESK_FILE, _set(*OF_DESK, 0, "healthFactor", "healthy"), "not_a_number",
+        (FUND_FILE, put(0, "chainId", to=59144), "unsupported", "[0].chainId", {"morpho_blue:fund"}),
+        (SOLO_FILE, put("id", to="0x" + "5" * 64), "inconsistent", "id", {SOLO}),
+        (SOLO_FILE, put("collateralToken", "decimals", to=8), "inconsistent", "collateralToken.decimals", {SOLO}),
+        (SOLO_FILE, put("loanToken", "priceUsd", to="0"), "out_of_range", "loanToken.priceUsd", {SOLO}),
+        (DESK_FILE, put("data", to=None), "missing_field", "data", {"morpho_blue:desk"}),
+        (DESK_FILE, put("data", "userByAddress", to=None), "missing_field", "data.userByAddress", {"morpho_blue:desk"}),
+        (DESK_FILE, put(*OF_DESK, 0, "healthFactor", to="healthy"), "not_a_number",
          "data.userByAddress.marketPositions[0].healthFactor", frozenset()),
-        (DESK_FILE, _set(*OF_DESK, 0, "state", "borrowShares", None), "missing_field",
+        (DESK_FILE, put(*OF_DESK, 0, "state", "borrowShares", to=None), "missing_field",
          "data.userByAddress.marketPositions[0].borrow_shares", {DESK}),
-        (DESK_FILE, _set(*OF_DESK, 0, "market", "loanAsset", "symbol", "FOO"), "", "", frozenset()),
-        (DESK_FILE, _set(*OF_DESK, 0, "market", "collateralAsset", "address", "0x" + "f" * 40), "", "", frozenset()),
-        (DESK_FILE, _set(*OF_DESK, 0, "state", 7), "malformed", "data.userByAddress.marketPositions[0].state",
+        (DESK_FILE, put(*OF_DESK, 0, "market", "loanAsset", "symbol", to="FOO"), "", "", frozenset()),
+        (DESK_FILE, put(*OF_DESK, 0, "market", "collateralAsset", "address", to="0x" + "f" * 40), "", "", frozenset()),
+        (DESK_FILE, put(*OF_DESK, 0, "state", to=7), "malformed", "data.userByAddress.marketPositions[0].state",
          {"morpho_blue:desk"}),
-        (KEEPER_FILE, _set("data", 0, "borrow_shares", True), "not_a_number", "data[0].borrow_shares", {KEEPER}),
+        (KEEPER_FILE, put("data", 0, "borrow_shares", to=True), "not_a_number", "data[0].borrow_shares", {KEEPER}),
         (KEEPER_FILE, _drop("data"), "missing_field", "id", {"morpho_blue:keeper"}),
     ],
 )  # fmt: skip
@@ -689,7 +669,7 @@ def test_an_unreadable_field_is_named_and_stops_only_who_needs_it(
     file: str, change: Change, reason: str, path: str, incomplete: frozenset[str]
 ) -> None:
     desk = _desk()
-    desk[file] = _changed(desk[file], change)
+    desk[file] = changed(desk[file], change)
     normalized = _normalize(desk)
     if not reason:  # the parameter file names the token, or the payload does: nothing is lost
         assert normalized.failures == []
@@ -701,7 +681,7 @@ def test_an_unreadable_field_is_named_and_stops_only_who_needs_it(
     untouched = ALL - incomplete - {a for a in ALL if any(a.startswith(i + ":") for i in incomplete)}
     untouched -= {DESK_LENDS} if file == MARKETS else set()  # without the contract's totals the API's older ones count
     for account in untouched - ({FUND_ETHER} if "morpho_blue:fund:0x" in str(incomplete) else set()):
-        assert _rows(normalized, "balances", account_id=account) == _rows(good, "balances", account_id=account)
+        assert rows_of(normalized, "balances", account_id=account) == rows_of(good, "balances", account_id=account)
 
 
 def test_a_token_that_nobody_knows_is_a_failure_of_its_holder_alone() -> None:
@@ -709,7 +689,7 @@ def test_a_token_that_nobody_knows_is_a_failure_of_its_holder_alone() -> None:
     tokens["ethereum"]["0x2260fac5e5542a773aa44fbcfedf7c193bc2c599"] = {"symbol": "FOO", "decimals": 8}
     normalized = _normalize(_desk(), tokens=tokens)
     assert {(f.reason, f.account_id) for f in normalized.failures if f.account_id} == {("unknown_asset", DESK)}
-    assert not _rows(normalized, "assets", symbol="FOO")
+    assert not rows_of(normalized, "assets", symbol="FOO")
 
 
 @pytest.mark.parametrize(
@@ -727,13 +707,13 @@ def test_two_answers_to_one_question_are_both_rejected(file: str, incomplete: se
     normalized = _normalize([*desk.values(), replace(desk[file], name="copy.json")])
     assert {f.reason for f in normalized.failures} >= {"duplicate"}
     assert _incomplete(normalized) == incomplete
-    assert {row["account_id"] for row in _rows(normalized, "accounts")} == ALL
+    assert {row["account_id"] for row in rows_of(normalized, "accounts")} == ALL
 
 
 def test_snapshots_that_disagree_on_a_threshold_stop_all_owners_of_the_market() -> None:
     desk = _desk()
-    changed = _changed(desk[SOLO_FILE], _set("marketParams", "lltv", str(77 * 10**16)))
-    normalized = _normalize({**desk, SOLO_FILE: changed})
+    lowered = changed(desk[SOLO_FILE], put("marketParams", "lltv", to=str(77 * 10**16)))
+    normalized = _normalize({**desk, SOLO_FILE: lowered})
     snapshot = take_snapshot([normalized.batches], normalized.failures)
     assert snapshot.incomplete == {SOLO, FUND, KEEPER}
 
@@ -790,8 +770,8 @@ def test_no_value_in_any_place_raises_or_becomes_a_table_of_the_wrong_shape(file
     payload = desk[file]
     others = [other for name, other in desk.items() if name != file]
     for number, path in enumerate(_leaves(payload.body)):
-        change = _drop(*path) if number % 4 == 0 else _set(*path, ODD[number % len(ODD)])
-        normalized = _normalize([*others, _changed(payload, change)])
-        assert all(row["quantity"] >= 0 for row in _rows(normalized, "balances"))
+        change = _drop(*path) if number % 4 == 0 else put(*path, to=ODD[number % len(ODD)])
+        normalized = _normalize([*others, changed(payload, change)])
+        assert all(row["quantity"] >= 0 for row in rows_of(normalized, "balances"))
     for odd in ODD:
         assert _normalize([*others, replace(payload, body=odd)]).failures

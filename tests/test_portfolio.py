@@ -12,25 +12,10 @@ import pytest
 from aggregator.errors import ConfigurationError, FailureReason
 from aggregator.portfolio import Book, PackedPortfolio, pack_book
 from aggregator.rule_forms import Component, OptionFormula, TieredNotional, Verdict, WeightedValue, component_rows
-from tests.engine_book import (
-    AS_OF,
-    BUILDERS,
-    SPOT,
-    USDT_OFF_PEG,
-    AccountBook,
-    Rows,
-    account,
-    amount,
-    balance,
-    market_rows,
-    merged,
-    option_id,
-    packed,
-    position,
-    rows,
-    rule_rows,
-    snapshot_of,
-)
+from tests.engine_accounts import BUILDERS, AccountBook, account, amount, balance, position
+from tests.engine_book import packed, snapshot_of
+from tests.engine_markets import AS_OF, SPOT, USDT_OFF_PEG, Rows, market_rows, merged, option_id, rows
+from tests.engine_rules import rule_rows
 
 RTOL = 1e-12  # float64, a few operations
 

@@ -133,6 +133,11 @@ EDGES = [
 ]
 
 
+@jax.jit
+def _gradient(x: jax.Array, is_call: bool) -> jax.Array:
+    return jax.grad(lambda y: pricing.black76_price(y[0], y[1], years=y[2], vol=y[3], is_call=is_call))(x)
+
+
 @pytest.mark.parametrize("is_call", [True, False])
 @pytest.mark.parametrize("edge", EDGES)
 def test_without_optionality_the_price_is_discounted_intrinsic_and_gradients_are_finite(
@@ -143,14 +148,12 @@ def test_without_optionality_the_price_is_discounted_intrinsic_and_gradients_are
     assert float(_price(*edge, is_call, 0.95)) == pytest.approx(0.95 * intrinsic, rel=1e-12)
     greeks = _greeks(*edge, is_call, 0.95)
     assert all(math.isfinite(float(value)) for value in greeks)
-    gradient = jax.grad(lambda x: pricing.black76_price(x[0], x[1], years=x[2], vol=x[3], is_call=is_call))
-    assert np.all(np.isfinite(gradient(jnp.asarray(edge))))
+    assert np.all(np.isfinite(_gradient(jnp.asarray(edge), is_call)))
 
 
-@given(option=OPTIONS, log_return=st.floats(-1.0, 1.0), log_vol=st.floats(-1.0, 1.0), horizon=st.floats(0.0, 0.05))
-def test_value_change_is_scenario_less_today(option: Option, log_return: float, log_vol: float, horizon: float) -> None:
-    forward, strike, years, vol, is_call, _ = option
-    change = pricing.option_value_change(
+@jax.jit
+def _value_change(forward, strike, years, vol, is_call, log_return, log_vol, horizon):  # type: ignore[no-untyped-def]
+    return pricing.option_value_change(
         forward,
         strike,
         years=years,
@@ -160,6 +163,12 @@ def test_value_change_is_scenario_less_today(option: Option, log_return: float, 
         log_vol_change=log_vol,
         horizon_years=horizon,
     )
+
+
+@given(option=OPTIONS, log_return=st.floats(-1.0, 1.0), log_vol=st.floats(-1.0, 1.0), horizon=st.floats(0.0, 0.05))
+def test_value_change_is_scenario_less_today(option: Option, log_return: float, log_vol: float, horizon: float) -> None:
+    forward, strike, years, vol, is_call, _ = option
+    change = _value_change(forward, strike, years, vol, is_call, log_return, log_vol, horizon)
     moved = forward * math.exp(log_return)
     left = years - horizon
     if left > 0:
@@ -237,16 +246,29 @@ def test_coins_against_a_short_of_their_value_are_a_synthetic_dollar() -> None:
     assert float(found.price) == 0.0
 
 
+_inverse_value = jax.jit(lambda notional, entry, mark: pricing.inverse_perp_value(notional, entry, mark=mark))
+_inverse_change = jax.jit(
+    lambda notional, entry, mark, log_return: pricing.inverse_perp_value_change(
+        notional, entry, mark=mark, log_return=log_return
+    )
+)
+
+
+def _pnl_coin(mark: jax.Array, notional: float, entry: float) -> jax.Array:
+    return notional * (1 / entry - 1 / mark)
+
+
+_pnl_slope = jax.jit(jax.grad(_pnl_coin))
+_pnl_curvature = jax.jit(jax.grad(jax.grad(_pnl_coin)))
+
+
 @given(mark=st.floats(1.0, 1e5), entry=st.floats(1.0, 1e5), notional=st.floats(-1e6, 1e6), log_return=st.floats(-1, 1))
 def test_inverse_perp_derivatives_and_change(mark: float, entry: float, notional: float, log_return: float) -> None:
-    def pnl_coin(s: jax.Array) -> jax.Array:
-        return notional * (1 / entry - 1 / s)
-
-    value = pricing.inverse_perp_value(notional, entry, mark=mark)
-    assert float(value.pnl_coin_slope) == pytest.approx(float(jax.grad(pnl_coin)(mark)), rel=1e-12)
-    assert float(value.pnl_coin_curvature) == pytest.approx(float(jax.grad(jax.grad(pnl_coin))(mark)), rel=1e-12)
-    then = pricing.inverse_perp_value(notional, entry, mark=mark * math.exp(log_return))
-    change = pricing.inverse_perp_value_change(notional, entry, mark=mark, log_return=log_return)
+    value = _inverse_value(notional, entry, mark)
+    assert float(value.pnl_coin_slope) == pytest.approx(float(_pnl_slope(mark, notional, entry)), rel=1e-12)
+    assert float(value.pnl_coin_curvature) == pytest.approx(float(_pnl_curvature(mark, notional, entry)), rel=1e-12)
+    then = _inverse_value(notional, entry, mark * math.exp(log_return))
+    change = _inverse_change(notional, entry, mark, log_return)
     scale = abs(notional) * (1 + mark / entry * (1 + math.exp(log_return)))
     assert float(change) == pytest.approx(float(then.pnl_usd - value.pnl_usd), abs=1e-14 * scale)
 

@@ -1,6 +1,6 @@
 """The quickstart desk: its payloads agree with themselves, and the sweep tells the story that the configuration claims.
 
-The sweep runs through the command line, twice at once into stores of their own; everything else reads what they left.
+The sweep runs through the command line, twice into stores of their own; everything else reads what they left.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -65,28 +66,22 @@ class Run(NamedTuple):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Run]:
-    """Two sweeps of the same configuration, side by side."""
+    """Two sweeps of the same configuration, each in a process of its own; the second takes the first one's programs."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(ENVIRONMENT_PREFIX)}
     environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
     environment.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
-    started = []
+    finished = []
     for name in ("first", "second"):
         folder = tmp_path_factory.mktemp(name)
         settings = [f"store.path={folder / 'results'}", f"report.path={folder / 'reports'}"]
         command = [sys.executable, "-P", "-m", "aggregator", "sweep", str(CONFIG), "--json"]
         command += [part for setting in settings for part in ("--set", setting)]
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        started.append(process)
-    finished = []
-    for process in started:
-        output, talk = process.communicate()
-        assert output, talk
-        document = json.loads(output)
-        assert document["run_id"], talk
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        assert done.stdout, done.stderr
+        document = json.loads(done.stdout)
+        assert document["run_id"], done.stderr
         tables = ResultStore(document["store"]).read_run(document["run_id"])
-        finished.append(Run(process.returncode, document, tables))
+        finished.append(Run(done.returncode, document, tables))
     return finished[0], finished[1]
 
 
@@ -553,3 +548,46 @@ def _black76(forward: float, strike: float, years: float, vol: float, rate: floa
     normal = stats.norm
     call = forward * normal.cdf(d1) - strike * normal.cdf(d1 - spread)
     return float(np.exp(-rate * years) * (call if is_call else call - forward + strike))
+
+
+# ---- the sample in the README ----------------------------------------------------------------------------------------
+
+# The sample shows whole dollars, three decimals of a ratio and hundredths of a percent: one unit of the last place.
+LAST_PLACE = {"": 1.0, ".": 0.001, "%": 0.0001}
+SAMPLE_COLUMNS: dict[str, str] = {
+    "equity": "equity_usd",
+    "isolated ES 99": "es_99_isolated_sum_usd",
+    "native MM": "native_maintenance_usd",
+    "silo ES 99": "es_99_silo_sum_usd",
+    "pooled ES 99": "es_99_pooled_usd",
+    "pooled ES 99.5": "es_995_pooled_usd",
+    "lowest health": "health_minimum",
+    "p(liquidation)": "p_liquidation_any_at_horizon",
+    "most likely": "p_liquidation_largest_account",
+    "status": "status",
+}
+
+
+def readme_sample() -> dict[str, dict[str, str]]:
+    """Cells of the headline table in the README, by portfolio and column."""
+    [text] = re.findall(r"^```text[^\n]*\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
+    [header] = [line for line in text.splitlines() if line.startswith("┃")]
+    names = [cell.strip() for cell in header.strip("┃").split("┃")]
+    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in text.splitlines() if line.startswith("│")]
+    return {row[0]: dict(zip(names[1:], row[1:], strict=True)) for row in rows}
+
+
+def test_the_sample_in_the_readme_is_what_the_quickstart_prints(run: Run) -> None:
+    sample = readme_sample()
+    assert set(sample) == {row["portfolio_id"] for row in run.document["portfolios"]}
+    for row in run.document["portfolios"]:
+        shown = sample[row["portfolio_id"]]
+        assert list(shown) == list(SAMPLE_COLUMNS)
+        for name, cell in shown.items():
+            value = row[SAMPLE_COLUMNS[name]]
+            if not isinstance(value, float):
+                assert cell == (value or ""), name
+                continue
+            kind = "%" if cell.endswith("%") else "." if "." in cell else ""
+            number = float(cell.rstrip("%").replace(",", "")) / (100.0 if kind == "%" else 1.0)
+            assert abs(number - value) <= LAST_PLACE[kind], f"{name} of {row['portfolio_id']}: {cell}, found {value}"

@@ -6,6 +6,7 @@ BTC bought at 48,000, marked at 50,000, leverage 10, maintenance 1 % up to 50,00
 
 import copy
 import json
+import math
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -15,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from scipy.special import ndtr
 
 from aggregator.config import Reconcile
 from aggregator.differences import RELATIVE, TIER_CHANGE, Native, reconciliation_rows
@@ -250,6 +252,158 @@ def test_what_the_adapter_computed_is_no_reported_part() -> None:
     rows["rule_sets"] = components(Component(side="requirement", parameters=fixed, level="maintenance"))
     reported(rows, maintenance_margin="1750")
     assert said(compared(rows), "maintenance_margin") == ("match", None)
+
+
+def own_mark(rows: Rows, value: float, *, source: str, account: str = ACCOUNT) -> None:
+    """A mark that came inside an account's own payload."""
+    rows["marks"].append(
+        {"venue": "v", "account_id": account, "subject": BTC, "field": "mark", "value": value, "as_of": NOW,
+         "source": source}
+    )  # fmt: skip
+
+
+PROFIT = "entryPrice + unrealizedPnl / size"
+
+
+@pytest.mark.parametrize(("source", "reason"), [(PROFIT, "reported_parts"), ("GET /positions", None)])
+def test_a_profit_from_which_the_mark_was_worked_out_comes_back_as_it_was_stated(
+    source: str, reason: str | None
+) -> None:
+    rows = book_rows()
+    own_mark(rows, 50_000.0, source=source)
+    reported(rows, equity="24000", initial_margin="10000", maintenance_margin="1500", health="16")
+    found = compared(rows)
+    assert said(found, "equity") == said(found, "health") == ("match", reason)
+    # What is asked for is the rates' own doing.
+    assert said(found, "initial_margin") == said(found, "maintenance_margin") == ("match", None)
+    if reason:
+        message = of(found, "equity")["message"]
+        assert message.startswith(
+            "by construction, as far as 4000 USDC of it are taken as reported (1 prices from entry"
+        )
+        assert "4000 USDC of what it is made of" in of(found, "health")["message"]
+    reported(rows, equity="24100")
+    assert said(compared(rows), "equity") == UNEXPLAINED, "another balance is no profit"
+
+
+def test_an_inverse_profit_and_a_balance_s_worth_count_in_the_account_s_unit() -> None:
+    rows = book_rows()
+    rows["instruments"][0] |= {"payoff": "inverse", "settlement_asset": "BTC", "contract_size": 100}
+    rows["positions"][0] |= {"quantity": Decimal(960), "entry_price": Decimal(48_000)}  # bought for 2 BTC
+    own_mark(rows, 50_000.0, source=PROFIT)
+    coins = {"account_id": ACCOUNT, "asset_id": "BTC", "side": "asset", "quantity": Decimal("0.25")}
+    rows["balances"].append(coins | {"collateral_enabled": True})
+    worth = {"venue": "v", "account_id": ACCOUNT, "subject": "BTC", "field": "index", "value": 40_000.0}
+    rows["marks"].append(worth | {"as_of": NOW, "source": "eqUsd over eq"})
+    # 2 - 96,000 / 50,000 = 0.08 BTC at 40,000, and a quarter of one
+    reported(rows, equity=str(20_000 + 3_200 + 10_000))
+    row = of(compared(rows), "equity")
+    assert (row["status"], row["reason"]) == ("match", "reported_parts")
+    assert (
+        "13200 USDC of it are taken as reported (1 prices from entryPrice + unrealizedPnl / size; 1 prices"
+        in row["message"]
+    )
+
+
+def test_marks_of_one_instant_that_differ_between_accounts_are_named() -> None:
+    rows = book_rows()
+    rows["accounts"].append(rows["accounts"][0] | {"account_id": "v:west", "node": "v:west", "owner": "west"})
+    own_mark(rows, 50_000.0, source=PROFIT)
+    own_mark(rows, 50_400.0, source=PROFIT, account="v:west")
+    named = "inconsistent marks of v:BTC: 50000 here, 50400 of the same instant for v:west"
+    reported(rows, equity="24000")
+    assert of(compared(rows), "equity")["message"].endswith(f"; {named}")
+    reported(rows, equity="23000")
+    row = of(compared(rows), "equity")
+    assert (row["status"], row["reason"]) == UNEXPLAINED
+    assert row["message"] == f"nothing in the inputs accounts for it; beside it: {named}"
+    rows["marks"][-1]["as_of"] = NOW + timedelta(seconds=1)
+    assert "inconsistent" not in of(compared(rows), "equity")["message"]
+
+
+def test_a_finding_that_prices_lie_apart_is_named_for_those_who_hold_the_asset() -> None:
+    def message(subject: str) -> str:
+        rows = book_rows()
+        reported(rows, equity="23000")
+        gap = Failure(FailureReason.INCONSISTENT, "prices of it differ by 3.0%", path="marks", subject=subject)
+        return str(of(compared(rows, failures=(gap,)), "equity")["message"])
+
+    assert message("BTC").endswith("beside it: a finding: prices of it differ by 3.0%")
+    assert "finding" not in message("ETH")
+
+
+# ---- the account's own time ------------------------------------------------------------------------------------------
+
+EXPIRY = NOW + timedelta(days=2)
+CALL = "v:BTC-CALL"
+
+
+def call_price(moment: datetime) -> float:
+    """Black's price of the call in the sheet below: forward 50,000, strike 51,000, vol 60 %, rate 0."""
+    deviation = 0.6 * math.sqrt((EXPIRY - moment).total_seconds() / (365 * 86_400))
+    d1 = math.log(50_000 / 51_000) / deviation + deviation / 2
+    return float(50_000 * ndtr(d1) - 51_000 * ndtr(d1 - deviation))
+
+
+def with_call(rows: Rows) -> None:
+    """Three sold calls in place of the perpetual, under a fixed requirement."""
+    rows["rule_sets"] = component_rows(
+        "v:perp",
+        [
+            Component(side="equity", parameters=WeightedValue(weights="unit")),
+            Component(
+                side="requirement",
+                parameters=Fixed(initial=Decimal(900), maintenance=Decimal(600), basis="computed for the test"),
+            ),
+            Component(side="verdict", parameters=Verdict(liquidates_when="below")),
+        ],
+        source="a page",
+        read_at=NOW,
+    )
+    rows["instruments"] = [
+        {
+            "instrument_id": CALL, "venue": "v", "symbol": "BTC-CALL", "kind": "option", "underlying": "BTC",
+            "settlement_asset": "USDC", "payoff": "linear", "contract_size": 1, "strike": 51_000, "expiry": EXPIRY,
+            "option_type": "call",
+        }
+    ]  # fmt: skip
+    rows["margin_tiers"] = []
+    rows["positions"] = [{"account_id": ACCOUNT, "instrument_id": CALL, "side_mode": "net", "quantity": Decimal(-3)}]
+    common = {"venue": "v", "as_of": NOW, "source": "feed"}
+    rows["marks"] = [
+        rows["marks"][1],
+        common | {"subject": f"BTC@{EXPIRY:%Y-%m-%dT%H:%M:%SZ}", "field": "forward", "value": 50_000.0},
+        common | {"subject": CALL, "field": "implied_vol", "value": 0.6},
+    ]
+
+
+@pytest.mark.parametrize("seconds", [-7200, -3, 0, 60])
+@pytest.mark.parametrize("column", ["event_at", "received_at"])
+def test_options_are_worth_what_they_were_at_the_account_s_own_time(seconds: int, column: str) -> None:
+    rows = book_rows()
+    with_call(rows)
+    moment = NOW + timedelta(seconds=seconds)
+    rows["accounts"][0] |= {"event_at": None, column: moment}
+    equity = 20_000 - 3 * call_price(moment)
+    reported(rows, equity=f"{equity:.12f}", maintenance_margin="600", health=f"{equity / 600:.12f}")
+    found = compared(rows)
+    assert {said(found, figure) for figure in ("equity", "maintenance_margin", "health")} == {("match", None)}
+    row = of(found, "equity")
+    assert row["ours"] == pytest.approx(equity, rel=RELATIVE)
+    side = "before" if seconds < 0 else "after"
+    assert ("own time" in row["message"]) is (seconds != 0)
+    assert seconds == 0 or row["message"].endswith(f"; at the account's own time, {abs(seconds)} s {side} the run's")
+    if seconds == -7200:
+        assert abs(equity - (20_000 - 3 * call_price(NOW))) > 50, "two hours would show"
+        reported(rows, equity=f"{20_000 - 3 * call_price(NOW):.12f}")
+        assert said(compared(rows), "equity") == UNEXPLAINED, "the run's time is not the account's"
+
+
+def test_figures_that_do_not_depend_on_the_time_are_those_of_the_run() -> None:
+    rows = book_rows()
+    rows["accounts"][0]["event_at"] = NOW - timedelta(hours=2)
+    reported(rows, equity="24000")
+    assert of(compared(rows), "equity")["message"] == "equal"
 
 
 # ---- explanations, each with what it must not explain ----------------------------------------------------------------

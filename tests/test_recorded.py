@@ -95,6 +95,8 @@ LACKING = (
             "and 5 % of that position are 1,081.25, not the 25,000.25 between its equity and its free collateral"),
     Lacking("dydx_v4", "subaccount_with_position_constructed.json", "subaccount.openPerpetualPositions.BTC-USD",
             "missing_parameter", DYDX.format("constructed"), "a position without a list of markets"),
+    Lacking("dydx_v4", "ws_markets_subscribed.json", "contents.markets.BTC-USD.openInterestLowerCap", "missing_field",
+            None, "the message states no caps on open interest, by which initial margin may scale"),
     Lacking("gmx_v2", "position_constructed.json", "market", "unknown_market", GMX,
             "the constructed position's market and tokens are addresses that no chain has"),
     Lacking("hyperliquid", "", "", "missing_mark", "hyperliquid:hyperliquid-spot-balances:spot",

@@ -6,6 +6,7 @@ import functools
 import itertools
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from adapters.dydx_v4.rules import rule_set_rows
 from aggregator.engine import Headline
 from aggregator.errors import FailureReason
 from aggregator.margin import NativeMargin
@@ -28,24 +30,12 @@ from aggregator.results import (
     portfolio_row,
     result_table,
 )
+from aggregator.rule_forms import Verdict, parse_parameters
 from aggregator.schema import RESULT_KEYS, RESULTS
-from tests.engine_book import (
-    AS_OF,
-    EVERY_KIND,
-    FACTORS,
-    WORST,
-    AccountBook,
-    account,
-    balance,
-    desk,
-    detail_rows,
-    market_rows,
-    merged,
-    packed,
-    rows,
-    rule_rows,
-    snapshot_of,
-)
+from tests.engine_accounts import EVERY_KIND, AccountBook, account, balance
+from tests.engine_book import FACTORS, WORST, desk, detail_rows, packed, snapshot_of
+from tests.engine_markets import AS_OF, market_rows, merged, rows
+from tests.engine_rules import rule_rows
 
 SUM_RTOL = 1e-12  # sums of a few float64 figures in another order
 TABLES = (
@@ -141,11 +131,14 @@ def test_rows_fill_their_schema(table: str) -> None:
 
 @pytest.mark.parametrize("table", ["portfolio_margin", "account_margin", "allocation"])
 def test_only_what_says_why_is_null(table: str) -> None:
+    # The unified requirement has its columns filled beside these rows: tests/test_unified.py and test_sweep.py.
+    names = RESULTS[table].names
+    beside = set(names[names.index("equity_to_es_99") + 1 :]) if table == "portfolio_margin" else set()
     calculated = of(table, status="ok") + of(table, status="no_requirement") if table != "allocation" else of(table)
     seen_null = {name for row in calculated for name, value in row.items() if value is None}
-    assert seen_null <= set(NULL_WHEN[table])
+    assert seen_null - beside <= set(NULL_WHEN[table])
     filled = {name for row in calculated for name, value in row.items() if value is not None}
-    never = set(RESULTS[table].names) - filled - {"left_out_gross_usd", "reported_initial_margin", "reported_health"}
+    never = set(names) - filled - beside - {"left_out_gross_usd", "reported_initial_margin", "reported_health"}
     assert not never, "a column that nothing ever fills"
 
 
@@ -326,6 +319,8 @@ def _one_account(rule_set: str, *, equity: float, maintenance: float) -> tuple[P
         worst_loss=zero,
         account_is_finite=jnp.ones(1, bool),
         finite=jnp.array(True),
+        unified=None,
+        stress=None,
     )
 
 
@@ -347,6 +342,30 @@ def test_who_is_liquidatable_today(rule_set: str, equity: float, liquidatable: b
     (row,) = account_rows(Evaluated(*_one_account(rule_set, equity=equity, maintenance=maintenance)))
     assert (row["liquidatable"], row["near_boundary"]) == (liquidatable, near)
     assert row["trigger"] == (1.05 if rule_set == "multi" else 1.0)
+
+
+@pytest.mark.parametrize(("maintenance", "liquidatable"), [(0.0, False), (0.01, True)])
+def test_a_venue_that_needs_a_requirement_leaves_an_account_without_one_alone(
+    maintenance: float, liquidatable: bool
+) -> None:
+    form = rule_set_rows()[-1]
+    verdict = parse_parameters(form["form"], form["parameters"])  # dYdX: v4-chain x/subaccounts, `IsLiquidatable`
+    assert isinstance(verdict, Verdict)
+    assert verdict.needs_requirement
+    portfolio, figures = _one_account("wallet", equity=-100.0, maintenance=maintenance)
+    (info,) = portfolio.accounts
+    asked = replace(portfolio, accounts=[info._replace(needs_requirement=verdict.needs_requirement)])
+    (row,) = account_rows(Evaluated(asked, figures))
+    assert row["liquidatable"] is liquidatable
+    (row,) = account_rows(Evaluated(portfolio, figures))
+    assert row["liquidatable"] is True
+
+
+def test_a_verdict_that_says_nothing_of_it_keeps_its_text() -> None:
+    plain, asked = (Verdict(liquidates_when="below", needs_requirement=needs) for needs in (False, True))
+    assert "needs_requirement" not in plain.model_dump_json()
+    assert parse_parameters("verdict", plain.model_dump_json()) == plain
+    assert parse_parameters("verdict", asked.model_dump_json()) == asked
 
 
 def test_ratios_to_nothing_are_null() -> None:

@@ -18,6 +18,8 @@ from aggregator.store import SHARD_TABLES, ResultStore
 from aggregator.sweep import shard_of
 from tests.sample_desk import ROOT, Desk, Run, command, comparable, subprocess_environment
 
+pytestmark = pytest.mark.slow
+
 PORTFOLIOS = 60
 PER_SHARD = 4
 SHARDS = PORTFOLIOS // PER_SHARD + 1

@@ -39,21 +39,9 @@ from aggregator.rule_forms import (
     WeightedValue,
     component_rows,
 )
-from tests.engine_book import (
-    AS_OF,
-    EXPIRIES,
-    SPOT,
-    Rows,
-    account,
-    balance,
-    mark,
-    market_rows,
-    merged,
-    option_id,
-    position,
-    rows,
-    snapshot_of,
-)
+from tests.engine_accounts import account, balance, position
+from tests.engine_book import snapshot_of
+from tests.engine_markets import AS_OF, EXPIRIES, SPOT, Rows, mark, market_rows, merged, option_id, rows
 
 D = Decimal
 RTOL = 1e-12

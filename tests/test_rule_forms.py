@@ -143,6 +143,7 @@ instances: dict[str, st.SearchStrategy[Form]] = {
         Verdict,
         liquidates_when=st.sampled_from(["below", "at_or_below"]),
         health=st.sampled_from(["equity_over_requirement", "requirement_over_equity", "weighted_collateral_over_debt"]),
+        needs_requirement=st.booleans(),
     ),
 }
 

@@ -100,6 +100,8 @@ def unit_row(unit: dict[str, Any], form: ContractMargin | None) -> UnitRow:
 
 
 requirements_of = eqx.filter_jit(lambda units, shocks, rows: unit_requirements(units, shocks, rows, elapsed_years=0.0))
+in_scenarios = eqx.filter_jit(unit_maintenance)
+NOW = jnp.float64(0.0)
 
 
 def requirements(rows: Sequence[UnitRow], sizes: UnitSizes = SIZES) -> np.ndarray:
@@ -126,7 +128,8 @@ def charge(rate: ContractRate | None, *, spot: float, strike: float, call: bool,
     if rate.premium_cap is not None:
         out = min(out, float(rate.premium_cap) * mark)
     out += {"none": 0.0, "mark": mark, "larger_of_entry_and_mark": max(mark, entry)}[rate.premium]
-    return out + float(rate.fee_rate) * spot
+    fee = float(rate.fee_rate) * spot
+    return out + (fee if rate.fee_cap is None else min(fee, float(rate.fee_cap) * mark))
 
 
 def twin(unit: dict[str, Any], form: ContractMargin) -> tuple[float, float]:
@@ -194,6 +197,7 @@ def random_form(rng: np.random.Generator) -> ContractMargin:
             premium_cap=drawn[4] * 5 if rng.random() < 0.5 else None,
             premium=str(rng.choice(["none", "mark", "larger_of_entry_and_mark"])),  # type: ignore[arg-type]
             fee_rate=drawn[5] / 100,
+            fee_cap=drawn[0] if rng.random() < 0.5 else None,
         )
 
     rates = {f"{kind}_{level}": rate() for kind in KINDS for level in ("initial", "maintenance")}
@@ -223,7 +227,7 @@ def test_scenarios_move_the_mark_with_the_model() -> None:
     unit = unit_of(61_000.0, held)
     shocks = np.zeros((TILE, len(FACTORS)))
     shocks[1:, 1] = np.linspace(-0.3, 0.3, TILE - 1)
-    found = unit_maintenance(arrays_of([unit_row(unit, form)]), jnp.asarray(shocks), CubeBuilder().build(FACTORS), 0.0)
+    found = in_scenarios(arrays_of([unit_row(unit, form)]), jnp.asarray(shocks), CubeBuilder().build(FACTORS), NOW)
     for scenario in (0, 1, 100, TILE - 1):
         growth = math.exp(shocks[scenario, 1])
         moved = unit | {"spot": unit["spot"] * growth}
@@ -236,6 +240,26 @@ def test_scenarios_move_the_mark_with_the_model() -> None:
             options.append(one | {"mark": one["mark"] + of_then - of_today})
         expected = twin(moved | {"options": options}, form)[1]
         assert float(found[0, scenario]) == pytest.approx(expected, rel=1e-10)
+
+
+def test_a_fee_that_its_cap_cuts_today_grows_with_the_mark_in_scenarios() -> None:
+    """Paradex: min(0.02 % of the spot, 12.5 % of the mark), of a short call that is cheap today."""
+    held = option(-3.0, 85_000, call=True, mark=30.0, vol=0.5)
+    fee = ContractRate(fee_rate=D("0.0002"), fee_cap=D("0.125"))
+    form = ContractMargin(short_call_initial=fee, short_call_maintenance=fee)
+    unit = unit_of(61_000.0, [held])
+    shocks = np.zeros((TILE, len(FACTORS)))
+    shocks[1:, 1] = np.linspace(-0.3, 0.3, TILE - 1)
+    found = in_scenarios(arrays_of([unit_row(unit, form)]), jnp.asarray(shocks), CubeBuilder().build(FACTORS), NOW)
+    expected = []
+    for shock in shocks[:, 1]:
+        moved = unit | {"spot": unit["spot"] * math.exp(shock)}
+        moved["expiries"] = [(t, f * math.exp(shock), r, c) for t, f, r, c in unit["expiries"]]
+        mark = max(0.0, held["mark"] + model_price(moved, held) - model_price(unit, held))
+        expected.append(3.0 * min(0.0002 * moved["spot"], 0.125 * mark))
+    np.testing.assert_allclose(np.asarray(found[0]), expected, rtol=1e-10, atol=1e-9)
+    assert expected[0] == pytest.approx(3 * 0.125 * 30)
+    assert expected[-1] == pytest.approx(3 * 0.0002 * 61_000 * math.exp(0.3))
 
 
 def test_more_padding_gives_the_same_bits() -> None:

@@ -16,17 +16,13 @@ import jax
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pytest
 
 from aggregator.portfolio import PackedPortfolio
-from tests.engine_book import (
-    AccountBook,
-    cube_of,
-    desk,
-    desk_book,
-    packed,
-    result_tables,
-    table_bytes,
-)
+from tests.engine_accounts import AccountBook, desk_book
+from tests.engine_book import cube_of, desk, packed, result_tables, table_bytes
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parent.parent
 SEED = 2
@@ -106,7 +102,8 @@ if cache:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 from pathlib import Path
-from tests.engine_book import cube_of, desk_book, packed, result_tables, table_bytes
+from tests.engine_accounts import desk_book
+from tests.engine_book import cube_of, packed, result_tables, table_bytes
 
 assert len(jax.devices()) == devices
 book = packed(desk_book(seed=seed))

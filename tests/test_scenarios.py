@@ -1,7 +1,9 @@
-"""Scenario generators: laws against closed forms, the same bits in every chunk, named streams, refused inputs."""
+"""The scenario protocol, the multivariate t and one-step filtered history: closed forms, streams, refused inputs.
+
+What every generator must do is in `test_generators.py`.
+"""
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -9,13 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import integrate, stats
+from scipy import stats
 
 from aggregator.correlation import correlation_matrix, repaired_correlation
 from aggregator.errors import ConfigurationError
-from aggregator.generators.filtered_historical import FilteredHistorical, filtered_historical
-from aggregator.generators.multivariate_t import MultivariateT, multivariate_t
-from aggregator.history import FactorHistory, VolatilityRule
+from aggregator.generators.filtered_historical import filtered_historical
+from aggregator.generators.multivariate_t import multivariate_t
 from aggregator.scenarios import (
     TILE,
     PegDistribution,
@@ -26,104 +27,25 @@ from aggregator.scenarios import (
     scenario_stream,
     scenario_weights,
 )
+from tests.generator_suite import (
+    DAILY_STD,
+    FACTORS,
+    HISTORY_FACTORS,
+    PAIRS,
+    PEGS,
+    desk_history,
+    desk_t,
+    joint_tail,
+    small_history,
+)
 
 STANDARD_ERRORS = 4.0  # of a Monte Carlo estimate at a fixed seed
 RTOL_FLOAT64 = 1e-12  # float64 against float64, a few operations
 SAMPLE = 65_536
-
-FACTORS = ("peg:USDC", "price:BTC", "price:ETH", "vol:BTC")
-DAILY_STD = {"peg:USDC": 0.0005, "price:BTC": 0.03, "price:ETH": 0.04, "vol:BTC": 0.05}
-PAIRS = {("price:BTC", "price:ETH"): 0.8, ("price:BTC", "vol:BTC"): -0.3, ("vol:BTC", "price:ETH"): -0.25}
-
-
-def desk_t(nu: float = 4.0, **options: Any) -> MultivariateT:
-    return multivariate_t(FACTORS, DAILY_STD, correlation=correlation_matrix(FACTORS, PAIRS), nu=nu, **options)
-
-
-def small_history(
-    *, dates: int = 300, gaps: bool = True, assets: tuple[str, ...] = ("BTC", "ETH", "SOL")
-) -> FactorHistory:
-    """A history by hand: SOL lists after 40 % of the dates, the implied volatility of BTC after half of them."""
-    values = np.random.default_rng(7).standard_normal((dates, 4))
-    z = {"BTC": values[:, 0], "ETH": 0.6 * values[:, 0] + 0.8 * values[:, 1]}
-    z["SOL"] = 0.5 * z["BTC"] + 0.3 * z["ETH"] + 0.7 * values[:, 2]
-    sources = (*(f"price:{asset}" for asset in assets), "vol:BTC")
-    table = np.stack([z[asset] for asset in assets] + [values[:, 3]], axis=1)
-    if gaps:
-        if "SOL" in assets:
-            table[: dates * 2 // 5, assets.index("SOL")] = np.nan
-        table[: dates // 2, -1] = np.nan
-    own = {"BTC": np.zeros(0), "ETH": np.zeros(0), "SOL": 0.7 * values[dates * 2 // 5 :, 2]}
-    betas = {"BTC": [1.0, 0.0], "ETH": [0.0, 1.0], "SOL": [0.5, 0.3]}
-    sigma = {"BTC": 0.02, "ETH": 0.03, "SOL": 0.05}
-    return FactorHistory(
-        dates=np.datetime64("2023-01-01") + np.arange(dates),
-        sources=sources,
-        residuals=table,
-        sigma_next=np.array([sigma[asset] for asset in assets] + [0.06]),
-        anchor_residuals=np.stack([z["BTC"], z["ETH"]], axis=1),
-        loadings=np.array([betas[asset] for asset in assets] + [[np.nan, np.nan]]),
-        own_residuals=(*(own[asset] for asset in assets), np.zeros(0)),
-        columns={name: (column, 1.0) for column, name in enumerate(sources)},
-        rules={"vol:ETH": VolatilityRule("price:ETH", -0.4, 0.05)},
-        fill_rules={"vol:BTC": VolatilityRule("price:BTC", -0.5, 0.04)},
-        diagnostics=(),
-        failures=(),
-    )
-
-
-PEGS = {"peg:USDC": PegDistribution(0.0005, 3.0)}
-HISTORY_FACTORS = ("peg:USDC", "price:BTC", "price:ETH", "price:SOL", "vol:BTC", "vol:ETH")
-
-
-def desk_history(mode: Any = "draw", factors: tuple[str, ...] = HISTORY_FACTORS, **options: Any) -> FilteredHistorical:
-    return filtered_historical(factors, small_history(), key=jax.random.key(3), pegs=PEGS, mode=mode, **options)
-
-
-GENERATORS: dict[str, Callable[[], MultivariateT | FilteredHistorical]] = {
-    "multivariate_t": lambda: desk_t(location=dict.fromkeys(FACTORS, 1e-3)),
-    "historical": lambda: desk_history("draw"),
-}
+KEY = jax.random.key(3)
 
 
 # ---- every generator -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", GENERATORS)
-def test_every_chunk_of_the_index_range_has_the_same_bits(name: str) -> None:
-    generator, key, count = GENERATORS[name](), jax.random.key(11), 2048
-    everything = np.asarray(draw_scenarios(generator, key, 0, SAMPLE))
-    assert everything.dtype == np.float64
-    assert np.isfinite(everything).all()
-    whole = everything[:count]
-    for chunk in (256, 512, 1024):
-        parts = [draw_scenarios(generator, key, first, chunk) for first in range(0, count, chunk)]
-        np.testing.assert_array_equal(np.concatenate(parts), whole, err_msg=f"chunk {chunk}")
-    uneven = [
-        draw_scenarios(generator, key, first, size) for first, size in ((0, 512), (512, 256), (768, 256), (1024, 1024))
-    ]
-    np.testing.assert_array_equal(np.concatenate(uneven), whole)
-    other = np.asarray(draw_scenarios(generator, jax.random.key(12), 0, 256))
-    assert not np.array_equal(whole[:256], whole[256:512])
-    assert not np.array_equal(whole[:256], other)
-
-
-@pytest.mark.parametrize("name", GENERATORS)
-def test_bits_do_not_depend_on_the_program_around_the_draw(name: str) -> None:
-    generator, key = GENERATORS[name](), jax.random.key(11)
-    rows = np.asarray(draw_scenarios(generator, key, 512, 256))
-
-    @jax.jit
-    def constant() -> tuple[jax.Array, jax.Array]:  # nothing is an argument: all could be folded or fused
-        shocks = draw_scenarios(generator, jax.random.key(11), 512, 256)
-        return shocks, jnp.expm1(shocks) * 1e6
-
-    @jax.jit
-    def traced(k: jax.Array) -> jax.Array:
-        return jax.lax.map(lambda i: draw_scenarios(generator, k, i * 256, 256), jnp.arange(4))
-
-    np.testing.assert_array_equal(constant()[0], rows)
-    np.testing.assert_array_equal(traced(key)[2], rows)
 
 
 @pytest.mark.parametrize("scenarios", [1, 255, 256, 257, 10_000])
@@ -146,13 +68,8 @@ def test_number_of_scenarios_must_fit_the_generator() -> None:
     with pytest.raises(ConfigurationError, match="positive number"):
         scenario_weights(desk_t(), None)
     with pytest.raises(ConfigurationError, match="exactly 300"):
-        scenario_weights(desk_history("every_date"), 1000)
-    assert len(scenario_weights(desk_history("every_date"))) == 512
-
-
-def test_without_float64_no_generator_is_built() -> None:
-    with jax.enable_x64(False), pytest.raises(ConfigurationError, match="jax_enable_x64"):
-        desk_t()
+        scenario_weights(desk_history(KEY, "every_date"), 1000)
+    assert len(scenario_weights(desk_history(KEY, "every_date"))) == 512
 
 
 # ---- multivariate t ------------------------------------------------------------------------------------------------
@@ -183,18 +100,6 @@ def test_t_marginals_have_the_quantiles_of_their_law(nu: float) -> None:
             share = np.mean(x[:, column] <= scale * stats.t.ppf(p, nu))
             error = math.sqrt(p * (1.0 - p) / SAMPLE)
             assert abs(share - p) <= STANDARD_ERRORS * error, (name, p, share)
-
-
-def joint_tail(q: float, rho: float, nu: float) -> float:
-    """P(X <= x_q, Y <= x_q) of a standard bivariate t: the conditional law of Y is a t with nu + 1."""
-    bound = stats.t.ppf(q, nu)
-
-    def density(u: float) -> float:  # substitution x = bound / u keeps the tail in (0, 1]
-        x = bound / u
-        spread = math.sqrt((nu + x * x) / (nu + 1.0) * (1.0 - rho * rho))
-        return stats.t.pdf(x, nu) * stats.t.cdf((bound - rho * x) / spread, nu + 1.0) * -bound / (u * u)
-
-    return integrate.quad(density, 0.0, 1.0, epsabs=0.0, epsrel=1e-10)[0]
 
 
 @pytest.mark.parametrize("nu", [2.75, 5.0])
@@ -240,19 +145,6 @@ def test_t_shock_is_the_mixed_normals_of_its_streams() -> None:
         z = [float(jax.random.normal(scenario_stream(key, name, number), (), jnp.float64)) for name in FACTORS]
         w = 4.0 / float(chi_square(scenario_stream(key, "chi-square", number), jnp.float64(4.0)))
         np.testing.assert_allclose(x[index], std * math.sqrt(w) * (root @ z), rtol=RTOL_FLOAT64)
-
-
-def test_adding_a_factor_leaves_the_other_streams_of_the_t_unchanged() -> None:
-    key, indices = jax.random.key(4), jnp.arange(256, dtype=jnp.uint32)
-    more = tuple(sorted((*FACTORS, "price:AAVE", "price:DOGE")))
-    figures = DAILY_STD | {"price:AAVE": 0.05, "price:DOGE": 0.06}
-    # uncorrelated factors: the mixing matrix does nothing, so not even the shocks may move
-    one, two = (multivariate_t(names, figures, correlation=np.eye(len(names)), nu=4.0) for names in (FACTORS, more))
-    here = [more.index(name) for name in FACTORS]
-    normals = [np.asarray(jax.vmap(lambda i, g=g: g.normals(key, i))(indices)) for g in (one, two)]
-    np.testing.assert_array_equal(normals[1][:, here], normals[0])
-    shocks = [np.asarray(draw_scenarios(g, key, 0, 256)) for g in (one, two)]
-    np.testing.assert_array_equal(shocks[1][:, here], shocks[0])
 
 
 @pytest.mark.parametrize(
@@ -361,7 +253,7 @@ def test_drawn_scenarios_keep_the_vector_of_a_date_whole() -> None:
 
 def test_horizon_scales_every_shock_of_the_history() -> None:
     key = jax.random.key(2)
-    day, four = (draw_scenarios(desk_history("draw", horizon_days=h), key, 0, 256) for h in (1.0, 4.0))
+    day, four = (draw_scenarios(desk_history(KEY, horizon_days=h), key, 0, 256) for h in (1.0, 4.0))
     np.testing.assert_allclose(four, 2.0 * np.asarray(day), rtol=RTOL_FLOAT64)
 
 
@@ -397,20 +289,13 @@ def test_missing_implied_volatility_follows_its_rule() -> None:
 
 
 def test_parametric_factors_are_drawn_in_every_scenario() -> None:
-    x = np.asarray(draw_scenarios(desk_history("draw"), jax.random.key(12), 0, SAMPLE))
+    x = np.asarray(draw_scenarios(desk_history(KEY, factors=HISTORY_FACTORS), jax.random.key(12), 0, SAMPLE))
     column = HISTORY_FACTORS.index
     noise = (x[:, column("vol:ETH")] + 0.4 * x[:, column("price:ETH")]) / 0.05
     assert stats.kstest(noise, stats.norm.cdf).pvalue > 1e-4
     assert abs(np.corrcoef(noise, x[:, column("price:ETH")])[0, 1]) <= STANDARD_ERRORS / math.sqrt(SAMPLE)
-    peg = x[:, column("peg:USDC")] / (0.0005 * math.sqrt(1.0 / 3.0))
-    assert stats.kstest(peg, stats.t(3.0).cdf).pvalue > 1e-4
-
-
-def test_adding_factors_leaves_the_other_factors_of_the_history_unchanged() -> None:
-    few = ("peg:USDC", "price:BTC", "price:ETH", "vol:ETH")
-    many = HISTORY_FACTORS
-    one, two = (np.asarray(draw_scenarios(desk_history("draw", f), jax.random.key(6), 0, 256)) for f in (few, many))
-    np.testing.assert_array_equal(two[:, [many.index(name) for name in few]], one)
+    peg = x[:, column("peg:USDC")] / (0.0005 * math.sqrt(4.0 / 6.0))
+    assert stats.kstest(peg, stats.t(6.0).cdf).pvalue > 1e-4
 
 
 def test_a_proxy_moves_with_its_asset() -> None:

@@ -118,6 +118,24 @@ def test_the_closed_list_of_reasons_stands_in_the_failures_schema() -> None:
     assert FAILURES.field("reason").metadata[b"unit"].decode().split(" | ") == [str(reason) for reason in FailureReason]
 
 
+def test_what_no_figure_reads_is_marked_as_information() -> None:
+    marked = {
+        (name, column["name"])
+        for name, schema in CANONICAL.items()
+        for column in describe(schema)
+        if column.get("use") == "information"
+    }
+    assert marked == {
+        ("accounts", "parent_account_id"),
+        ("accounts", "multi_assets_mode"),
+        ("balances", "locked"),
+        ("positions", "isolated_collateral"),
+        ("margin_tiers", "notional_cap"),
+        ("collateral_tiers", "liquidation_bonus"),
+        ("collateral_tiers", "cap"),
+    }
+
+
 def test_a_description_has_name_type_unit_and_nullability_of_every_column() -> None:
     described = describe(CANONICAL["balances"])
     assert [entry["name"] for entry in described] == CANONICAL["balances"].names

@@ -32,14 +32,15 @@ from adapters.span.mechanics import (
     Scan,
 )
 from adapters.span.parse import House, read_house, read_lines
-from adapters.transport import Payload, PayloadRequest, RecordedTransport
+from adapters.transport import Payload
 from aggregator.errors import FailureReason
 from aggregator.native import native_today
 from aggregator.portfolio import pack_book
-from aggregator.rule_forms import Fixed, PriceVolGrid, Verdict, WeightedValue, parse_parameters
-from aggregator.schema import CANONICAL, KEYS
+from aggregator.rule_forms import Fixed, PriceVolGrid, Verdict, WeightedValue
 from aggregator.snapshot import take_snapshot
 from tests import sample_span
+from tests.normalized_rows import check_canonical, forms_of, only, rows_of
+from tests.payload_files import put, read_payload
 
 ROOT = Path(__file__).resolve().parent.parent
 PAYLOADS = ROOT / "tests" / "payloads" / "span"
@@ -57,9 +58,7 @@ Change = Callable[[Any], None]
 
 
 def fetched(request: str, file: str, account: str = "") -> Payload:
-    payload = RecordedTransport(PAYLOADS).fetch("span", PayloadRequest(request, file, account))
-    assert isinstance(payload, Payload), payload
-    return payload
+    return read_payload("span", PAYLOADS, request, file, account)
 
 
 def desk(change: Change | None = None, request: str = "parameters", owner: str = "") -> list[Payload]:
@@ -75,21 +74,6 @@ def desk(change: Change | None = None, request: str = "parameters", owner: str =
 
 def normalized(payloads: list[Payload]) -> Normalized:
     return ADAPTER.normalize(payloads, Context(ASSETS, {}))
-
-
-def rows_of(result: Normalized, table: str, **where: Any) -> list[dict[str, Any]]:
-    return [r for r in result.batches[table].to_pylist() if all(r[key] == value for key, value in where.items())]
-
-
-def only(result: Normalized, table: str, **where: Any) -> dict[str, Any]:
-    found = rows_of(result, table, **where)
-    assert len(found) == 1, (table, where, found)
-    return found[0]
-
-
-def forms_of(result: Normalized, account: str) -> list[Any]:
-    rule_set = only(result, "accounts", account_id=account)["rule_set"]
-    return [parse_parameters(r["form"], r["parameters"]) for r in rows_of(result, "rule_sets", rule_set=rule_set)]
 
 
 def house_of(change: Change | None = None) -> House:
@@ -109,18 +93,6 @@ def margin_of(owner: str, change: Change | None = None, house: House | None = No
     return portfolio_margin(house or house_of(), lines)
 
 
-def _set(*path: Any, to: Any) -> Change:
-    def change(body: Any) -> None:
-        for key in path[:-1]:
-            body = body[key]
-        if to is ...:
-            del body[path[-1]]
-        else:
-            body[path[-1]] = to
-
-    return change
-
-
 @pytest.fixture(scope="module")
 def whole() -> Normalized:
     return normalized(desk())
@@ -132,11 +104,7 @@ def whole() -> Normalized:
 
 def test_the_desk_is_read_without_a_failure(whole: Normalized) -> None:
     assert whole.failures == []
-    assert set(whole.batches) == set(CANONICAL) - {"failures"}
-    for name, table in whole.batches.items():
-        assert table.schema.equals(CANONICAL[name], check_metadata=True)
-        keys = [tuple(row[key] for key in KEYS[name]) for row in table.to_pylist()]
-        assert len(keys) == len(set(keys)), name
+    check_canonical(whole)
     snapshot = take_snapshot([whole.batches], as_of=AS_OF, max_age=timedelta(hours=1), max_mark_gap=0.02)
     assert snapshot.failures == ()
     accounts = rows_of(whole, "accounts")
@@ -295,7 +263,7 @@ def test_two_commodities_on_one_factor_are_not_scanned_as_one() -> None:
 def test_a_bad_parameter_stops_those_who_hold_it(
     path: tuple[Any, ...], value: Any, reason: FailureReason, accounts: set[str]
 ) -> None:
-    result = normalized(desk(_set("combined_commodities", *path, to=value)))
+    result = normalized(desk(put("combined_commodities", *path, to=value)))
     assert {f.account_id for f in result.failures if f.account_id} == accounts
     assert {f.reason for f in result.failures if f.account_id} == ({reason} if accounts else set())
     assert {row["account_id"] for row in rows_of(result, "accounts")} == ACCOUNTS
@@ -325,7 +293,7 @@ def test_a_bad_parameter_stops_those_who_hold_it(
 def test_a_bad_house_stops_its_accounts(
     path: tuple[Any, ...], value: Any, reason: FailureReason, accounts: set[str]
 ) -> None:
-    result = normalized(desk(_set(*path, to=value)))
+    result = normalized(desk(put(*path, to=value)))
     assert {f.account_id for f in result.failures if f.account_id} == accounts
     assert {f.reason for f in result.failures if f.account_id} == {reason}
 
@@ -356,7 +324,7 @@ def test_a_bad_house_stops_its_accounts(
 def test_a_bad_document_makes_its_account_incomplete(
     request_: str, path: tuple[Any, ...], value: Any, reason: FailureReason
 ) -> None:
-    result = normalized(desk(_set(*path, to=value), request_, "heron"))
+    result = normalized(desk(put(*path, to=value), request_, "heron"))
     assert {f.account_id for f in result.failures} == {HERON}
     assert reason in {f.reason for f in result.failures}
     # The currency is stated by the account and contradicted by what it holds.

@@ -143,7 +143,7 @@ def test_a_run_comes_back_as_it_was_written(store: ResultStore) -> None:
 def test_columns_may_come_in_any_order_and_in_related_types(store: ResultStore) -> None:
     table = rows_of("node_margin", RUN, 0)
     large = pa.table({name: table[name].cast(pa.large_string()) for name in ("portfolio_id", "node", "run_id")})
-    for name in ("venue", "equity_usd", "es_995_usd", "var_995_usd", "es_99_usd", "var_99_usd"):
+    for name in reversed([name for name in table.column_names if name not in large.column_names]):
         large = large.append_column(name, table[name])
     store.start_run(RUN, run_digest=DIGEST, started_at=STARTED, shards=1)
     store.write_shard(RUN, 0, {"node_margin": large})

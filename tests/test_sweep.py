@@ -21,6 +21,8 @@ from aggregator.store import ResultStore
 from aggregator.sweep import shard_of
 from tests.sample_desk import ROOT, Desk, Run, comparable, sample_desk, subprocess_environment
 
+pytestmark = pytest.mark.slow
+
 # The text of the configuration holds the engine's settings and the order of its sources; two digests are of that text.
 OF_THE_CONFIGURATION = ("configuration", "configuration_digest", "run_digest", "shards")
 COPIES = 5

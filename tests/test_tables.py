@@ -24,6 +24,7 @@ from adapters.transport import CsvLines, Payload, PayloadRequest, RecordedTransp
 from aggregator.errors import DataError, Failure, FailureReason
 from aggregator.schema import CANONICAL, KEYS, cast_table, table_from_rows
 from aggregator.snapshot import take_snapshot
+from tests.payload_files import read_payload
 
 PAYLOADS = Path(__file__).resolve().parent / "payloads" / "tables"
 NAMES = tuple(sorted(path.stem for path in PAYLOADS.glob("*.csv")))
@@ -33,9 +34,7 @@ EVERYONE = {BLUE, GREEN, LOAN}
 
 
 def fetched(name: str, file: str = "", *, root: Path = PAYLOADS, account: str = "") -> Payload:
-    payload = RecordedTransport(root).fetch("tables", PayloadRequest(name, file or f"{name}.csv", account))
-    assert isinstance(payload, Payload), payload
-    return payload
+    return read_payload("tables", root, name, file or f"{name}.csv", account)
 
 
 def desk() -> list[Payload]:

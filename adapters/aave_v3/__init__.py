@@ -24,6 +24,7 @@ from aggregator.errors import FailureReason
 from ..adapter import Context, Normalized
 from ..amounts import FieldError
 from ..facts import VenueFacts
+from ..questions import owner_of
 from ..rows import Rows
 from ..symbols import account_id
 from ..transport import Payload
@@ -101,24 +102,19 @@ def _sort(payloads: Sequence[Payload], rows: Rows, deployments: Deployments) -> 
     found = _Sorted({}, defaultdict(list), defaultdict(set))
     for payload in payloads:
         request = payload.request.partition(":")[0].strip().rpartition("/")[2]
-        if request not in _REQUESTS:
-            message = f"unknown request {payload.request[:60]!r}"
-            rows.fail(FailureReason.UNSUPPORTED, message, payload=payload.name, path="request")
-            continue
-        owner = payload.account if request in _OF_A_USER else ""
-        if request in _OF_A_USER and not owner:
-            message = f"{payload.request} without an owner"
-            rows.fail(FailureReason.MISSING_FIELD, message, payload=payload.name, path="account")
+        try:
+            owner = owner_of(payload, request, requests=_REQUESTS, owned=_OF_A_USER)
+        except FieldError as error:
+            subject = payload.account or payload.request
+            rows.refuse(error, payload=payload.name, subject=subject)
             continue
         try:
             market = deployments.of(payload).market
         except FieldError as error:
             part = payload.request.partition(":")[2].strip()
-            rows.fail(
-                error.reason,
-                error.message,
+            rows.refuse(
+                error,
                 payload=payload.name,
-                path=error.path,
                 subject=owner or request,
                 account_id=account_id(VENUE, owner, part) if owner else None,
             )

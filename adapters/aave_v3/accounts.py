@@ -9,6 +9,7 @@ from aggregator.errors import FailureReason
 
 from ..adapter import Context
 from ..amounts import FieldError, joined, token_amount
+from ..market_rows import add_reconciliation_note
 from ..rows import Rows
 from ..transport import Payload
 from .deployments import Deployment
@@ -103,16 +104,9 @@ class Account(NamedTuple):
         with rows.guard(data.name, subject=self.account_id):
             reported = read_account_data(data.body, self.market.base, self.deployment.generation)
             if reported.health_slack:
-                rows.add(
-                    "market_state",
-                    venue=rows.venue,
-                    market=self.account_id,
-                    field="reconciliation_note.health",
-                    value=reported.health_slack,
-                    text=f"{self.deployment.generation.name} floors the average threshold to a basis point",
-                    as_of=data.received_at,
-                    source=data.request,
-                )
+                words = f"{self.deployment.generation.name} floors the average threshold to a basis point"
+                slack, as_of = reported.health_slack, data.received_at
+                add_reconciliation_note(rows, self.account_id, "health", slack, words, as_of=as_of, source=data.request)
             return reported
         return None
 

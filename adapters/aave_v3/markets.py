@@ -16,6 +16,7 @@ from aggregator.errors import FailureReason
 
 from ..adapter import Asset, Context
 from ..amounts import FieldError, joined
+from ..catalog import asset_row
 from ..rows import Rows
 from ..transport import Payload
 from .deployments import Deployment
@@ -103,7 +104,7 @@ def read_market(deployment: Deployment, payload: Payload | None, rows: Rows) -> 
     try:
         answer = read_reserves_answer(payload.body)
     except FieldError as error:
-        rows.fail(error.reason, error.message, payload=payload.name, path=error.path, subject=payload.request)
+        rows.refuse(error, payload=payload.name, subject=payload.request)
         return market
     market.payload, market.base = payload, answer.base
     twice = repeated_addresses(answer.records)
@@ -116,7 +117,7 @@ def read_market(deployment: Deployment, payload: Payload | None, rows: Rows) -> 
             market.reserves[address] = read_reserve(record, position, path, deployment=deployment)
         except FieldError as error:
             market.unreadable[address] = error
-            rows.fail(error.reason, error.message, payload=payload.name, path=error.path, subject=address)
+            rows.refuse(error, payload=payload.name, subject=address)
     return market
 
 
@@ -175,7 +176,7 @@ def _emodes_of_reserves(market: Market, rows: Rows) -> None:
             emode = emode_of_reserves(category, reserves)
         except FieldError as error:
             market.bad_emodes[category] = error
-            rows.fail(error.reason, error.message, payload=name, path=error.path, subject=str(category))
+            rows.refuse(error, payload=name, subject=str(category))
         else:
             if emode is not None:
                 market.emodes[category] = emode
@@ -230,16 +231,7 @@ def add_assets(markets: Iterable[Market], rows: Rows, context: Context) -> None:
             asset = asset_of(context, reserve)
             if asset is None:
                 continue
-            row = {
-                "asset_id": reserve.asset_id,
-                "symbol": reserve.symbol,
-                "chain": market.deployment.chain,
-                "decimals": reserve.decimals,
-                "risk_factor": asset.risk_factor,
-                "multiplier": asset.multiplier,
-                "peg_of": asset.peg_of,
-                "issuer": asset.issuer,
-            }
+            row = asset_row(asset, chain=market.deployment.chain, decimals=reserve.decimals)
             if row not in rows.rows["assets"]:
                 rows.rows["assets"].append(row)
 

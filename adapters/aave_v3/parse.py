@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from aggregator.errors import FailureReason
 
 from ..amounts import FieldError, integer_at, integer_of, joined, member, members, token_amount
+from ..fields import flag_at, text_at
 from . import shapes
 from .deployments import Deployment
 from .mechanics import (
@@ -39,22 +40,6 @@ _NO_ADDRESS = "0x" + "0" * 40
 
 
 # Fields ---------------------------------------------------------------------------------------------------------------
-
-
-def text_at(record: Any, key: str, path: str = "") -> str:
-    """The required non-empty text under `key`."""
-    value = member(record, key, path)
-    if not isinstance(value, str) or not value:
-        raise FieldError(joined(path, key), FailureReason.MALFORMED, f"{key!r} must be a text")
-    return value
-
-
-def flag_at(record: Any, key: str, path: str = "") -> bool:
-    """The required boolean under `key`; 0 and 1 are not booleans here."""
-    value = member(record, key, path)
-    if not isinstance(value, bool):
-        raise FieldError(joined(path, key), FailureReason.MALFORMED, f"{key!r} must be true or false")
-    return value
 
 
 def unsigned_at(record: Any, key: str, path: str = "", *, largest: int = UINT256_MAX) -> int:

@@ -11,20 +11,12 @@ from collections.abc import Iterable
 from decimal import Decimal
 from typing import Any
 
-from aggregator.rule_forms import Component, Verdict, WeightedValue, component_rows
+from aggregator.rule_forms import component_rows
 
+from ..collateral import LENDER_COMPONENTS, weight_row
 from .deployments import Deployment
 from .mechanics import PERCENTAGE_FACTOR, CollateralParameters, EMode, effective_parameters
 from .parse import Reserve
-
-COMPONENTS = (
-    Component(side="equity", parameters=WeightedValue(weights="unit")),
-    Component(side="requirement", parameters=WeightedValue(weights="collateral_tiers")),
-    Component(
-        side="verdict",
-        parameters=Verdict(liquidates_when="below", trigger=Decimal(1), health="weighted_collateral_over_debt"),
-    ),
-)
 
 
 def rule_set_id(deployment: Deployment) -> str:
@@ -35,7 +27,7 @@ def rule_set_id(deployment: Deployment) -> str:
 def rule_set_rows(deployment: Deployment) -> list[dict[str, Any]]:
     """Rows of the table `rule_sets`."""
     return component_rows(
-        rule_set_id(deployment), COMPONENTS, source=deployment.source or "aave_v3", read_at=deployment.as_of
+        rule_set_id(deployment), LENDER_COMPONENTS, source=deployment.source or "aave_v3", read_at=deployment.as_of
     )
 
 
@@ -56,19 +48,14 @@ def collateral_tier_rows(reserve: Reserve, emodes: Iterable[EMode], *, deploymen
 
 def _row(reserve: Reserve, emode: str, parameters: CollateralParameters, deployment: Deployment) -> dict[str, Any]:
     bonus = parameters.liquidation_bonus
-    return {
-        "rule_set": rule_set_id(deployment),
-        "asset_id": reserve.asset_id,
-        "emode": emode,
-        "tier": 1,
-        "floor": Decimal(0),
-        "asset_weight_initial": _fraction(parameters.ltv),
-        "asset_weight_maintenance": _fraction(parameters.liquidation_threshold),
-        "liability_weight_initial": Decimal(1),
-        "liability_weight_maintenance": Decimal(1),
-        "liquidation_bonus": _fraction(bonus - PERCENTAGE_FACTOR) if bonus else None,
-        "source": "venue",
-    }
+    return weight_row(
+        rule_set_id(deployment),
+        reserve.asset_id,
+        _fraction(parameters.ltv),
+        _fraction(parameters.liquidation_threshold),
+        emode=emode,
+        liquidation_bonus=_fraction(bonus - PERCENTAGE_FACTOR) if bonus else None,
+    )
 
 
 def _fraction(bps: int) -> Decimal:

@@ -13,11 +13,13 @@ from typing import Any, NamedTuple
 from aggregator.errors import FailureReason
 
 from ..amounts import FieldError, joined, member
+from ..fields import flag_at
+from ..market_rows import add_market_state
 from ..rows import Rows
 from ..transport import Payload
 from .deployments import Deployment
 from .mechanics import PERCENTAGE_FACTOR, RAY, UINT256_MAX, owed_amount
-from .parse import Reserve, flag_at, unsigned_at
+from .parse import Reserve, unsigned_at
 from .shapes import opened
 
 _GRACE_FIELD = "liquidationGracePeriodUntil"
@@ -93,17 +95,7 @@ def add_state(
     market = deployment.state_name(reserve.asset_id)
 
     def add(field: str, value: float | str, source: Payload) -> None:
-        is_text = isinstance(value, str)
-        rows.add(
-            "market_state",
-            venue=rows.venue,
-            market=market,
-            field=field,
-            value=None if is_text else value,
-            text=value if is_text else None,
-            as_of=source.received_at,
-            source=source.request,
-        )
+        add_market_state(rows, market, field, value, as_of=source.received_at, source=source.request)
 
     with rows.guard(payload.name, subject=reserve.asset_id):
         for field, value in _read_state(record, reserve, path, payload, deployment).items():

@@ -49,17 +49,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from aggregator.errors import FailureReason
-
 from ..adapter import Context, Normalized, parameter_table
+from ..catalog import Catalog
 from ..facts import VenueFacts
+from ..fields import flag_of
+from ..questions import Answers, Question, by_question, owner_of, single_answers
 from ..rows import Rows
 from ..symbols import account_id
 from ..transport import Payload
 from .accounts import OwnerReader, plain_owners
 from .contracts import COINM, USDM
-from .market import PARAMETER_FILE, VENUE, Catalog, read_market
-from .parse import flag_of
+from .market import PARAMETER_FILE, VENUE, BinanceCatalog, read_market
 from .portfolio_margin import OWN_REQUESTS as PORTFOLIO_REQUESTS
 from .portfolio_margin import PORTFOLIO, PortfolioReader
 from .portfolio_market import INDEX, LEVERAGE, RATES, read_portfolio_market
@@ -93,8 +93,6 @@ ALIASES: Mapping[str, str] = {
 
 _VERSION = re.compile(r"(^|/)v\d+(?=/)")
 
-Grouped = dict[str, list[Payload]]
-
 
 def request_name(request: str) -> tuple[str, str]:
     """(name, symbol behind the colon) of a request: no leading slash, no version, no `sapi/`."""
@@ -112,7 +110,7 @@ class Binance:
 
     def normalize(self, payloads: Sequence[Payload], context: Context) -> Normalized:
         """Canonical tables of all owners' accounts and of the markets, and what could not be read."""
-        rows, catalog, rule_sets = Rows(self.venue), Catalog(context.assets), RuleSets()
+        rows, catalog, rule_sets = Rows(self.venue), BinanceCatalog(Catalog(VENUE, context.assets)), RuleSets()
         market_wide, owners = _grouped(rows, payloads)
         default = _multi_assets_default(rows, context.parameters)
         market = read_market(rows, market_wide, catalog, parameters=context.parameters)
@@ -144,58 +142,34 @@ class Binance:
                         plain=plain[product.api].get(owner),
                     ).read()
         rule_sets.write(rows, market, portfolio, catalog)
-        catalog.write(rows)
+        catalog.named.write(rows)
         return Normalized(rows.batches(), rows.failures)
 
 
 ADAPTER = Binance()
 
 
-def _grouped(rows: Rows, payloads: Sequence[Payload]) -> tuple[Grouped, dict[str, Grouped]]:
+def _grouped(rows: Rows, payloads: Sequence[Payload]) -> tuple[Answers, dict[str, Answers]]:
     """Usable answers by request: market-wide ones, and by owner. Unknown requests and duplicates are failures."""
-    found: dict[tuple[str, str, str], list[Payload]] = {}
-    for payload in payloads:
+
+    def question_of(payload: Payload) -> Question:
         name, symbol = request_name(payload.request)
-        if name not in ADAPTER.requests:
-            rows.fail(
-                FailureReason.UNSUPPORTED,
-                f"request {payload.request[:60]!r} is not one of {', '.join(ADAPTER.requests)}",
-                payload=payload.name,
-                path="request",
-                subject=payload.account,
-            )
-        elif name in OWNER_REQUESTS and not payload.account:
-            rows.fail(
-                FailureReason.MISSING_FIELD,
-                f"{name} needs the label of its owner",
-                payload=payload.name,
-                path="account",
-            )
-        else:
-            owner = "" if name in MARKET_REQUESTS else payload.account
-            found.setdefault((name, owner, symbol), []).append(payload)
-    market_wide: Grouped = {}
-    owners: dict[str, Grouped] = {}
-    under_portfolio = {owner for name, owner, _ in found if name in PORTFOLIO_REQUESTS}
-    for (name, owner, symbol), copies in found.items():
-        target = owners.setdefault(owner, {}) if owner and name not in BRACKET_REQUESTS else market_wide
-        answers = target.setdefault(name, [])
-        if len(copies) == 1:
-            answers.append(copies[0])
-            continue
-        request = f"{name}:{symbol}" if symbol else name
+        either = (*BRACKET_REQUESTS, LEVERAGE)
+        owner = owner_of(payload, name, requests=ADAPTER.requests, owned=OWNER_REQUESTS, either=either)
+        return Question(name, owner, symbol)
+
+    groups = by_question(rows, payloads, question_of)
+    under_portfolio = {question.owner for question in groups if question.request in PORTFOLIO_REQUESTS}
+
+    def account_of(question: Question) -> str | None:
+        name, owner, _ = question
         part = PORTFOLIO if owner in under_portfolio else COINM.part if name.startswith(COINM.api) else ""
-        if owner:
-            owners.setdefault(owner, {})
-        rows.fail(
-            FailureReason.DUPLICATE,
-            f"{len(copies)} answers to {request}; all rejected: {', '.join(c.name for c in copies)}",
-            payload=copies[-1].name,
-            path="request",
-            subject=owner or name,
-            account_id=account_id(VENUE, owner, part) if owner else None,
-        )
-    return market_wide, owners
+        return account_id(VENUE, owner, part) if owner else None
+
+    def market_wide(question: Question) -> bool:
+        return not question.owner or question.request in BRACKET_REQUESTS
+
+    return single_answers(rows, groups, account_of=account_of, market_wide=market_wide)
 
 
 def _multi_assets_default(rows: Rows, parameters: Mapping[str, Any]) -> bool:
@@ -222,7 +196,7 @@ FACTS = VenueFacts(
         "tiered_notional: notional x rate - cum of the bracket (COIN-M in coins), initial by leverage; fixed for the "
         "reported margin of orders; debt_charge for loans under portfolio margin, by leverage of the loan"
     ),
-    verdict="at or below 1 (margin balance over maintenance); portfolio margin at or below a uniMMR of 1.05",
+    verdict="at or below 1 (margin balance over maintenance); portfolio margin at or below a dated uniMMR",
     cross_or_isolated="cross and isolated in USD-M and COIN-M, one-way and hedge mode; portfolio margin is cross only",
     orders="initial margin as reported by asset; the formula for the worst side is not rebuilt",
     liquidation=(
@@ -244,6 +218,7 @@ FACTS = VenueFacts(
         "whether collateral tiers of portfolio margin count tokens or value is not said; tokens unless configured",
         "whether COIN-M brackets hold coins at the mark is taken from the documentation",
         "interest of a margin loan is taken off equity and needs no margin of its own",
+        "an unknown asset that the venue counts for nothing is a finding; one that counts fails its account",
         "portfolio margin by scenarios (SPAN) and options under portfolio margin are refused",
     ),
 )

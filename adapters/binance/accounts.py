@@ -10,27 +10,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
 from aggregator.errors import FailureReason
 from aggregator.rule_forms import component_rows
 
+from ..account_rows import add_balance, spread_failures
 from ..amounts import FieldError, member, members
+from ..fields import flag_of, records_of
 from ..rows import Rows
 from ..symbols import account_id
 from ..transport import Payload
+from ..uncounted import Uncounted, tell_uncounted, worth_nothing
 from .contracts import COINM, Product, any_market_of, is_coin_symbol
-from .market import VENUE, Catalog, MarketData
+from .market import VENUE, BinanceCatalog, MarketData
 from .parse import (
     AssetLine,
     PositionLine,
     SymbolSetting,
     Totals,
     asset_line,
-    flag_of,
-    listed,
     order_line,
     symbol_setting,
     totals,
@@ -75,7 +76,7 @@ class OwnerReader:
         product: Product,
         payloads: Mapping[str, Sequence[Payload]],
         *,
-        catalog: Catalog,
+        catalog: BinanceCatalog,
         market: MarketData,
         rule_sets: RuleSets,
         multi_assets_default: bool,
@@ -135,7 +136,7 @@ class OwnerReader:
                 lines = unique_lines(
                     self.rows,
                     payload.name,
-                    listed(payload.body),
+                    records_of(payload.body),
                     symbol_setting,
                     key=lambda line: line.symbol,
                 )
@@ -175,7 +176,7 @@ class OwnerReader:
     def _risk_answer(self) -> dict[PositionKey, PositionLine]:
         with self._guard("positionRisk") as payload:
             if payload is not None and self.plain is None:
-                return self._position_lines(payload, listed(payload.body), "")
+                return self._position_lines(payload, records_of(payload.body), "")
         return {}
 
     def _position_lines(self, payload: Payload, records: Sequence[Any], path: str) -> dict[PositionKey, PositionLine]:
@@ -296,16 +297,9 @@ class OwnerReader:
         """A row of `balances`, of side liability when negative; raises unknown_asset. Zero is no row."""
         if quantity == 0:
             return
-        if not self.catalog.asset(asset):
+        if not self.catalog.named.asset(asset):
             raise FieldError(path, FailureReason.UNKNOWN_ASSET, f"{asset[:40]!r} is not in the asset book")
-        self.rows.add(
-            "balances",
-            account_id=home,
-            asset_id=asset,
-            side="asset" if quantity > 0 else "liability",
-            quantity=abs(quantity),
-            collateral_enabled=enabled,
-        )
+        add_balance(self.rows, home, asset, quantity, enabled=enabled)
 
     def _single_asset(
         self,
@@ -373,6 +367,8 @@ class OwnerReader:
         needed = {any_market_of(symbol).margin_asset for symbol in account.symbols}
         for asset, line in wallet.items():
             with self.rows.guard(payload.name, subject=asset, account_id=home):
+                if self._counts_for_nothing(home, line, payload):
+                    continue
                 self._balance(home, asset, line.wallet, enabled=line.margin_available, path=f"{line.path}.asset")
                 if line.wallet:
                     needed.add(asset)
@@ -394,6 +390,21 @@ class OwnerReader:
         else:
             account.order_initial = sums.order_initial
 
+    def _counts_for_nothing(self, home: str, line: AssetLine, payload: Payload) -> bool:
+        """Whether an asset is unknown and adds nothing in multi-assets mode by the venue's own words: a finding."""
+        if not line.wallet or self.catalog.named.asset(line.asset):
+            return False
+        index = self.market.indices.get(line.asset)
+        found = worth_nothing("walletBalance", None if index is None else line.wallet * index.price)
+        if found is None and line.wallet > 0 and not line.margin_available:
+            found = Uncounted("marginAvailable", "marginAvailable is false")
+        if found is not None:
+            name, path = payload.name, line.path
+            tell_uncounted(
+                self.rows, found, account=home, asset=line.asset, quantity=line.wallet, payload=name, path=path
+            )
+        return found is not None
+
     # orders, failures, accounts
 
     def _orders(self) -> None:
@@ -403,7 +414,7 @@ class OwnerReader:
             for line in unique_lines(
                 self.rows,
                 payload.name,
-                listed(payload.body),
+                records_of(payload.body),
                 lambda record, place: order_line(record, place, self.product),
                 key=lambda line: f"{line.market.symbol} {line.order_id}",
                 account=self._order_home,
@@ -436,21 +447,13 @@ class OwnerReader:
         if not targets:
             self._open(self.whole)
             targets = [self.whole]
-        self.rows.failures[:] = [
-            spread
-            for failure in self.rows.failures
-            for spread in (
-                [replace(failure, account_id=home) for home in sorted(targets)]
-                if failure.account_id == self.whole
-                else [failure]
-            )
-        ]
+        spread_failures(self.rows, self.whole, sorted(targets))
 
     def _write_accounts(self) -> None:
         payload = self._payload("account") or self._payload("positionRisk") or self._payload("openOrders")
         for home, account in sorted(self.accounts.items()):
             if account.settlement != "USD":
-                self.catalog.asset(account.settlement)
+                self.catalog.named.asset(account.settlement)
             self.rows.add(
                 "accounts",
                 account_id=home,
@@ -495,7 +498,7 @@ def plain_owners(
     answers: Mapping[str, Mapping[str, Sequence[Payload]]],
     product: Product,
     *,
-    catalog: Catalog,
+    catalog: BinanceCatalog,
     market: MarketData,
     multi_assets_default: bool,
 ) -> dict[str, PlainPositions]:
@@ -521,7 +524,7 @@ def plain_owners(
                 if "positions" in account.body:
                     members(account.body, "positions")
             if risk is not None:
-                listed(risk.body)
+                records_of(risk.body)
         except FieldError:
             continue
         home = account_id(VENUE, owner, MULTI) if multi else account_id(VENUE, owner, product.part)

@@ -8,28 +8,23 @@ without it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, NamedTuple, TypeVar
 
 from aggregator.errors import FailureReason
 
-from ..adapter import AssetBook, parameter_table
+from ..adapter import parameter_table
 from ..amounts import FieldError, members, positive_at
+from ..catalog import Catalog
+from ..fields import records_of, text_at
+from ..market_rows import add_mark
 from ..rows import Rows
-from ..symbols import account_id, instrument_id
+from ..symbols import account_id
 from ..transport import Payload
 from .contracts import COINM, USDM, CoinMarket, Market, Product, is_coin_symbol
 from .mechanics import Bracket
-from .parse import (
-    AssetIndexLine,
-    PremiumLine,
-    asset_index_line,
-    depth_of,
-    listed,
-    premium_line,
-    text_at,
-    unique_lines,
-)
+from .parse import AssetIndexLine, PremiumLine, asset_index_line, depth_of, premium_line, unique_lines
 from .rules import (
     BracketBook,
     symbol_brackets,
@@ -41,15 +36,13 @@ PARAMETER_FILE = "configs/venues/binance.toml"
 Line = TypeVar("Line")
 
 
-class Catalog:
-    """Assets and instruments that the tables name, each once."""
+@dataclass
+class BinanceCatalog:
+    """What the tables name, and the instruments of both futures products in it."""
 
-    def __init__(self, book: AssetBook) -> None:
-        self._book = book
-        self._assets: dict[str, dict[str, Any]] = {}
-        self._instruments: dict[str, dict[str, Any]] = {}
-        self.contract_sizes: dict[str, Decimal] = {}
-        """Dollars per COIN-M contract by symbol or pair."""
+    named: Catalog
+    contract_sizes: dict[str, Decimal] = field(default_factory=dict)
+    """Dollars per COIN-M contract by symbol or pair."""
 
     def contract_size(self, market: Market, path: str = "") -> Decimal:
         """Units (USD-M) or dollars (COIN-M) of one contract; raises missing_parameter where nothing says it."""
@@ -61,65 +54,25 @@ class Catalog:
         message = f"no contract size of {market.symbol} in dapi/exchangeInfo or the parameter file"
         raise FieldError(path, FailureReason.MISSING_PARAMETER, message)
 
-    def asset(self, symbol: str) -> bool:
-        """Takes an asset in; False when the asset book does not know it."""
-        asset = self._book.resolve(symbol)
-        if asset is None:
-            return False
-        self._assets[symbol] = {
-            "asset_id": symbol,
-            "symbol": asset.symbol,
-            "risk_factor": asset.risk_factor,
-            "multiplier": asset.multiplier,
-            "peg_of": asset.peg_of,
-            "issuer": asset.issuer,
-        }
-        return True
-
-    def is_stable(self, symbol: str) -> bool:
-        """Whether an asset is moved by no price factor, so that it counts at par where nobody states its price."""
-        asset = self._book.resolve(symbol)
-        return asset is not None and asset.risk_factor is None
-
     def known(self, market: Market) -> bool:
         """Whether base and margin asset are in the asset book."""
-        return self._book.resolve(market.base) is not None and self._book.resolve(market.margin_asset) is not None
+        return self.named.knows(market.base, market.margin_asset)
 
     def instrument(self, market: Market, path: str = "") -> str:
         """Takes a market in and gives its instrument id.
 
         Raises `FieldError`: unknown_market, unknown_asset, missing_parameter (a COIN-M contract of unknown size).
         """
-        if self._book.resolve(market.base) is None:
-            raise FieldError(
-                path, FailureReason.UNKNOWN_MARKET, f"{market.base!r} of {market.symbol} is not in the asset book"
-            )
-        if self._book.resolve(market.margin_asset) is None:
-            raise FieldError(
-                path,
-                FailureReason.UNKNOWN_ASSET,
-                f"{market.margin_asset!r} of {market.symbol} is not in the asset book",
-            )
-        self.asset(market.base)
-        self.asset(market.margin_asset)
-        name = instrument_id(VENUE, market.symbol)
-        self._instruments[name] = {
-            "instrument_id": name,
-            "venue": VENUE,
-            "symbol": market.symbol,
-            "kind": "future" if market.expiry else "perp",
-            "underlying": market.base,
-            "settlement_asset": market.margin_asset,
-            "payoff": "inverse" if market.inverse else "linear",
-            "contract_size": self.contract_size(market, path),
-            "expiry": market.expiry,
-        }
-        return name
-
-    def write(self, rows: Rows) -> None:
-        """Adds the rows of `assets` and `instruments`."""
-        rows.rows["assets"].extend(self._assets[name] for name in sorted(self._assets))
-        rows.rows["instruments"].extend(self._instruments[name] for name in sorted(self._instruments))
+        base, settlement = self.named.pair(market.base, market.margin_asset, of=market.symbol, path=path)
+        return self.named.instrument(
+            market.symbol,
+            kind="future" if market.expiry else "perp",
+            underlying=base,
+            settlement_asset=settlement,
+            inverse=market.inverse,
+            contract_size=self.contract_size(market, path),
+            expiry=market.expiry,
+        )
 
 
 class MarketData(NamedTuple):
@@ -135,7 +88,7 @@ class MarketData(NamedTuple):
 
 
 def read_market(
-    rows: Rows, payloads: Mapping[str, Sequence[Payload]], catalog: Catalog, *, parameters: Mapping[str, Any]
+    rows: Rows, payloads: Mapping[str, Sequence[Payload]], catalog: BinanceCatalog, *, parameters: Mapping[str, Any]
 ) -> MarketData:
     """Reads all market-wide answers, writes their marks, and gives what accounts need from them."""
     catalog.contract_sizes |= _contract_sizes(rows, payloads.get("dapi/exchangeInfo", ()), parameters)
@@ -153,16 +106,16 @@ def read_market(
     indices = _lines(rows, payloads.get("fapi/assetIndex", ()), asset_index_line, key=lambda line: line.asset)
     for index, payload in indices.values():
         dollars[index.asset] = index.price
-        if catalog.asset(index.asset):
+        if catalog.named.asset(index.asset):
             moment = index.time or payload.received_at
-            _mark(rows, index.asset, "index", index.price, as_of=moment, source="fapi/assetIndex")
+            add_mark(rows, index.asset, "index", index.price, as_of=moment, source="fapi/assetIndex")
     for symbol, (line, payload) in dollar_indices.items():
         # The index of a COIN-M contract is its coin in dollars.
         coin = symbol.removesuffix("USD_PERP")
-        if coin not in indices and line.index_price is not None and catalog.asset(coin):
+        if coin not in indices and line.index_price is not None and catalog.named.asset(coin):
             dollars[coin] = line.index_price
             moment = line.time or payload.received_at
-            _mark(rows, coin, "index", line.index_price, as_of=moment, source="dapi/premiumIndex")
+            add_mark(rows, coin, "index", line.index_price, as_of=moment, source="dapi/premiumIndex")
     for product in (USDM, COINM):
         for payload in payloads.get(f"{product.api}/depth", ()):
             with rows.guard(payload.name):
@@ -209,7 +162,7 @@ def _lines(
     found: dict[str, list[tuple[Line, Payload]]] = {}
     for payload in payloads:
         with rows.guard(payload.name, account_id=account):
-            for line in unique_lines(rows, payload.name, listed(payload.body), read, key=key):
+            for line in unique_lines(rows, payload.name, records_of(payload.body), read, key=key):
                 found.setdefault(key(line), []).append((line, payload))
     out = {}
     for name, copies in found.items():
@@ -223,11 +176,7 @@ def _lines(
     return out
 
 
-def _mark(rows: Rows, subject: str, field: str, value: Decimal, **columns: Any) -> None:
-    rows.add("marks", venue=VENUE, subject=subject, field=field, value=float(value), **columns)
-
-
-def _premium_marks(rows: Rows, line: PremiumLine, payload: Payload, catalog: Catalog, product: Product) -> None:
+def _premium_marks(rows: Rows, line: PremiumLine, payload: Payload, catalog: BinanceCatalog, product: Product) -> None:
     try:
         market = product.market_of(line.symbol, "")
     except FieldError:
@@ -238,10 +187,10 @@ def _premium_marks(rows: Rows, line: PremiumLine, payload: Payload, catalog: Cat
     for name, value in (("mark", line.mark_price), ("index", line.index_price), ("funding_rate", line.funding_rate)):
         if value is not None:
             as_of = line.time or payload.received_at
-            _mark(rows, instrument, name, value, as_of=as_of, source=f"{product.api}/premiumIndex")
+            add_mark(rows, instrument, name, value, as_of=as_of, source=f"{product.api}/premiumIndex")
 
 
-def _depth_marks(rows: Rows, payload: Payload, catalog: Catalog, product: Product) -> None:
+def _depth_marks(rows: Rows, payload: Payload, catalog: BinanceCatalog, product: Product) -> None:
     symbol = payload.request.partition(":")[2].strip()
     if not symbol:
         raise FieldError(
@@ -258,7 +207,7 @@ def _depth_marks(rows: Rows, payload: Payload, catalog: Catalog, product: Produc
         ("depth_bid", depth.bid_notional),
         ("depth_ask", depth.ask_notional),
     ):
-        _mark(rows, instrument, name, value, as_of=depth.time or payload.received_at, source=f"{product.api}/depth")
+        add_mark(rows, instrument, name, value, as_of=depth.time or payload.received_at, source=f"{product.api}/depth")
 
 
 def is_of(payload: Payload, product: Product) -> bool:

@@ -277,21 +277,20 @@ class UniMmr(NamedTuple):
     status: str
 
 
-UNI_MMR_STATUS = (
-    ("normal", Decimal("1.5")),
-    ("warning", Decimal("1.2")),
-    ("reduce_only", Decimal("1.05")),
-    ("liquidation", Decimal(1)),
-)
-"""A status holds while the ratio is above its figure; at or below the last one the account is bankrupt."""
-
-
-def uni_mmr(coins: Mapping[str, PortfolioMarginCoin], *, loan_rate: Decimal, open_loss_usd: Decimal = ZERO) -> UniMmr:
+def uni_mmr(
+    coins: Mapping[str, PortfolioMarginCoin],
+    *,
+    loan_rate: Decimal,
+    statuses: Sequence[tuple[str, Decimal]],
+    open_loss_usd: Decimal = ZERO,
+) -> UniMmr:
     """Unified maintenance margin ratio `(sum_c min(v_c, v_c * rate_c) - open loss) / MM` of a portfolio-margin account.
 
     `v_c = (asset - loan + futures wallet + futures profit) * index`: a coin owed on balance is not haircut. MM is the
     futures maintenance plus `loan * loan_rate`, both at the index. `open_loss_usd` is the loss that open orders would
-    realize. Without a requirement the ratio is None and the status normal, or bankrupt when equity is negative.
+    realize. A status of `statuses` (descending) holds while the ratio is above its figure; at or below the last one the
+    account is bankrupt. Without a requirement the ratio is None and the status the first, or bankrupt when equity is
+    negative.
     """
     equity, maintenance = -open_loss_usd, ZERO
     for coin in coins.values():
@@ -300,7 +299,7 @@ def uni_mmr(coins: Mapping[str, PortfolioMarginCoin], *, loan_rate: Decimal, ope
         equity += collateral_value(net, coin.index_price, tiers)
         maintenance += (coin.futures_maintenance + coin.margin_loan * loan_rate) * coin.index_price
     if maintenance == 0:
-        return UniMmr(equity, maintenance, None, "normal" if equity >= 0 else "bankrupt")
+        return UniMmr(equity, maintenance, None, statuses[0][0] if equity >= 0 else "bankrupt")
     # Compared as products: a quotient rounded to the context precision could tip a ratio over its threshold.
-    status = next((name for name, above in UNI_MMR_STATUS if equity > above * maintenance), "bankrupt")
+    status = next((name for name, above in statuses if equity > above * maintenance), "bankrupt")
     return UniMmr(equity, maintenance, equity / maintenance, status)

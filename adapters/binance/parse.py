@@ -8,14 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
 from aggregator.errors import FailureReason
 
+from .. import lines
 from ..amounts import (
     FieldError,
     decimal_at,
     decimal_of,
+    first_decimal_at,
     joined,
     member,
     members,
@@ -24,6 +26,8 @@ from ..amounts import (
     optional_time_at,
     positive_at,
 )
+from ..fields import flag_of, text_at
+from ..lines import Line
 from ..rows import Rows
 from .contracts import USDM, Market, Product
 from .contracts import market_of as market_of
@@ -141,35 +145,6 @@ class Depth(NamedTuple):
     time: datetime | None
 
 
-Line = TypeVar("Line")
-
-
-def text_at(record: Any, key: str, path: str = "") -> str:
-    """The required text under `key`; raises `FieldError` (missing_field, malformed)."""
-    value = member(record, key, path)
-    if not isinstance(value, str) or not value:
-        raise FieldError(joined(path, key), FailureReason.MALFORMED, f"expected a text, found {type(value).__name__}")
-    return value
-
-
-def flag_of(value: Any, path: str = "") -> bool:
-    """A JSON truth value or the words true and false, as Binance sends both."""
-    if isinstance(value, bool):
-        return value
-    if value in ("true", "false"):
-        return bool(value == "true")
-    raise FieldError(path, FailureReason.MALFORMED, f"{str(value)[:40]!r} is neither true nor false")
-
-
-def listed(body: Any) -> list[Any]:
-    """The rows of an answer that Binance sends as a list, or as one object when a single symbol was asked for."""
-    if isinstance(body, list):
-        return body
-    if isinstance(body, Mapping):
-        return [body]
-    raise FieldError("", FailureReason.MALFORMED, f"expected a list or an object, found {type(body).__name__}")
-
-
 def unique_lines(
     rows: Rows,
     payload: str,
@@ -185,28 +160,14 @@ def unique_lines(
 
     Records that `skip` accepts are left out without a failure.
     """
-    groups: dict[str, list[tuple[Line, Any, str]]] = {}
-    for number, record in enumerate(records):
-        if skip(record):
-            continue
-        place = joined(path, number)
-        subject = str(record.get("symbol") or record.get("asset") or "") if isinstance(record, Mapping) else ""
-        with rows.guard(payload, subject=subject, account_id=account(record)):
-            line = read(record, place)
-            groups.setdefault(key(line), []).append((line, record, place))
-    for name, copies in groups.items():
-        line, record, place = copies[-1]
-        if len(copies) == 1:
-            yield line
-        else:
-            rows.fail(
-                FailureReason.DUPLICATE,
-                f"{len(copies)} rows of {name}; all rejected",
-                payload=payload,
-                path=place,
-                subject=name,
-                account_id=account(record),
-            )
+    wanted = ((joined(path, number), record) for number, record in enumerate(records) if not skip(record))
+    return (
+        line for line, _ in lines.unique_lines(rows, payload, wanted, read, key=key, subject=_subject, account=account)
+    )
+
+
+def _subject(record: Any) -> str:
+    return str(record.get("symbol") or record.get("asset") or "") if isinstance(record, Mapping) else ""
 
 
 def asset_line(record: Any, path: str) -> AssetLine:
@@ -280,7 +241,7 @@ def position_line(record: Any, path: str, product: Product = USDM) -> PositionLi
         isolated_wallet=_isolated_wallet(record, path) if held else None,
         isolated_margin=optional_decimal_at(record, "isolatedMargin", path) if held else None,
         # version 3 of the account states the position's margin with that of its orders only
-        initial=_first_of(record, ("positionInitialMargin", "initialMargin"), path) if held else None,
+        initial=first_decimal_at(record, ("positionInitialMargin", "initialMargin"), path) if held else None,
         maintenance=optional_decimal_at(record, "maintMargin", path) if held else None,
         liquidation_price=(optional_decimal_at(record, "liquidationPrice", path) or None) if held else None,
         notional=notional,
@@ -296,10 +257,6 @@ def no_position(record: Any, product: Product = USDM) -> bool:
     except FieldError as error:
         return error.reason == FailureReason.UNKNOWN_MARKET
     return False
-
-
-def _first_of(record: Mapping[str, Any], keys: Sequence[str], path: str) -> Decimal | None:
-    return next((value for key in keys if (value := optional_decimal_at(record, key, path)) is not None), None)
 
 
 def _price(record: Mapping[str, Any], key: str, path: str) -> Decimal | None:

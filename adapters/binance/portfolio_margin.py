@@ -1,7 +1,7 @@
 """Portfolio margin: one account of both futures products and the margin wallet, by the unified margin ratio (uniMMR).
 
 `binance:<owner>:portfolio`, in USD: every coin net (margin wallet less loan, futures wallets and futures profit) at its
-collateral rate, against the brackets of both products and the margin of loans. Liquidated at a uniMMR of 1.05.
+collateral rate, against the brackets of both products and the margin of loans. Liquidated at a dated uniMMR.
 """
 
 from __future__ import annotations
@@ -16,20 +16,16 @@ from aggregator.errors import FailureReason
 from aggregator.rule_forms import component_rows
 
 from ..amounts import FieldError, joined, members
+from ..fields import records_of
+from ..market_rows import add_mark, add_market_state
 from ..rows import Rows
 from ..symbols import account_id, instrument_id
 from ..transport import Payload
+from ..uncounted import Uncounted, tell_uncounted, worth_nothing
 from . import mechanics
 from .contracts import COINM, USDM, Product
-from .market import VENUE, Catalog, MarketData
-from .parse import (
-    PositionLine,
-    SymbolSetting,
-    listed,
-    order_line,
-    symbol_setting,
-    unique_lines,
-)
+from .market import PARAMETER_FILE, VENUE, BinanceCatalog, MarketData
+from .parse import PositionLine, SymbolSetting, order_line, symbol_setting, unique_lines
 from .portfolio_market import INDEX, LEVERAGE, RATES, PortfolioMarket, loan_leverages
 from .portfolio_parse import BalanceLine, PortfolioLine, balance_line, order_initial, portfolio_line
 from .positions import Holder, PositionKey, add_position, check_one_moment, merged, position_lines
@@ -73,7 +69,7 @@ class PortfolioReader:
         owner: str,
         payloads: Mapping[str, Sequence[Payload]],
         *,
-        catalog: Catalog,
+        catalog: BinanceCatalog,
         market: MarketData,
         portfolio: PortfolioMarket,
         rule_sets: RuleSets,
@@ -143,15 +139,8 @@ class PortfolioReader:
                 message = "portfolio margin by scenarios (SPAN), whose risk arrays are not published"
                 self._fail(FailureReason.UNSUPPORTED, message, payload=payload.name, path="accountType")
             if line.status:
-                self.rows.add(
-                    "market_state",
-                    venue=VENUE,
-                    market=self.home,
-                    field="account_status",
-                    text=line.status,
-                    as_of=payload.received_at,
-                    source=payload.request,
-                )
+                as_of, source = payload.received_at, payload.request
+                add_market_state(self.rows, self.home, "account_status", line.status, as_of=as_of, source=source)
             return line, payload
         return None, payload
 
@@ -165,7 +154,7 @@ class PortfolioReader:
             lines = unique_lines(
                 self.rows,
                 payload.name,
-                listed(payload.body),
+                records_of(payload.body),
                 balance_line,
                 key=lambda line: line.asset,
                 account=lambda record: self.home,
@@ -179,7 +168,7 @@ class PortfolioReader:
             return {}
         with self.rows.guard(payload.name, subject=self.owner, account_id=self.home):
             lines = unique_lines(
-                self.rows, payload.name, listed(payload.body), symbol_setting, key=lambda line: line.symbol
+                self.rows, payload.name, records_of(payload.body), symbol_setting, key=lambda line: line.symbol
             )
             return {line.symbol: line for line in lines}
         return {}
@@ -198,7 +187,7 @@ class PortfolioReader:
                     stated = self._lines(account, members(account.body, "positions"), product, "positions")
         if risk is not None:
             with self.rows.guard(risk.name, subject=self.owner, account_id=self.home):
-                lines = self._lines(risk, listed(risk.body), product, "")
+                lines = self._lines(risk, records_of(risk.body), product, "")
         found: list[tuple[PositionLine, Payload]] = []
         names = f"{product.api}/positionRisk", f"{product.api}/account"
         for key in sorted({*(stated or {}), *lines}):
@@ -251,7 +240,7 @@ class PortfolioReader:
             for line in unique_lines(
                 self.rows,
                 payload.name,
-                listed(payload.body),
+                records_of(payload.body),
                 lambda record, place: order_line(record, place, product),
                 key=lambda line: f"{line.market.symbol} {line.order_id}",
                 account=lambda record: self.home,
@@ -279,7 +268,9 @@ class PortfolioReader:
                 if line.option_equity:
                     message = "options under portfolio margin are not computed"
                     self._fail(FailureReason.UNSUPPORTED, message, payload=name, path=joined(line.path, "optionEquity"))
-                if not self.catalog.asset(asset):
+                if not self.catalog.named.asset(asset) and self._counts_for_nothing(line, name):
+                    continue
+                if not self.catalog.named.asset(asset):
                     message = f"{asset[:40]!r} is not in the asset book"
                     raise FieldError(joined(line.path, "asset"), FailureReason.UNKNOWN_ASSET, message)
                 self.coins.add(asset)
@@ -287,6 +278,26 @@ class PortfolioReader:
                     self._balance(asset, "asset", line.held)
                 if line.owed or line.interest:
                     self._balance(asset, "liability", line.owed, accrued_interest=line.interest)
+
+    def _counts_for_nothing(self, line: BalanceLine, payload: str) -> bool:
+        """Whether an unknown coin adds nothing to the equity by the venue's index or collateral rates: a finding."""
+        net = line.held - line.borrowed - line.interest
+        stated, rates = self.portfolio.indices.get(line.asset), self.portfolio.rates.get(line.asset)
+        found = worth_nothing("asset", None if stated is None or line.option_equity else net * stated[0])
+        owed = line.borrowed or line.interest or line.option_equity or net < 0
+        if found is None and not owed and rates is not None and not any(rate for _, rate in rates.tiers):
+            found = Uncounted("asset", f"its rate in {RATES} is 0")
+        if found is not None:
+            tell_uncounted(
+                self.rows,
+                found,
+                account=self.home,
+                asset=line.asset,
+                quantity=net,
+                payload=payload,
+                path=line.path,
+            )
+        return found is not None
 
     def _balance(self, asset: str, side: str, quantity: Decimal, **columns: Any) -> None:
         self.rows.add(
@@ -327,16 +338,8 @@ class PortfolioReader:
             stated = self.portfolio.indices.get(asset)
             if stated is not None:
                 price, source = stated
-                self.rows.add(
-                    "marks",
-                    venue=VENUE,
-                    account_id=self.home,
-                    subject=asset,
-                    field="index",
-                    value=float(price),
-                    as_of=source.received_at,
-                    source=INDEX,
-                )
+                as_of = source.received_at
+                add_mark(self.rows, asset, "index", price, as_of=as_of, source=INDEX, account_id=self.home)
             elif self._price(asset) is None:
                 message = f"no usable index of {asset} in {INDEX} or fapi/assetIndex"
                 self._fail(FailureReason.MISSING_MARK, message, payload=name, subject=asset)
@@ -352,7 +355,7 @@ class PortfolioReader:
         if asset in self.market.dollars:
             return self.market.dollars[asset]
         answered = bool(self.portfolio.indices) or self.market.states_indices
-        return Decimal(1) if not answered and self.catalog.is_stable(asset) else None
+        return Decimal(1) if not answered and self.catalog.named.is_stable(asset) else None
 
     # requirement
 
@@ -447,11 +450,14 @@ class PortfolioReader:
 
     def _rule_set(self, amounts: PortfolioAmounts) -> str:
         """The shared rule set, or one of the account's own when it has loans, amounts or brackets of its own."""
+        if self.portfolio.trigger is None:
+            message = f"no uniMMR at which the venue liquidates: `trigger` of [portfolio_margin] in {PARAMETER_FILE}"
+            self._fail(FailureReason.MISSING_PARAMETER, message, path="portfolio_margin.trigger")
         own = amounts.own or bool(self.market.brackets.by_owner.get(self.owner))
         rule_set = rule_set_id(PORTFOLIO_MARGIN, self.owner if own else "")
         self.rule_sets.symbols.setdefault(rule_set, set()).update(self.symbols)
         if own:
-            components = portfolio_components(amounts, trigger=self.portfolio.trigger)
+            components = portfolio_components(amounts, trigger=self.portfolio.trigger or Decimal(1))
             source = RULE_SOURCES[PORTFOLIO_MARGIN]
             self.rule_sets.components[rule_set] = component_rows(rule_set, components, source=source)
             self.rule_sets.owners[rule_set] = self.owner

@@ -11,10 +11,11 @@ from aggregator.errors import FailureReason
 
 from ..adapter import parameter_table
 from ..amounts import FieldError, positive_at
+from ..fields import records_of
 from ..rows import Rows
 from ..transport import Payload
 from .market import PARAMETER_FILE, VENUE
-from .parse import listed, unique_lines
+from .parse import unique_lines
 from .portfolio_parse import CollateralRates, asset_index_price, collateral_rates, loan_leverage
 
 LEVERAGE, RATES, INDEX = (
@@ -22,8 +23,6 @@ LEVERAGE, RATES, INDEX = (
     "portfolio/collateralRate",
     "portfolio/asset-index-price",
 )
-TRIGGER = Decimal("1.05")
-"""uniMMR at which the venue liquidates."""
 
 
 @dataclass
@@ -37,7 +36,8 @@ class PortfolioMarket:
     loan_rates: dict[Decimal, Decimal] = field(default_factory=dict)
     """Maintenance rate of a loan by its leverage."""
     floor_in: str = "tokens"
-    trigger: Decimal = TRIGGER
+    trigger: Decimal | None = None
+    """uniMMR at which the venue liquidates."""
 
 
 def read_portfolio_market(
@@ -51,13 +51,13 @@ def read_portfolio_market(
     for payload in payloads.get(RATES, ()):
         with rows.guard(payload.name):
             for line in unique_lines(
-                rows, payload.name, listed(payload.body), collateral_rates, key=lambda line: line.asset
+                rows, payload.name, records_of(payload.body), collateral_rates, key=lambda line: line.asset
             ):
                 out.rates[line.asset] = line
     for payload in payloads.get(INDEX, ()):
         with rows.guard(payload.name):
             for asset, price in unique_lines(
-                rows, payload.name, listed(payload.body), asset_index_price, key=lambda line: line[0]
+                rows, payload.name, records_of(payload.body), asset_index_price, key=lambda line: line[0]
             ):
                 out.indices[asset] = price, payload
     out.leverage = loan_leverages(rows, payloads.get(LEVERAGE, ()))
@@ -81,12 +81,24 @@ def read_portfolio_market(
     return out
 
 
+def uni_mmr_statuses(parameters: Mapping[str, Any]) -> tuple[tuple[str, Decimal], ...]:
+    """The dated statuses of an account by the uniMMR above which each holds, descending; empty without a table of them.
+
+    Raises `FieldError` for a figure that is no positive number.
+    """
+    table = parameter_table(
+        parameter_table(parameters, "portfolio_margin", venue=VENUE), "uni_mmr_statuses", venue=VENUE
+    )
+    path = "portfolio_margin.uni_mmr_statuses"
+    return tuple(sorted(((name, positive_at(table, name, path)) for name in table), key=lambda entry: -entry[1]))
+
+
 def loan_leverages(rows: Rows, payloads: Sequence[Payload], account: str | None = None) -> dict[str, Decimal]:
     """Leverage of loans by asset; what is wrong with an answer fails `account`."""
     out: dict[str, Decimal] = {}
     for payload in payloads:
         with rows.guard(payload.name, account_id=account):
-            entries = listed(payload.body)
+            entries = records_of(payload.body)
             out |= dict(
                 unique_lines(
                     rows, payload.name, entries, loan_leverage, key=lambda line: line[0], account=lambda record: account

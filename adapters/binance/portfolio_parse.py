@@ -21,7 +21,7 @@ from ..amounts import (
     optional_decimal_at,
     positive_at,
 )
-from .parse import text_at
+from ..fields import text_at
 
 
 class PortfolioLine(NamedTuple):

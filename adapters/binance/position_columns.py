@@ -31,12 +31,14 @@ from ..columns import (
     lacks,
     nearest_floats,
     not_surely_within,
+    own_marks,
     spread,
 )
+from ..fields import records_of
 from ..transport import Payload
 from .contracts import Market, Product
-from .market import VENUE, Catalog, MarketData
-from .parse import LARGEST_LEVERAGE, SIDE_MODES, listed
+from .market import VENUE, BinanceCatalog, MarketData
+from .parse import LARGEST_LEVERAGE, SIDE_MODES
 
 _SIDES = ("LONG", "BOTH", "SHORT")  # as their side modes sort
 # Half of what the row path tolerates; what lies between is computed exactly there.
@@ -101,10 +103,10 @@ class _Held(NamedTuple):
 
 
 def plain_positions(
-    questions: Sequence[Question], product: Product, catalog: Catalog, market: MarketData
+    questions: Sequence[Question], product: Product, catalog: BinanceCatalog, market: MarketData
 ) -> dict[str, PlainPositions]:
     """Positions by owner, of those owners whose positions are all plain. Adds no row; takes held markets in."""
-    risks = [listed(q.risk.body) if q.risk else [] for q in questions]
+    risks = [records_of(q.risk.body) if q.risk else [] for q in questions]
     accounts = [_stated(q.account) for q in questions]
     if sum(len(records or ()) for lists in (risks, accounts) for records in lists) < flat.WORTHWHILE:
         return {}
@@ -267,7 +269,7 @@ def _joined(first: _Held, second: _Held, plain: Flags, both: Flags, alone: Flags
 # what a position needs beside its own row
 
 
-def _usable_market(symbol: str, product: Product, catalog: Catalog, market: MarketData) -> Market | None:
+def _usable_market(symbol: str, product: Product, catalog: BinanceCatalog, market: MarketData) -> Market | None:
     """A market whose assets, contract size and brackets are known, else None."""
     found = _market(symbol, product)
     if found is None or not catalog.known(found) or market.brackets.find(found) is None:
@@ -280,7 +282,12 @@ def _usable_market(symbol: str, product: Product, catalog: Catalog, market: Mark
 
 
 def _wrong_figures(
-    held: _Held, codes: Numbers, names: list[str], markets: list[Market | None], catalog: Catalog, market: MarketData
+    held: _Held,
+    codes: Numbers,
+    names: list[str],
+    markets: list[Market | None],
+    catalog: BinanceCatalog,
+    market: MarketData,
 ) -> Flags:
     """Rows without a mark, with two marks, or whose notional or leverage is not surely right."""
     premiums = [market.premiums.get(name) for name in names]
@@ -312,7 +319,7 @@ def _written(
     held: _Held,
     rank: dict[str, int],
     markets: list[Market | None],
-    catalog: Catalog,
+    catalog: BinanceCatalog,
     source: str,
     stated: _Held,
 ) -> dict[str, PlainPositions]:
@@ -347,15 +354,12 @@ def _written(
     marked = by_home[~lacks(held.mark_price)[by_home]]
     key = held.owner[marked] * len(markets) + codes[marked]
     marked = marked[np.concatenate([[True], key[1:] != key[:-1]])] if len(marked) else marked
-    moments = [q.risk.received_at if q.risk else None for q in questions]
-    marks = canonical_table(
-        "marks",
-        len(marked),
-        venue=VENUE,
-        account_id=home.take(pa.array(marked)),
-        subject=instrument.take(pa.array(marked)),
-        field="mark",
-        value=nearest_floats(held.mark_price.take(pa.array(marked))),
+    moments, kept = [q.risk.received_at if q.risk else None for q in questions], pa.array(marked)
+    marks = own_marks(
+        VENUE,
+        home.take(kept),
+        instrument.take(kept),
+        nearest_floats(held.mark_price.take(kept)),
         as_of=spread(held.owner[marked], moments, TIME),
         source=source,
     )

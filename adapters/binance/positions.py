@@ -14,11 +14,12 @@ from typing import Any
 from aggregator.errors import FailureReason
 
 from ..amounts import FieldError
+from ..market_rows import add_mark
 from ..rows import Rows
 from ..symbols import instrument_id
 from ..transport import Payload
 from .contracts import Product
-from .market import VENUE, Catalog, MarketData
+from .market import VENUE, BinanceCatalog, MarketData
 from .parse import PositionLine, SymbolSetting, no_position, position_line, unique_lines
 from .rules import leverage_problem
 
@@ -35,7 +36,7 @@ class Holder:
 
     rows: Rows
     owner: str
-    catalog: Catalog
+    catalog: BinanceCatalog
     market: MarketData
     marks: dict[tuple[str, str], tuple[Decimal, str, datetime | None]] = field(default_factory=dict)
     """Mark, request and time."""
@@ -43,16 +44,7 @@ class Holder:
     def write_marks(self) -> None:
         """Adds the marks that came with positions."""
         for (home, instrument), (value, source, moment) in sorted(self.marks.items()):
-            self.rows.add(
-                "marks",
-                venue=VENUE,
-                account_id=home,
-                subject=instrument,
-                field="mark",
-                value=float(value),
-                as_of=moment,
-                source=source,
-            )
+            add_mark(self.rows, instrument, "mark", value, as_of=moment, source=source, account_id=home)
 
 
 def position_lines(
@@ -128,7 +120,7 @@ def add_position(
 ) -> None:
     """The row of one position, its mark, and the failures of what it lacks.
 
-    Raises missing_field without an entry price or leverage, and what `Catalog.instrument` raises.
+    Raises missing_field without an entry price or leverage, and what `BinanceCatalog.instrument` raises.
     """
     instrument = holder.catalog.instrument(line.market, f"{line.path}.symbol")
     for key, value in (("entryPrice", line.entry_price), ("leverage", line.leverage)):

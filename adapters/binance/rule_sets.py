@@ -12,7 +12,7 @@ from aggregator.rule_forms import component_rows
 from ..amounts import FieldError
 from ..rows import Rows
 from .contracts import Market, any_market_of, is_coin_symbol
-from .market import Catalog, MarketData
+from .market import BinanceCatalog, MarketData
 from .portfolio_market import PortfolioMarket
 from .rules import (
     COIN_MARGINED,
@@ -57,10 +57,11 @@ class RuleSets:
     def share_portfolio(self, portfolio: PortfolioMarket) -> None:
         """Takes in the rule set of portfolio-margin accounts without loans, order margin or brackets of their own."""
         rule_set = rule_set_id(PORTFOLIO_MARGIN)
-        components = portfolio_components(PortfolioAmounts(), trigger=portfolio.trigger)
+        # Without a trigger every account under it has failed, and its verdict decides nothing.
+        components = portfolio_components(PortfolioAmounts(), trigger=portfolio.trigger or Decimal(1))
         self.components[rule_set] = component_rows(rule_set, components, source=RULE_SOURCES[PORTFOLIO_MARGIN])
 
-    def write(self, rows: Rows, market: MarketData, portfolio: PortfolioMarket, catalog: Catalog) -> None:
+    def write(self, rows: Rows, market: MarketData, portfolio: PortfolioMarket, catalog: BinanceCatalog) -> None:
         """Adds rule sets and their tiers.
 
         A shared rule set of a futures product has those of every known market, that of portfolio margin those of every
@@ -94,16 +95,16 @@ class RuleSets:
                     rows.rows["margin_tiers"].extend(margin_tier_rows(name, instrument, brackets))
             if name.startswith(rule_set_id(MULTI_ASSETS)):
                 for asset in sorted(market.indices):
-                    if catalog.asset(asset):
+                    if catalog.named.asset(asset):
                         rows.rows["collateral_tiers"].extend(collateral_tier_rows(name, market.indices[asset]))
             if name.startswith(rule_set_id(PORTFOLIO_MARGIN)):
-                coins = {coin for coin in portfolio.rates if catalog.asset(coin)}
+                coins = {coin for coin in portfolio.rates if catalog.named.asset(coin)}
                 for coin in sorted(coins & self.coins.get(name, coins)):
                     tiers = portfolio_collateral_rows(name, portfolio.rates[coin], floor_in=portfolio.floor_in)
                     rows.rows["collateral_tiers"].extend(tiers)
 
 
-def _known_market(name: str, catalog: Catalog) -> Market | None:
+def _known_market(name: str, catalog: BinanceCatalog) -> Market | None:
     """The market of brackets whose assets are known; those of a pair stand for its perpetual."""
     try:
         market = any_market_of(f"{name}_PERP" if is_coin_symbol(name) and "_" not in name else name)

@@ -14,9 +14,11 @@ from aggregator.errors import FailureReason
 from aggregator.rule_forms import Component, DebtCharge, Fixed, TieredNotional, Verdict, WeightedValue
 
 from ..amounts import FieldError, decimal_at, joined, members, non_negative_at, optional_decimal_at, positive_at
+from ..collateral import weight_row
+from ..fields import text_at
 from .contracts import CoinMarket, Market, is_coin_symbol
 from .mechanics import Bracket, bracket_of, deductions
-from .parse import AssetIndexLine, text_at
+from .parse import AssetIndexLine
 from .portfolio_parse import CollateralRates
 
 SINGLE_ASSET = "usdm"
@@ -160,20 +162,7 @@ def collateral_tier_rows(rule_set: str, line: AssetIndexLine) -> list[dict[str, 
 
 
 def _weight_rows(rule_set: str, asset_id: str, *, asset: Decimal, liability: Decimal) -> list[dict[str, Any]]:
-    return [
-        {
-            "rule_set": rule_set,
-            "asset_id": asset_id,
-            "emode": "",
-            "tier": 1,
-            "floor": Decimal(0),
-            "asset_weight_initial": asset,
-            "asset_weight_maintenance": asset,
-            "liability_weight_initial": liability,
-            "liability_weight_maintenance": liability,
-            "source": "venue",
-        }
-    ]
+    return [weight_row(rule_set, asset_id, asset, liability=(liability, liability))]
 
 
 def futures_components(*, multi_assets: bool, order_initial: Decimal, order_basis: str) -> list[Component]:

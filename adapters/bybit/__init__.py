@@ -37,7 +37,9 @@ from aggregator.errors import FailureReason
 
 from ..adapter import Context, Normalized, parameter_table
 from ..amounts import FieldError, joined
+from ..catalog import Catalog
 from ..facts import VenueFacts
+from ..questions import Answers, Question, by_question, owner_of, single_answers
 from ..rows import Rows
 from ..symbols import account_id
 from ..transport import Payload
@@ -53,7 +55,7 @@ from .accounts import (
     OwnerReader,
     plain_owners,
 )
-from .catalog import PARAMETER_FILE, VENUE, Catalog
+from .catalog import PARAMETER_FILE, VENUE, BybitCatalog
 from .market import read_market
 from .parse import answer_of
 from .rule_sets import RuleSets
@@ -69,8 +71,6 @@ MARKET_REQUESTS = (
     "spot-margin-trade/collateral",
 )
 _VERSION = re.compile(r"^v\d+/")
-
-Grouped = dict[str, list[Payload]]
 
 
 def request_name(request: str) -> tuple[str, str]:
@@ -91,7 +91,7 @@ class Bybit:
 
         Raises `ConfigurationError` for a parameter file whose tables are none.
         """
-        rows, catalog, rule_sets = Rows(self.venue), Catalog(context.assets), RuleSets()
+        rows, catalog, rule_sets = Rows(self.venue), BybitCatalog(Catalog(VENUE, context.assets)), RuleSets()
         market_wide, owners = _grouped(rows, payloads)
         mode = _default_mode(rows, context.parameters)
         market = read_market(rows, market_wide, catalog, parameters=context.parameters)
@@ -108,54 +108,30 @@ class Bybit:
                 plain=plain.get(owner),
             ).read()
         rule_sets.write(rows, market, catalog)
-        catalog.write(rows)
+        catalog.named.write(rows)
         return Normalized(rows.batches(), rows.failures)
 
 
 ADAPTER = Bybit()
 
 
-def _grouped(rows: Rows, payloads: Sequence[Payload]) -> tuple[Grouped, dict[str, Grouped]]:
+def _grouped(rows: Rows, payloads: Sequence[Payload]) -> tuple[Answers, dict[str, Answers]]:
     """Usable answers by request: market-wide ones, and by owner. Unknown requests and duplicates are failures."""
-    found: dict[tuple[str, str, str], list[Payload]] = {}
-    for payload in payloads:
+
+    def question_of(payload: Payload) -> Question:
         name, detail = request_name(payload.request)
-        if name not in ADAPTER.requests:
-            rows.fail(
-                FailureReason.UNSUPPORTED,
-                f"request {payload.request[:60]!r} is not one of {', '.join(ADAPTER.requests)}",
-                payload=payload.name,
-                path="request",
-                subject=payload.account,
-            )
-        elif name in OWNER_REQUESTS and not payload.account:
-            message = f"{name} needs the label of its owner"
-            rows.fail(FailureReason.MISSING_FIELD, message, payload=payload.name, path="account")
-        else:
-            owner = "" if name in MARKET_REQUESTS else payload.account
-            found.setdefault((name, owner, detail or _question(payload)), []).append(payload)
-    market_wide: Grouped = {}
-    owners: dict[str, Grouped] = {}
+        owner = owner_of(payload, name, requests=ADAPTER.requests, owned=OWNER_REQUESTS, either=EITHER_REQUESTS)
+        return Question(name, owner, detail or _question(payload))
+
+    groups = by_question(rows, payloads, question_of)
     # Switches and fees alone are no account.
-    with_account = {owner for name, owner, _ in found if name in OWNER_REQUESTS}
-    for (name, owner, detail), copies in sorted(found.items()):
-        has_account = owner and owner in with_account
-        target = owners.setdefault(owner, {}) if has_account else market_wide if not owner else {}
-        answers = target.setdefault(name, [])
-        if len(copies) == 1:
-            answers.append(copies[0])
-            continue
-        request = f"{name}:{detail}" if detail else name
-        names = ", ".join(sorted(copy.name for copy in copies))
-        rows.fail(
-            FailureReason.DUPLICATE,
-            f"{len(copies)} answers to {request}; all rejected: {names}",
-            payload=max(copy.name for copy in copies),
-            path="request",
-            subject=owner or name,
-            account_id=account_id(VENUE, owner, UNIFIED) if has_account else None,
-        )
-    return market_wide, owners
+    with_account = {question.owner for question in groups if question.request in OWNER_REQUESTS}
+
+    def account_of(question: Question) -> str | None:
+        return account_id(VENUE, question.owner, UNIFIED) if question.owner in with_account else None
+
+    market_wide, owners = single_answers(rows, groups, account_of=account_of)
+    return market_wide, {owner: answers for owner, answers in owners.items() if owner in with_account}
 
 
 def _question(payload: Payload) -> str:
@@ -223,6 +199,7 @@ FACTS = VenueFacts(
         "both sides of a hedge are margined apart, which is not verified",
         "a haircut that spot orders would cause is not computed",
         "classic wallets (CONTRACT, SPOT) are refused",
+        "an unknown token that the venue counts for nothing is a finding; one that counts fails its account",
         "interest not yet charged is not in the venue's equity and not in ours",
     ),
 )

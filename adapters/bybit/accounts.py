@@ -16,11 +16,14 @@ from typing import Any
 from aggregator.errors import FailureReason
 
 from ..amounts import FieldError, joined
+from ..fields import text_at
+from ..market_rows import add_mark, add_market_state
 from ..rows import Rows
 from ..symbols import account_id
 from ..transport import Payload
+from ..uncounted import tell_uncounted
 from . import mechanics
-from .catalog import VENUE, Catalog, lines_of
+from .catalog import VENUE, BybitCatalog, lines_of
 from .market import MarketData, collateral_switches, flat_table
 from .parse import (
     CoinLine,
@@ -35,7 +38,6 @@ from .parse import (
     order_line,
     place_of,
     position_line,
-    text_at,
 )
 from .position_columns import PlainPositions, Question, plain_positions
 from .positions import check_option, check_tiers, initial_rate
@@ -55,6 +57,7 @@ from .rules import (
     rule_set_id,
     wallet_components,
 )
+from .uncounted import uncounted
 from .wallet import Loans, Wallet, counts_as_collateral, in_dollars, loan_margins, order_initial, read_wallet
 
 UNIFIED = "unified"
@@ -87,7 +90,7 @@ class _Isolated:
 
 
 def plain_owners(
-    answers: Mapping[str, Mapping[str, Sequence[Payload]]], *, catalog: Catalog, market: MarketData, mode: str
+    answers: Mapping[str, Mapping[str, Sequence[Payload]]], *, catalog: BybitCatalog, market: MarketData, mode: str
 ) -> dict[str, PlainPositions]:
     """By owner the positions that columns can read, of those owners whose other answers leave no doubt about them."""
     questions = []
@@ -127,7 +130,7 @@ class OwnerReader:
         owner: str,
         payloads: Mapping[str, Sequence[Payload]],
         *,
-        catalog: Catalog,
+        catalog: BybitCatalog,
         market: MarketData,
         rule_sets: RuleSets,
         mode: str,
@@ -312,15 +315,8 @@ class OwnerReader:
             self.held.add(market.symbol)
         if line.bankruptcy_price is not None:
             side = "" if line.side_mode == "net" else f":{line.side_mode.upper()}"
-            self.rows.add(
-                "market_state",
-                venue=VENUE,
-                market=f"{home}/{instrument}{side}",
-                field="bankruptcy_price",
-                value=float(line.bankruptcy_price),
-                as_of=moment_of(payload),
-                source=POSITIONS,
-            )
+            held, price = f"{home}/{instrument}{side}", line.bankruptcy_price
+            add_market_state(self.rows, held, "bankruptcy_price", price, as_of=moment_of(payload), source=POSITIONS)
         mark = self._mark(home, line, instrument, payload)
         if margined:
             check_tiers(self.rows, self.market, line, mark, payload=payload, home=home)
@@ -355,7 +351,7 @@ class OwnerReader:
         path = columns.pop("path", "")
         if quantity == 0:
             return
-        if not self.catalog.asset(coin):
+        if not self.catalog.named.asset(coin):
             raise FieldError(path, FailureReason.UNKNOWN_ASSET, f"{coin[:40]!r} is not in the asset book")
         self.rows.add(
             "balances",
@@ -380,6 +376,8 @@ class OwnerReader:
         for coin, line in sorted(self.wallet.coins.items()):
             with self.rows.guard(self.wallet.payload.name, subject=coin, account_id=self.home):
                 net = line.net - self._isolated_margins(coin, line)
+                if self._counts_for_nothing(line, net, switches):
+                    continue
                 enabled = self.mode == ISOLATED or counts_as_collateral(
                     line, (switches.get(coin), self.market.switches.get(coin))
                 )
@@ -400,6 +398,25 @@ class OwnerReader:
                     message = f"no collateral ratio of {coin} in spot-margin-trade/collateral or elsewhere"
                     self._lacks(FailureReason.MISSING_PARAMETER, message, path, coin)
         return tables
+
+    def _counts_for_nothing(self, line: CoinLine, net: Decimal, switches: Mapping[str, CollateralLine]) -> bool:
+        """Whether a coin is unknown and adds nothing to the account by the venue's own words, which is a finding."""
+        if self.wallet is None or net == 0 or self.catalog.named.asset(line.coin):
+            return False
+        found = uncounted(
+            line,
+            net,
+            answers=(switches, self.market.switches),
+            tables=self.market.collateral,
+            others=[coin for coin in self.wallet.coins if self.catalog.named.asset(coin)],
+            as_collateral=self.mode != ISOLATED,
+        )
+        if found is not None:
+            name = self.wallet.payload.name
+            tell_uncounted(
+                self.rows, found, account=self.home, asset=line.coin, quantity=net, payload=name, path=line.path
+            )
+        return found is not None
 
     def _lacks(self, reason: FailureReason, message: str, path: str, coin: str) -> None:
         name = self.wallet.payload.name if self.wallet else ""
@@ -528,7 +545,7 @@ class OwnerReader:
     def _write_isolated(self) -> None:
         payload = next(iter(self.payloads.get(POSITIONS, ())), None)
         for home, account in sorted(self.isolated.items()):
-            self.catalog.asset(account.settle)
+            self.catalog.named.asset(account.settle)
             rule_set = rule_set_id(ISOLATED)
             self.rule_sets.add(rule_set, isolated_components(), symbols=self._isolated_symbols(account))
             self.rows.add(
@@ -555,27 +572,10 @@ class OwnerReader:
         if self.plain is not None:
             self.rows.add_table("marks", self.plain.marks)
         for (home, instrument), (value, moment) in sorted(self.marks.items()):
-            self.rows.add(
-                "marks",
-                venue=VENUE,
-                account_id=home,
-                subject=instrument,
-                field="mark",
-                value=float(value),
-                as_of=moment,
-                source=POSITIONS,
-            )
+            add_mark(self.rows, instrument, "mark", value, as_of=moment, source=POSITIONS, account_id=home)
         if self.wallet is None:
             return
         for coin in sorted(self.wallet.own_prices):
-            if self.catalog.asset(coin):
-                self.rows.add(
-                    "marks",
-                    venue=VENUE,
-                    account_id=self.home,
-                    subject=coin,
-                    field="index",
-                    value=float(self.wallet.prices[coin]),
-                    as_of=moment_of(self.wallet.payload),
-                    source=WALLET_BALANCE,
-                )
+            if self.catalog.named.asset(coin):
+                price, as_of = self.wallet.prices[coin], moment_of(self.wallet.payload)
+                add_mark(self.rows, coin, "index", price, as_of=as_of, source=WALLET_BALANCE, account_id=self.home)

@@ -8,14 +8,14 @@ it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
-from decimal import Decimal
 from typing import Any, TypeVar
 
 from aggregator.errors import FailureReason
 
-from ..adapter import AssetBook
 from ..amounts import FieldError
+from ..catalog import Catalog
 from ..rows import Rows
 from ..symbols import instrument_id
 from ..transport import Payload
@@ -29,37 +29,13 @@ Found = tuple[Line, Payload, str]
 """A line, the answer it came in, and its path there."""
 
 
-class Catalog:
-    """Assets and instruments that the tables name, each once."""
+@dataclass
+class BybitCatalog:
+    """What the tables name, and Bybit's instruments in it."""
 
-    def __init__(self, book: AssetBook) -> None:
-        self._book = book
-        self._assets: dict[str, dict[str, Any]] = {}
-        self._instruments: dict[str, dict[str, Any]] = {}
-        self.deliveries: dict[str, datetime] = {}
-        """Delivery times that the venue states, by symbol; they go before those that a symbol implies."""
-
-    def asset(self, symbol: str) -> bool:
-        """Takes an asset in; False when the asset book does not know it."""
-        if symbol in self._assets:
-            return True
-        asset = self._book.resolve(symbol)
-        if asset is None:
-            return False
-        self._assets[symbol] = {
-            "asset_id": symbol,
-            "symbol": asset.symbol,
-            "risk_factor": asset.risk_factor,
-            "multiplier": asset.multiplier,
-            "peg_of": asset.peg_of,
-            "issuer": asset.issuer,
-        }
-        return True
-
-    def is_stable(self, symbol: str) -> bool:
-        """Whether a coin is moved by no price factor, so that it counts at par where nobody states its price."""
-        asset = self._book.resolve(symbol)
-        return asset is not None and asset.risk_factor is None
+    named: Catalog
+    deliveries: dict[str, datetime] = field(default_factory=dict)
+    """Delivery times that the venue states, by symbol; they go before those that a symbol implies."""
 
     def known(self, symbol: str) -> Market | None:
         """The market of a name whose base and settlement coin are in the asset book, else None."""
@@ -67,8 +43,7 @@ class Catalog:
             market = market_of(symbol)
         except FieldError:
             return None
-        known = self._book.resolve(market.base) is not None and self._book.resolve(market.settle) is not None
-        return market if known else None
+        return market if self.named.knows(market.base, market.settle) else None
 
     def expiry(self, market: Market) -> datetime | None:
         """When a market ends, by the venue's own word where it has said it."""
@@ -77,33 +52,19 @@ class Catalog:
     def instrument(self, market: Market, path: str = "") -> str:
         """Takes a market in and gives its instrument id; raises `FieldError` (unknown_market, unknown_asset)."""
         name = instrument_id(VENUE, market.symbol)
-        if name in self._instruments:
+        if name in self.named.instruments:
             return name
-        if not self.asset(market.base):
-            message = f"{market.base!r} of {market.symbol} is not in the asset book"
-            raise FieldError(path, FailureReason.UNKNOWN_MARKET, message)
-        if not self.asset(market.settle):
-            message = f"{market.settle!r} of {market.symbol} is not in the asset book"
-            raise FieldError(path, FailureReason.UNKNOWN_ASSET, message)
-        self._instruments[name] = {
-            "instrument_id": name,
-            "venue": VENUE,
-            "symbol": market.symbol,
-            "kind": market.kind,
-            "underlying": market.base,
-            "settlement_asset": market.settle,
-            "payoff": "inverse" if market.inverse else "linear",
-            "contract_size": Decimal(1),
-            "strike": market.strike,
-            "expiry": self.expiry(market),
-            "option_type": market.option_type,
-        }
-        return name
-
-    def write(self, rows: Rows) -> None:
-        """Adds the rows of `assets` and `instruments`."""
-        rows.rows["assets"].extend(self._assets[name] for name in sorted(self._assets))
-        rows.rows["instruments"].extend(self._instruments[name] for name in sorted(self._instruments))
+        base, settlement = self.named.pair(market.base, market.settle, of=market.symbol, path=path)
+        return self.named.instrument(
+            market.symbol,
+            kind=market.kind,
+            underlying=base,
+            settlement_asset=settlement,
+            inverse=market.inverse,
+            strike=market.strike,
+            expiry=self.expiry(market),
+            option_type=market.option_type,
+        )
 
 
 def lines_of(
@@ -134,14 +95,7 @@ def lines_of(
                 try:
                     line = read(record, place)
                 except FieldError as error:
-                    rows.fail(
-                        error.reason,
-                        error.message,
-                        payload=payload.name,
-                        path=error.path,
-                        subject=_subject(record),
-                        account_id=owner,
-                    )
+                    rows.refuse(error, payload=payload.name, subject=_subject(record), account_id=owner)
                     continue
                 found.setdefault(key(line), []).append((line, payload, place))
                 owners[key(line)] = owner

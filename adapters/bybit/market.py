@@ -13,11 +13,13 @@ from aggregator.errors import FailureReason
 
 from ..adapter import parameter_table
 from ..amounts import FieldError, decimal_at, joined, optional_time_at
+from ..fields import text_at
+from ..market_rows import add_market_state
 from ..rows import Rows
 from ..transport import Payload
 from . import mechanics
-from .catalog import PARAMETER_FILE, VENUE, Catalog, lines_of
-from .parse import CollateralLine, Market, TickerLine, answer_of, collateral_line, fee_line, place_of, text_at
+from .catalog import PARAMETER_FILE, VENUE, BybitCatalog, lines_of
+from .parse import CollateralLine, Market, TickerLine, answer_of, collateral_line, fee_line, place_of
 from .prices import derivatives_of, moment_of, read_tickers, usd_prices, write_depths, write_funding, write_marks
 from .rules import CollateralTable, RiskLimit, RiskTable, collateral_table, option_rates, risk_limit, risk_table
 
@@ -37,7 +39,7 @@ class MarketData:
 
 
 def read_market(
-    rows: Rows, payloads: Mapping[str, Sequence[Payload]], catalog: Catalog, *, parameters: Mapping[str, Any]
+    rows: Rows, payloads: Mapping[str, Sequence[Payload]], catalog: BybitCatalog, *, parameters: Mapping[str, Any]
 ) -> MarketData:
     """Reads all market-wide answers, writes their marks and states, and gives what accounts need of them.
 
@@ -75,7 +77,7 @@ def read_market(
     return data
 
 
-def _contracts(rows: Rows, payloads: Sequence[Payload], catalog: Catalog) -> None:
+def _contracts(rows: Rows, payloads: Sequence[Payload], catalog: BybitCatalog) -> None:
     """Delivery times and status words of `market/instruments-info`."""
 
     def read(record: Any, path: str) -> tuple[str, datetime | None, str]:
@@ -88,10 +90,10 @@ def _contracts(rows: Rows, payloads: Sequence[Payload], catalog: Catalog) -> Non
             continue
         if delivery is not None:
             catalog.deliveries[symbol] = delivery
-        columns = {"as_of": moment_of(payload), "source": "market/instruments-info"}
         instrument = catalog.instrument(market)
         if status:
-            rows.add("market_state", venue=VENUE, market=instrument, field="status", text=status, **columns)
+            as_of = moment_of(payload)
+            add_market_state(rows, instrument, "status", status, as_of=as_of, source="market/instruments-info")
 
 
 def _risk_tables(rows: Rows, payloads: Sequence[Payload], parameters: Mapping[str, Any]) -> dict[str, RiskTable]:
@@ -109,7 +111,7 @@ def _risk_tables(rows: Rows, payloads: Sequence[Payload], parameters: Mapping[st
                     line = risk_limit(record, place_of(answer, number))
                 except FieldError as error:
                     bad.add(symbol)
-                    rows.fail(error.reason, error.message, payload=payload.name, path=error.path, subject=symbol)
+                    rows.refuse(error, payload=payload.name, subject=symbol)
                     continue
                 groups.setdefault(line.symbol, []).append((line, payload))
     out: dict[str, RiskTable] = {}

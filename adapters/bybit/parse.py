@@ -8,7 +8,7 @@ the body. Times are epoch milliseconds.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from functools import lru_cache
@@ -20,6 +20,7 @@ from ..amounts import (
     FieldError,
     decimal_at,
     decimal_of,
+    first_decimal_at,
     joined,
     member,
     members,
@@ -28,6 +29,7 @@ from ..amounts import (
     optional_time_at,
     positive_at,
 )
+from ..fields import optional_flag_at, text_at
 from ..symbols import EXPIRY_HOUR_UTC
 
 SideMode = Literal["net", "long", "short"]
@@ -207,26 +209,6 @@ def place_of(answer: Answer, number: int) -> str:
     return joined(answer.path, number) if answer.path.endswith("list") or len(answer.records) > 1 else answer.path
 
 
-def text_at(record: Any, key: str, path: str = "") -> str:
-    """The required text under `key`; raises `FieldError` (missing_field, malformed)."""
-    value = member(record, key, path)
-    if not isinstance(value, str) or not value:
-        raise FieldError(joined(path, key), FailureReason.MALFORMED, f"expected a text, found {type(value).__name__}")
-    return value
-
-
-def optional_flag_at(record: Mapping[str, Any], key: str, path: str = "") -> bool | None:
-    """A truth value, or None where it is absent; raises malformed for anything but true and false."""
-    value = record.get(key)
-    if value is None or value == "":
-        return None
-    if isinstance(value, bool):
-        return value
-    if value in ("true", "false"):
-        return bool(value == "true")
-    raise FieldError(joined(path, key), FailureReason.MALFORMED, f"{str(value)[:40]!r} is neither true nor false")
-
-
 def _optional_price(record: Mapping[str, Any], key: str, path: str) -> Decimal | None:
     """A price above 0, or None where it is absent, blank or the 0 that the venue sends for none."""
     number = optional_decimal_at(record, key, path)
@@ -241,10 +223,6 @@ def _optional_amount(record: Mapping[str, Any], key: str, path: str) -> Decimal 
     if number is not None and number < 0:
         raise FieldError(joined(path, key), FailureReason.OUT_OF_RANGE, f"{number} must not be negative")
     return number
-
-
-def _first_of(record: Mapping[str, Any], keys: Sequence[str], path: str) -> Decimal | None:
-    return next((value for key in keys if (value := optional_decimal_at(record, key, path)) is not None), None)
 
 
 # markets
@@ -320,9 +298,9 @@ def wallet_line(record: Any, path: str) -> WalletLine:
         path=path,
         equity=optional_decimal_at(record, "totalEquity", path),
         margin_balance=optional_decimal_at(record, "totalMarginBalance", path),
-        initial=_first_of(record, ("totalInitialMarginByMp", "totalInitialMargin"), path),
-        maintenance=_first_of(record, ("totalMaintenanceMarginByMp", "totalMaintenanceMargin"), path),
-        maintenance_rate=_first_of(record, ("accountMMRateByMp", "accountMMRate"), path),
+        initial=first_decimal_at(record, ("totalInitialMarginByMp", "totalInitialMargin"), path),
+        maintenance=first_decimal_at(record, ("totalMaintenanceMarginByMp", "totalMaintenanceMargin"), path),
+        maintenance_rate=first_decimal_at(record, ("accountMMRateByMp", "accountMMRate"), path),
         coins=members(record, "coin", path),
     )
 
@@ -390,8 +368,8 @@ def position_line(record: Any, path: str) -> PositionLine:
         isolated=str(record.get("tradeMode")) == "1",
         margin=optional_decimal_at(record, "positionBalance", path),
         profit=profit,
-        initial=_first_of(record, ("positionIMByMp", "positionIM"), path),
-        maintenance=_first_of(record, ("positionMMByMp", "positionMM"), path),
+        initial=first_decimal_at(record, ("positionIMByMp", "positionIM"), path),
+        maintenance=first_decimal_at(record, ("positionMMByMp", "positionMM"), path),
         liquidation_price=_optional_price(record, "liqPrice", path),
         bankruptcy_price=_optional_price(record, "bustPrice", path),
     )

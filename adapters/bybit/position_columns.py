@@ -30,10 +30,11 @@ from ..columns import (
     is_zero,
     lacks,
     not_surely_within,
+    own_marks,
     spread,
 )
 from . import mechanics
-from .catalog import VENUE, Catalog
+from .catalog import VENUE, BybitCatalog
 from .market import MarketData, taker_rate
 from .parse import Market
 from .rules import decimal_from
@@ -63,7 +64,7 @@ class PlainPositions(NamedTuple):
 
 
 def plain_positions(
-    questions: Sequence[Question], catalog: Catalog, market: MarketData, *, source: str
+    questions: Sequence[Question], catalog: BybitCatalog, market: MarketData, *, source: str
 ) -> dict[str, PlainPositions]:
     """Positions by owner, of those owners whose positions are all plain. Adds no row; takes held markets in."""
     lists = [[record for records, _ in question.lists for record in records] for question in questions]
@@ -90,7 +91,7 @@ def plain_positions(
 class _Read:
     """Fields of rows that hold something."""
 
-    def __init__(self, columns: Columns, size: pa.Array, catalog: Catalog, market: MarketData) -> None:
+    def __init__(self, columns: Columns, size: pa.Array, catalog: BybitCatalog, market: MarketData) -> None:
         self.codes, self.names = encoded(columns.text("symbol"))
         self.markets: list[Market | None] = [_usable(name, catalog, market) for name in self.names]
         columns.reject(np.array([m is None for m in self.markets], np.bool_)[self.codes])
@@ -161,7 +162,7 @@ class _Read:
         return spread(codes, rates, DECIMAL)
 
 
-def _usable(symbol: str, catalog: Catalog, market: MarketData) -> Market | None:
+def _usable(symbol: str, catalog: BybitCatalog, market: MarketData) -> Market | None:
     """A perpetual or future with known assets, tiers and taker rate, else None."""
     found = catalog.known(symbol)
     if found is None or found.kind == "option" or symbol not in market.risk_tables:
@@ -186,7 +187,7 @@ def _written(
     rows: Numbers,
     owners: Numbers,
     times: pa.Array,
-    catalog: Catalog,
+    catalog: BybitCatalog,
     source: str,
 ) -> dict[str, PlainPositions]:
     codes, order = found.codes[rows], pa.array(rows)
@@ -210,14 +211,11 @@ def _written(
     )
     mark, bankruptcy = found.mark.take(order), found.bankruptcy.take(order)
     marked, busted = mark.is_valid(), bankruptcy.is_valid()
-    marks = canonical_table(
-        "marks",
-        int(pc.sum(marked).as_py() or 0),
-        venue=VENUE,
-        account_id=home.filter(marked),
-        subject=instrument.filter(marked),
-        field="mark",
-        value=flat.nearest_floats(mark.filter(marked)),
+    marks = own_marks(
+        VENUE,
+        home.filter(marked),
+        instrument.filter(marked),
+        flat.nearest_floats(mark.filter(marked)),
         as_of=times.filter(marked),
         source=source,
     )

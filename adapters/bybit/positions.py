@@ -12,7 +12,7 @@ from ..rows import Rows
 from ..symbols import expiry_subject, instrument_id
 from ..transport import Payload
 from . import mechanics
-from .catalog import VENUE, Catalog
+from .catalog import VENUE, BybitCatalog
 from .market import MarketData, taker_rate
 from .parse import PositionLine
 from .rules import decimal_from, leverage_problem
@@ -72,7 +72,14 @@ def check_tiers(
 
 
 def check_option(
-    rows: Rows, market: MarketData, line: PositionLine, catalog: Catalog, *, payload: Payload, home: str, cross: bool
+    rows: Rows,
+    market: MarketData,
+    line: PositionLine,
+    catalog: BybitCatalog,
+    *,
+    payload: Payload,
+    home: str,
+    cross: bool,
 ) -> None:
     """An option moves with its volatility and forward, which its ticker states; a short one in cross margin needs the
     factors of its coin.

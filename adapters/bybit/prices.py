@@ -10,12 +10,14 @@ from typing import Any
 from aggregator.errors import FailureReason
 
 from ..amounts import FieldError, decimal_at, joined, optional_time_at
+from ..fields import text_at
+from ..market_rows import add_mark, add_market_state
 from ..rows import Rows
 from ..symbols import expiry_subject
 from ..transport import Payload
 from . import mechanics
-from .catalog import VENUE, Catalog, Found, lines_of
-from .parse import Answer, Depth, TickerLine, answer_of, depth_of, market_of, text_at, ticker_line
+from .catalog import BybitCatalog, Found, lines_of
+from .parse import Answer, Depth, TickerLine, answer_of, depth_of, market_of, ticker_line
 from .rules import decimal_from
 
 Tickers = Mapping[tuple[str, str], Found[TickerLine]]
@@ -91,15 +93,6 @@ def usd_prices(tickers: Tickers) -> dict[str, Decimal]:
     return out
 
 
-def _mark(rows: Rows, subject: str, name: str, value: Decimal | None, **columns: Any) -> None:
-    if value is not None:
-        rows.add("marks", venue=VENUE, subject=subject, field=name, value=float(value), **columns)
-
-
-def _state(rows: Rows, market: str, name: str, **columns: Any) -> None:
-    rows.add("market_state", venue=VENUE, market=market, field=name, **columns)
-
-
 def moment_of(payload: Payload) -> datetime | None:
     """The time that an answer states, else that of its receipt."""
     try:
@@ -108,7 +101,9 @@ def moment_of(payload: Payload) -> datetime | None:
         return payload.received_at
 
 
-def write_marks(rows: Rows, tickers: Tickers, prices: Mapping[str, Decimal], books: set[str], catalog: Catalog) -> None:
+def write_marks(
+    rows: Rows, tickers: Tickers, prices: Mapping[str, Decimal], books: set[str], catalog: BybitCatalog
+) -> None:
     """Marks and open interest of every known market, and dollar prices of coins.
 
     Best prices of a market in `books` come from its order book, not from its ticker.
@@ -121,7 +116,7 @@ def write_marks(rows: Rows, tickers: Tickers, prices: Mapping[str, Decimal], boo
         market = catalog.known(symbol) if category != "spot" else None
         if market is None:
             continue
-        columns = {"as_of": moments[id(payload)], "source": "market/tickers"}
+        columns: dict[str, Any] = {"as_of": moments[id(payload)], "source": "market/tickers"}
         instrument = catalog.instrument(market)
         for name, value in (
             ("mark", line.mark_price),
@@ -132,16 +127,17 @@ def write_marks(rows: Rows, tickers: Tickers, prices: Mapping[str, Decimal], boo
             ("implied_vol", line.implied_vol),
             ("delta", line.delta if market.kind == "option" else None),
         ):
-            _mark(rows, instrument, name, value, **columns)
+            if value is not None:
+                add_mark(rows, instrument, name, value, **columns)
         if line.open_interest is not None:
-            _state(rows, instrument, "open_interest", value=float(line.open_interest), **columns)
+            add_market_state(rows, instrument, "open_interest", line.open_interest, **columns)
         expiry = catalog.expiry(market)
         if market.kind == "option" and line.forward is not None and expiry is not None:
             _forward(rows, forwards, expiry_subject(market.base, expiry), (line, payload, place), columns)
     oldest = min((moment for moment in moments.values() if moment is not None), default=None)
     for coin, price in sorted(prices.items()):
-        if catalog.asset(coin):
-            _mark(rows, coin, "index", price, as_of=oldest, source="market/tickers")
+        if catalog.named.asset(coin):
+            add_mark(rows, coin, "index", price, as_of=oldest, source="market/tickers")
 
 
 def _forward(
@@ -152,7 +148,7 @@ def _forward(
     assert line.forward is not None
     if subject not in forwards:
         forwards[subject] = entry
-        _mark(rows, subject, "forward", line.forward, **columns)
+        add_mark(rows, subject, "forward", line.forward, **columns)
         return
     first = forwards[subject][0].forward
     assert first is not None
@@ -166,7 +162,7 @@ def _forward(
         )
 
 
-def write_depths(rows: Rows, payloads: Sequence[Payload], catalog: Catalog) -> set[str]:
+def write_depths(rows: Rows, payloads: Sequence[Payload], catalog: BybitCatalog) -> set[str]:
     """Marks of `market/orderbook` answers; gives the symbols that have a usable book."""
 
     def read(record: Any, path: str) -> Depth:
@@ -184,18 +180,18 @@ def write_depths(rows: Rows, payloads: Sequence[Payload], catalog: Catalog) -> s
     found = lines_of(rows, derivatives, read, key=lambda depth: depth.symbol)
     for depth, payload, _ in found.values():
         instrument = catalog.instrument(market_of(depth.symbol))
-        columns = {"as_of": depth.time or moment_of(payload), "source": "market/orderbook"}
+        columns: dict[str, Any] = {"as_of": depth.time or moment_of(payload), "source": "market/orderbook"}
         for name, value in (
             ("bid", depth.bid),
             ("ask", depth.ask),
             ("depth_bid", depth.bid_notional),
             ("depth_ask", depth.ask_notional),
         ):
-            _mark(rows, instrument, name, value, **columns)
+            add_mark(rows, instrument, name, value, **columns)
     return set(found)
 
 
-def write_funding(rows: Rows, payloads: Sequence[Payload], catalog: Catalog) -> None:
+def write_funding(rows: Rows, payloads: Sequence[Payload], catalog: BybitCatalog) -> None:
     """The last settled funding rate of each market; what a ticker states is the one to come."""
     latest: dict[str, tuple[datetime, Decimal]] = {}
 
@@ -214,5 +210,5 @@ def write_funding(rows: Rows, payloads: Sequence[Payload], catalog: Catalog) -> 
     for symbol, (moment, rate) in latest.items():
         market = catalog.known(symbol)
         if market is not None:
-            columns = {"as_of": moment, "source": "market/funding/history"}
-            _state(rows, catalog.instrument(market), "funding_rate", value=float(rate), **columns)
+            instrument = catalog.instrument(market)
+            add_market_state(rows, instrument, "funding_rate", rate, as_of=moment, source="market/funding/history")

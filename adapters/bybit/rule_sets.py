@@ -10,7 +10,7 @@ from aggregator.rule_forms import Component, component_rows
 
 from ..rows import Rows
 from ..symbols import instrument_id
-from .catalog import VENUE, Catalog
+from .catalog import VENUE, BybitCatalog
 from .market import MarketData
 from .parse import market_of
 from .rules import (
@@ -42,7 +42,7 @@ class RuleSets:
             self.components[rule_set] = component_rows(rule_set, components, source=source)
         self.symbols.setdefault(rule_set, set()).update(symbols)
 
-    def write(self, rows: Rows, market: MarketData, catalog: Catalog) -> None:
+    def write(self, rows: Rows, market: MarketData, catalog: BybitCatalog) -> None:
         """Adds rule sets and their tiers; the shared set of cross margin has those of every known market and coin."""
         shared = rule_set_id(CROSS)
         if market.risk_tables or market.collateral:
@@ -56,13 +56,13 @@ class RuleSets:
                 self._write_market(rows, rule_set, symbol, market, catalog)
             tables: Mapping[str, CollateralTable] = self.collateral.get(rule_set, {})
             if rule_set == shared:
-                tables = {coin: table for coin, table in market.collateral.items() if catalog.asset(coin)} | dict(
+                tables = {coin: table for coin, table in market.collateral.items() if catalog.named.asset(coin)} | dict(
                     tables
                 )
             for coin in sorted(tables):
                 rows.rows["collateral_tiers"].extend(collateral_tier_rows(rule_set, tables[coin]))
 
-    def _write_market(self, rows: Rows, rule_set: str, symbol: str, market: MarketData, catalog: Catalog) -> None:
+    def _write_market(self, rows: Rows, rule_set: str, symbol: str, market: MarketData, catalog: BybitCatalog) -> None:
         instrument = instrument_id(VENUE, symbol)
         catalog.instrument(market_of(symbol))
         if not rule_set.startswith(rule_set_id("isolated")):

@@ -23,8 +23,10 @@ from aggregator.rule_forms import (
 )
 
 from ..amounts import FieldError, decimal_at, joined, members, non_negative_at, optional_decimal_at, positive_at
+from ..collateral import weight_row
+from ..fields import text_at
 from . import mechanics
-from .parse import ratio_at, text_at
+from .parse import ratio_at
 
 CROSS, PORTFOLIO, ISOLATED, WALLET = "cross", "portfolio", "isolated", "wallet"
 RULE_SOURCE = "Bybit help center: unified trading account, maintenance margin, collateral value ratios"
@@ -246,19 +248,7 @@ def profit_weight_row(rule_set: str, instrument: str) -> dict[str, Any]:
 
 
 def _weight_row(rule_set: str, asset_id: str, ratio: Decimal, *, tier: int, floor: Decimal) -> dict[str, Any]:
-    return {
-        "rule_set": rule_set,
-        "asset_id": asset_id,
-        "emode": "",
-        "tier": tier,
-        "floor": floor,
-        "floor_in": "tokens",
-        "asset_weight_initial": ratio,
-        "asset_weight_maintenance": ratio,
-        "liability_weight_initial": Decimal(1),
-        "liability_weight_maintenance": Decimal(1),
-        "source": "venue",
-    }
+    return weight_row(rule_set, asset_id, ratio, tier=tier, floor=floor, floor_in="tokens")
 
 
 # components

@@ -12,7 +12,7 @@ from aggregator.errors import FailureReason
 from ..amounts import FieldError, joined
 from ..rows import Rows
 from ..transport import Payload
-from .catalog import Catalog, lines_of
+from .catalog import BybitCatalog, lines_of
 from .parse import CoinLine, CollateralLine, WalletLine, coin_line, wallet_line
 
 UNIFIED_TYPE = "UNIFIED"
@@ -49,7 +49,7 @@ def read_wallet(
     home: str,
     *,
     market_prices: Mapping[str, Decimal],
-    catalog: Catalog,
+    catalog: BybitCatalog,
 ) -> Wallet | None:
     """The unified wallet in the answers of one owner, or None; what is wrong with it fails `home`.
 
@@ -103,10 +103,13 @@ def own_price(line: CoinLine) -> Decimal | None:
 
 
 def _prices(
-    coins: Mapping[str, CoinLine], own: Mapping[str, Decimal], market_prices: Mapping[str, Decimal], catalog: Catalog
+    coins: Mapping[str, CoinLine],
+    own: Mapping[str, Decimal],
+    market_prices: Mapping[str, Decimal],
+    catalog: BybitCatalog,
 ) -> dict[str, Decimal]:
     """The wallet's own price, else the market's, else par for a stable."""
-    stable = {coin: Decimal(1) for coin in coins if catalog.is_stable(coin)}
+    stable = {coin: Decimal(1) for coin in coins if catalog.named.is_stable(coin)}
     return stable | dict(market_prices) | dict(own)
 
 

@@ -26,6 +26,8 @@ from aggregator.errors import FailureReason
 from ..adapter import Context, Normalized
 from ..amounts import FieldError
 from ..facts import VenueFacts
+from ..findings import PlacedError
+from ..questions import in_order, owner_of
 from ..rows import Rows
 from ..symbols import account_id
 from ..transport import Payload
@@ -38,7 +40,6 @@ from .sections import (
     REQUESTS,
     VENUE,
     Section,
-    SectionError,
     as_getters,
     deployments_of,
     sections_of,
@@ -82,25 +83,18 @@ def _sort(reading: Reading, payloads: Sequence[Payload]) -> None:
     """Sections by market and owner. Several answers to one question are all rejected."""
     rows = reading.rows
     groups: dict[tuple[str, str, str], list[Section]] = defaultdict(list)
-    for payload in sorted(payloads, key=lambda p: (p.request, p.account, p.name)):
+    for payload in in_order(payloads):
         kind = payload.request.partition(":")[0].strip("/ ")
-        if kind not in REQUESTS:
-            message = f"unknown request {payload.request[:60]!r}"
-            rows.fail(FailureReason.UNSUPPORTED, message, payload=payload.name, path="request")
-            continue
-        if kind == ACCOUNT and not payload.account:
-            message = f"{payload.request} without an owner"
-            rows.fail(FailureReason.MISSING_FIELD, message, payload=payload.name, path="account")
-            continue
-        owner = payload.account if kind == ACCOUNT else ""
-        for section in sections_of(payload):
-            try:
-                if isinstance(section, SectionError):
-                    raise section
-                label = reading.deployments.of(payload, section.body, section.path).label
-                groups[label, kind, owner].append(as_getters(section) if kind == CONFIGURATION else section)
-            except FieldError as error:
-                _lose(reading, payload, error, owner)
+        with rows.guard(payload.name, subject=payload.account or payload.request):
+            owner = owner_of(payload, kind, requests=REQUESTS, owned=(ACCOUNT,))
+            for section in sections_of(payload):
+                try:
+                    if isinstance(section, PlacedError):
+                        raise section
+                    label = reading.deployments.of(payload, section.body, section.path).label
+                    groups[label, kind, owner].append(as_getters(section) if kind == CONFIGURATION else section)
+                except FieldError as error:
+                    _lose(reading, payload, error, owner)
     for (label, kind, owner), copies in sorted(groups.items()):
         found = reading.found.setdefault(label, Found({}, [], []))
         if len(copies) == 1:
@@ -127,11 +121,9 @@ def _lose(reading: Reading, payload: Payload, error: FieldError, owner: str) -> 
     label = payload.request.partition(":")[2] or reading.deployments.default or ""
     if owner and label in reading.deployments.markets:
         reading.lost.add((label, owner))
-    reading.rows.fail(
-        error.reason,
-        error.message,
+    reading.rows.refuse(
+        error,
         payload=payload.name,
-        path=error.path,
         subject=owner or payload.request,
         account_id=account_id(VENUE, owner, label) if owner else None,
     )

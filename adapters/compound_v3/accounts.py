@@ -11,6 +11,8 @@ from typing import TypeVar
 from aggregator.errors import FailureReason
 
 from ..amounts import token_amount
+from ..fields import flag_at
+from ..findings import fail_account, noted, or_failure
 from ..symbols import account_id
 from . import mechanics
 from .markets import Found, Reading, mark_row
@@ -27,7 +29,7 @@ from .parse import (
     read_state,
     read_user,
 )
-from .sections import USD, VENUE, Deployment, Section, SectionError, View, flag_at
+from .sections import USD, VENUE, Deployment, Section, View
 
 _T = TypeVar("_T")
 _VERDICTS = (
@@ -85,7 +87,7 @@ class _Account:
         assets, listing = listings.assets(self.view, deployment)
         holdings, holding = read_holdings(self.section, user, assets, deployment, listings)
         for error in (*listing, *holding):
-            self._fail(error)
+            fail_account(self.reading.rows, error, self.account)
         # a stated base price must be usable even where the account has no base balance
         needed = user.principal != 0 or self.view.having("basePrice") is not None
         base = self._tried(lambda: read_base(self.view)) if needed else None
@@ -101,26 +103,11 @@ class _Account:
         if unit is not None:
             self._tried(lambda: self._add_marks(prices, unit))
 
-    def _fail(self, error: SectionError) -> None:
-        self.reading.rows.fail(
-            error.reason,
-            error.message,
-            payload=error.payload,
-            path=error.path,
-            subject=self.account,
-            account_id=self.account,
-        )
-
     def _tried(self, step: Callable[[], _T]) -> _T | None:
-        """What `step` gives, or None and a failure of this account."""
-        try:
-            return step()
-        except SectionError as error:
-            self._fail(error)
-            return None
+        return or_failure(self.reading.rows, step, self.account)
 
     def _token(self, symbol: str, scale: int, view: View, key: str) -> bool:
-        """Notes a token that the account has; raises `SectionError` for one that the asset book does not know."""
+        """Notes a token that the account has; raises `PlacedError` for one that the asset book does not know."""
         where = view.having(key) or view.sections[0]
         if not self.reading.names(self.deployment, symbol, digits_of(scale, where, key)):
             stated = "" if key == "baseScale" else "asset"
@@ -149,7 +136,7 @@ class _Account:
         moment, principal = self.section.payload.received_at, user.principal
         indices = state.indices_at(moment)
         present = mechanics.present_value(principal, indices)
-        with self.reading.noted(self.account):
+        with noted(self.reading.rows, self.account):
             wrong = contradiction(self.section, principal, state, moment)
             if wrong is not None:
                 raise wrong
@@ -170,7 +157,7 @@ class _Account:
         """Findings where the venue's own verdicts are not ours."""
         held = [holding.collateral for holding in holdings]
         for key, verdict in _VERDICTS:
-            with self.reading.noted(self.account):
+            with noted(self.reading.rows, self.account):
                 if self.section.body.get(key) is None:
                     continue
                 stated, own = self.section.read(flag_at, key), verdict(principal, indices, base, held)

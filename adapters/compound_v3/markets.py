@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from fractions import Fraction
@@ -13,6 +12,9 @@ from aggregator.errors import FailureReason
 
 from ..adapter import Context
 from ..amounts import integer_at
+from ..catalog import asset_row
+from ..findings import PlacedError, find_wrong, noted
+from ..market_rows import add_market_state
 from ..rows import Rows
 from . import mechanics
 from .mechanics import FACTOR_SCALE, INDEX_SCALE, PRICE_SCALE, SECONDS_PER_YEAR
@@ -24,7 +26,6 @@ from .sections import (
     Deployment,
     Deployments,
     Section,
-    SectionError,
     View,
     factor_at,
     positive_at,
@@ -80,42 +81,18 @@ class Reading:
             known |= set() if digits is None else {digits}
         return self.knows(symbol)
 
-    def found_wrong(self, error: SectionError, subject: str) -> None:
-        """A finding that stops nobody by itself: whoever needs the field fails on it, and it is said once."""
-        said = {(f.payload, f.path, f.reason) for f in self.rows.failures}
-        if (error.payload, error.path, error.reason) not in said:
-            self.rows.fail(error.reason, error.message, payload=error.payload, path=error.path, subject=subject)
-
-    @contextmanager
-    def noted(self, subject: str) -> Iterator[None]:
-        """Turns a `SectionError` of the block into a finding."""
-        try:
-            yield
-        except SectionError as error:
-            self.found_wrong(error, subject)
-
     def add_tokens(self) -> None:
         """Rows of `assets`. Payloads that contradict each other give several, which the snapshot rejects."""
         for (chain, symbol), digits in sorted(self.tokens.items()):
             asset = self.context.assets.assets[symbol]
             stated: list[int | None] = [*sorted(digits)]
             for decimals in stated or [None]:
-                self.rows.add(
-                    "assets",
-                    asset_id=f"{symbol}@{chain}",
-                    symbol=symbol,
-                    chain=chain,
-                    decimals=decimals,
-                    risk_factor=asset.risk_factor,
-                    multiplier=asset.multiplier,
-                    peg_of=asset.peg_of,
-                    issuer=asset.issuer,
-                )
+                self.rows.add("assets", **asset_row(asset, chain=chain, decimals=decimals))
 
     def dollar_price(self, deployment: Deployment, view: View) -> DollarPrice:
         """Dollars of what the market's feeds quote: the snapshot's own, else the newest of the chain's dollar markets.
 
-        Raises `SectionError` (missing_mark) where no payload says.
+        Raises `PlacedError` (missing_mark) where no payload says.
         """
         first = view.sections[0].payload
         if deployment.numeraire == USD:
@@ -144,7 +121,7 @@ class Reading:
     def _note_price(self, deployment: Deployment, symbol: str, listed: Listed) -> None:
         try:
             price, received_at = read_price(listed)
-        except SectionError:
+        except PlacedError:
             return  # whoever needs it says so
         key, request = (deployment.chain, symbol), listed.view.sections[0].payload.request
         known = self.dollars.get(key)
@@ -153,7 +130,7 @@ class Reading:
 
 
 def base_digits(view: View) -> int:
-    """Decimals of the base asset; raises `SectionError`."""
+    """Decimals of the base asset; raises `PlacedError`."""
     scale = view.read(positive_at, "baseScale")
     return digits_of(scale, view.having("baseScale") or view.sections[0], "baseScale")
 
@@ -171,7 +148,7 @@ def add_market(reading: Reading, deployment: Deployment, found: Found) -> None:
     _add_state(reading, deployment, View((*newest, *found.configuration)))
     for view in views:
         if view.having("baseScale") is not None:
-            with reading.noted(deployment.label):
+            with noted(reading.rows, deployment.label):
                 reading.names(deployment, deployment.base, base_digits(view))
 
 
@@ -185,9 +162,9 @@ def _add_weights(reading: Reading, deployment: Deployment, views: Iterable[View]
     listings = {id(found): found for found in (reading.listings.assets(view, deployment) for view in views)}
     for assets, errors in listings.values():
         for error in errors:
-            reading.found_wrong(error, deployment.label)
+            find_wrong(reading.rows, error, deployment.label)
         for symbol, listed in assets.items():
-            with reading.noted(deployment.asset_id(symbol)):
+            with noted(reading.rows, deployment.asset_id(symbol)):
                 terms = reading.listings.terms(listed)
                 if reading.names(deployment, symbol, terms.digits):
                     row = collateral_tier_row(symbol, terms, deployment)
@@ -202,28 +179,20 @@ def _add_state(reading: Reading, deployment: Deployment, view: View) -> None:
     """
     label = deployment.label
 
-    def add(market: str, name: str, value: float | None, source: Section, text: str | None = None) -> None:
-        reading.rows.add(
-            "market_state",
-            venue=VENUE,
-            market=market,
-            field=name,
-            value=value,
-            text=text,
-            as_of=source.payload.received_at,
-            source=source.payload.request,
-        )
+    def add(market: str, name: str, value: float | str, source: Section) -> None:
+        payload = source.payload
+        add_market_state(reading.rows, market, name, value, as_of=payload.received_at, source=payload.request)
 
     scale = None
-    with reading.noted(label):
+    with noted(reading.rows, label):
         scale = view.optional(positive_at, "baseScale")
     stored = view.having("totalsBasic")
     if stored is not None:
-        with reading.noted(label):
+        with noted(reading.rows, label):
             state = read_state(view)
             stopped = mechanics.paused_actions(state.pause_flags)
             indices = state.indices_at(stored.payload.received_at)
-            add(label, "status", None, stored, " ".join(f"{action}_paused" for action in stopped) or "active")
+            add(label, "status", " ".join(f"{action}_paused" for action in stopped) or "active", stored)
             add(label, "supply_index", indices.supply / INDEX_SCALE, stored)
             add(label, "borrow_index", indices.borrow / INDEX_SCALE, stored)
             if scale:
@@ -237,7 +206,7 @@ def _add_state(reading: Reading, deployment: Deployment, view: View) -> None:
                     add(label, f"{side}_rate", yearly / FACTOR_SCALE, stored)
     for key, name, reader in _MARKET_STATE:
         section = view.having(key)
-        with reading.noted(label):
+        with noted(reading.rows, label):
             unit = FACTOR_SCALE if reader is factor_at else scale
             if section is not None and unit:
                 add(label, name, section.read(reader, key) / unit, section)
@@ -245,7 +214,7 @@ def _add_state(reading: Reading, deployment: Deployment, view: View) -> None:
         market = f"{label}:{deployment.asset_id(symbol)}"
         for key, name in _ASSET_STATE if reading.knows(symbol) else ():
             section = listed.view.having(key)
-            with reading.noted(market):
+            with noted(reading.rows, market):
                 if section is not None:
                     add(market, name, section.read(unsigned_at, key) / listed.view.read(positive_at, "scale"), section)
 
@@ -271,14 +240,14 @@ def add_market_prices(reading: Reading) -> None:
         if not found.market:
             continue
         view = View(found.shared)
-        with reading.noted(label):
+        with noted(reading.rows, label):
             unit = reading.dollar_price(deployment, view)
             stated: dict[str, int] = {}
             if view.having("basePrice") is not None:
                 stated[deployment.base] = view.read(positive_at, "basePrice")
             for symbol, listed in reading.listings.assets(view, deployment)[0].items():
                 if listed.view.having("price") is not None:
-                    with reading.noted(deployment.asset_id(symbol)):
+                    with noted(reading.rows, deployment.asset_id(symbol)):
                         stated[symbol] = read_price(listed)[0]
             for symbol in filter(reading.knows, stated):
                 asset_id = deployment.asset_id(symbol)

@@ -1,7 +1,7 @@
 """Reads what the sections of one Compound v3 market say: totals, curves, collateral assets, and one account.
 
 Integers stay integers (smallest units, 1e8 prices, 1e15 indices, 1e18 factors) until they become rows. Every function
-raises `SectionError`, which names payload and field.
+raises `PlacedError`, which names payload and field.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 from aggregator.errors import FailureReason
 
 from ..amounts import FieldError, integer_at, joined, member, members
+from ..fields import text_at
+from ..findings import PlacedError
 from .mechanics import (
     Base,
     Collateral,
@@ -29,12 +31,10 @@ from .sections import (
     FACTORS,
     Deployment,
     Section,
-    SectionError,
     View,
     factor_at,
     positive_at,
     struct_at,
-    text_at,
     uint64_at,
     unsigned_at,
 )
@@ -142,7 +142,7 @@ def read_base(view: View) -> Base:
 
 
 def digits_of(scale: int, section: Section, key: str) -> int:
-    """Decimals of a scale; `SectionError` unless it is a power of ten."""
+    """Decimals of a scale; `PlacedError` unless it is a power of ten."""
     digits = len(str(scale)) - 1
     if scale != 10**digits or digits > 36:
         raise section.error(key, FailureReason.INCONSISTENT, f"scale {str(scale)[:40]} is no power of ten")
@@ -159,21 +159,21 @@ class Listed(NamedTuple):
     view: View
 
 
-def read_assets(view: View, deployment: Deployment) -> tuple[dict[str, Listed], list[SectionError]]:
+def read_assets(view: View, deployment: Deployment) -> tuple[dict[str, Listed], list[PlacedError]]:
     """Collateral by symbol, in the order of the sections, and what could not be told apart.
 
     Snapshots say which assets there are; a configuration adds what they leave out of these, and lists the assets only
     where no snapshot does. An asset that stands twice in one section is in no result.
     """
     records: dict[str, list[tuple[int, Section]]] = {}
-    errors: list[SectionError] = []
+    errors: list[PlacedError] = []
     twice: set[str] = set()
     for section in view.sections:
         if section.body.get("assets") is None:
             continue
         try:
             found = section.read(members, "assets")
-        except SectionError as error:
+        except PlacedError as error:
             errors.append(error)
             continue
         only_adds = bool(records) and section.payload.request.startswith(CONFIGURATION)
@@ -182,7 +182,7 @@ def read_assets(view: View, deployment: Deployment) -> tuple[dict[str, Listed], 
             inner = Section(section.payload, joined(joined(section.path, "assets"), number), record)
             try:
                 symbol = _symbol(inner, deployment)
-            except SectionError as error:
+            except PlacedError as error:
                 errors.append(error)
                 continue
             if symbol in seen:
@@ -225,11 +225,11 @@ class Listings:
     """Assets of each combination of sections, read once: most owners have no list of their own."""
 
     def __init__(self) -> None:
-        self._listings: dict[tuple[str, tuple[int, ...]], tuple[dict[str, Listed], list[SectionError]]] = {}
-        self._terms: dict[int, Terms | SectionError] = {}
+        self._listings: dict[tuple[str, tuple[int, ...]], tuple[dict[str, Listed], list[PlacedError]]] = {}
+        self._terms: dict[int, Terms | PlacedError] = {}
         self._kept: list[View] = []
 
-    def assets(self, view: View, deployment: Deployment) -> tuple[dict[str, Listed], list[SectionError]]:
+    def assets(self, view: View, deployment: Deployment) -> tuple[dict[str, Listed], list[PlacedError]]:
         """As `read_assets`."""
         key = deployment.label, tuple(id(s.body) for s in view.sections if s.body.get("assets") is not None)
         if key not in self._listings:
@@ -243,11 +243,11 @@ class Listings:
         if found is None:
             try:
                 found = read_terms(listed)
-            except SectionError as error:
+            except PlacedError as error:
                 found = error
             self._terms[id(listed)] = found
-        if isinstance(found, SectionError):
-            raise SectionError(found.payload, found)
+        if isinstance(found, PlacedError):
+            raise PlacedError(found.payload, found)
         return found
 
 
@@ -317,25 +317,25 @@ def read_user(section: Section) -> User:
 
 def read_holdings(
     section: Section, user: User, assets: Mapping[str, Listed], deployment: Deployment, listings: Listings
-) -> tuple[list[Holding], list[SectionError]]:
+) -> tuple[list[Holding], list[PlacedError]]:
     """Collateral of an account, by offset, and what of it cannot be used.
 
     Balances stand in the records of the assets (`userCollateral`), or under `userCollateral` of the snapshot by token.
     They must agree with the account's bits; without bits every listed asset needs a balance.
     """
     holdings: list[Holding] = []
-    errors: list[SectionError] = []
+    errors: list[PlacedError] = []
     offsets: set[int] = set()
     try:
         own = _own_balances(section, assets, deployment)
-    except SectionError as error:
+    except PlacedError as error:
         return [], [error]
     for symbol in own.keys() - assets.keys():
         try:
             if own[symbol].read(balance_at, "balance"):
                 message = f"{symbol} is no collateral of {deployment.label}"
                 raise own[symbol].error("", FailureReason.UNKNOWN_MARKET, message)
-        except SectionError as error:
+        except PlacedError as error:
             errors.append(error)
     for symbol, listed in assets.items():
         try:
@@ -358,7 +358,7 @@ def read_holdings(
             if balance:
                 price, priced_at = read_price(listed)
                 holdings.append(Holding(symbol, balance, price, priced_at, listings.terms(listed)))
-        except SectionError as error:
+        except PlacedError as error:
             errors.append(error)
     for offset in sorted((user.offsets or frozenset()) - offsets):
         message = f"assetsIn has the bit of asset {offset}, which no payload lists"
@@ -415,7 +415,7 @@ def read_reported_balance(section: Section, principal: int) -> int | None:
     return None if section.body.get(key) is None else sign * section.read(unsigned_at, key)
 
 
-def contradiction(section: Section, principal: int, state: MarketState, moment: datetime | None) -> SectionError | None:
+def contradiction(section: Section, principal: int, state: MarketState, moment: datetime | None) -> PlacedError | None:
     """Why the balance that the venue states cannot be that of the principal at any time around the snapshot, or None.
 
     It lies between that of the stored indices and that of a few minutes past the receive time; without a curve nothing

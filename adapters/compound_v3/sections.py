@@ -16,6 +16,8 @@ from aggregator.errors import ConfigurationError, FailureReason, nearest_name
 
 from ..adapter import parameter_table
 from ..amounts import FieldError, decimal_of, integer_of, joined, member, members, time_of
+from ..fields import struct_of
+from ..findings import PlacedError
 from ..transport import Payload
 from .mechanics import FACTOR_SCALE, per_second
 
@@ -132,14 +134,6 @@ def deployments_of(parameters: Mapping[str, Any]) -> Deployments:
 # Sections -------------------------------------------------------------------------------------------------------------
 
 
-class SectionError(FieldError):
-    """A field that cannot be used, with the name of the payload that it stands in."""
-
-    def __init__(self, payload: str, error: FieldError) -> None:
-        super().__init__(error.path, error.reason, error.message)
-        self.payload = payload
-
-
 class Section(NamedTuple):
     """What one payload says of one market, under `path` of its body."""
 
@@ -148,21 +142,19 @@ class Section(NamedTuple):
     body: Mapping[str, Any]
 
     def read(self, reader: Callable[[Any, str, str], _T], key: str) -> _T:
-        """`reader(body, key, path)`; raises `SectionError`."""
+        """`reader(body, key, path)`; raises `PlacedError`."""
         try:
             return reader(self.body, key, self.path)
         except FieldError as error:
-            raise SectionError(self.payload.name, error) from None
+            raise PlacedError(self.payload.name, error) from None
 
     def inside(self, key: str | int, body: Any) -> Section:
         """The part of this section under `key`."""
         return Section(self.payload, joined(self.path, key), body)
 
-    def error(self, key: str, reason: FailureReason, message: str) -> SectionError:
+    def error(self, key: str, reason: FailureReason, message: str) -> PlacedError:
         """What is wrong with `key` of this section."""
-        return SectionError(
-            self.payload.name, FieldError(joined(self.path, key) if key else self.path, reason, message)
-        )
+        return PlacedError(self.payload.name, FieldError(joined(self.path, key) if key else self.path, reason, message))
 
 
 class View(NamedTuple):
@@ -175,7 +167,7 @@ class View(NamedTuple):
         return next((s for s in self.sections if s.body.get(key) is not None), None)
 
     def read(self, reader: Callable[[Any, str, str], _T], key: str) -> _T:
-        """The value under `key` of the first section that has one; `SectionError` where none has."""
+        """The value under `key` of the first section that has one; `PlacedError` where none has."""
         return (self.having(key) or self.sections[0]).read(reader, key)
 
     def optional(self, reader: Callable[[Any, str, str], _T], key: str) -> _T | None:
@@ -184,7 +176,7 @@ class View(NamedTuple):
         return None if section is None else section.read(reader, key)
 
 
-def sections_of(payload: Payload) -> list[Section | SectionError]:
+def sections_of(payload: Payload) -> list[Section | PlacedError]:
     """The snapshots in a payload: one object or a list of them, bare or under `result` or `data`.
 
     What is no object is an error in its place, and so is a list of nothing.
@@ -193,12 +185,12 @@ def sections_of(payload: Payload) -> list[Section | SectionError]:
     while isinstance(body, Mapping) and (inner := _wrapped(body)) is not None:
         path, body = joined(path, inner[0]), inner[1]
     if body == []:
-        return [SectionError(payload.name, FieldError(path, FailureReason.MISSING_FIELD, "a list without a snapshot"))]
+        return [PlacedError(payload.name, FieldError(path, FailureReason.MISSING_FIELD, "a list without a snapshot"))]
     records = [(joined(path, n), record) for n, record in enumerate(body)] if isinstance(body, list) else [(path, body)]
     return [
         Section(payload, where, record)
         if isinstance(record, Mapping)
-        else SectionError(
+        else PlacedError(
             payload.name,
             FieldError(where, FailureReason.MALFORMED, f"expected an object, found {type(record).__name__}"),
         )
@@ -257,33 +249,11 @@ def factor_at(record: Any, key: str, path: str = "") -> int:
     return value
 
 
-def text_at(record: Any, key: str, path: str = "") -> str:
-    """The required non-empty text under `key`."""
-    value = member(record, key, path)
-    if not isinstance(value, str) or not value:
-        raise FieldError(joined(path, key), FailureReason.MALFORMED, f"{key!r} must be a text")
-    return value
-
-
-def flag_at(record: Any, key: str, path: str = "") -> bool:
-    """The required boolean under `key`."""
-    value = member(record, key, path)
-    if not isinstance(value, bool):
-        raise FieldError(joined(path, key), FailureReason.MALFORMED, f"{key!r} must be true or false")
-    return value
-
-
 def struct_at(names: Sequence[str]) -> Callable[[Any, str, str], Mapping[str, Any]]:
     """A reader of a contract's struct: an object, or a list of its fields in order, as clients decode it."""
 
     def read(record: Any, key: str, path: str = "") -> Mapping[str, Any]:
-        value = member(record, key, path)
-        if isinstance(value, Mapping):
-            return value
-        if isinstance(value, list) and len(value) == len(names):
-            return dict(zip(names, value, strict=True))
-        where = joined(path, key)
-        raise FieldError(where, FailureReason.MALFORMED, f"expected an object or a list of {len(names)} fields")
+        return struct_of(member(record, key, path), names, joined(path, key))
 
     return read
 
@@ -303,14 +273,14 @@ def as_getters(section: Section) -> Section:
 
     Read are a deployment file of the repository (fractions, `100e6`, decimals) and the struct `Configuration` of the
     `Configurator` (integers per year, `assetConfigs`). The contract keeps four digits of an asset's factors. Raises
-    `SectionError`.
+    `PlacedError`.
     """
     try:
         getters = _from_struct(section) if "assetConfigs" in section.body else _from_file(section)
-    except SectionError:
+    except PlacedError:
         raise
     except FieldError as error:
-        raise SectionError(section.payload.name, error) from None
+        raise PlacedError(section.payload.name, error) from None
     return section._replace(body=getters)
 
 

@@ -18,7 +18,8 @@ liquidated when this lies below the maintenance margin.
 
 Standard margin: a rate of size per future, the contract formula per short option. Portfolio margin: the risk matrix per
 base coin with live or dated parameters. Reported and not recomputed, for the initial level: margin of open orders, spot
-and market-maker protection. See `mechanics` for the formulas and their sources.
+and market-maker protection, by a simulation of the same portfolio or by what a summary's initial margin holds beyond
+the matrix. See `mechanics` for the formulas and their sources.
 
 A position's profit outside of the balance is that of the session since the daily settlement. The position keeps its
 average price, and what is settled already stands in `realized_pnl` with the opposite sign.
@@ -29,10 +30,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from aggregator.errors import FailureReason
-
 from ..adapter import Context, Normalized
+from ..catalog import Catalog
 from ..facts import VenueFacts
+from ..questions import Answers, Question, by_question, owner_of, single_answers
 from ..rows import Rows
 from ..symbols import account_id
 from ..transport import Payload
@@ -45,7 +46,7 @@ from .market import (
     PARAMETERS,
     SIMULATE,
     TICKERS,
-    Catalog,
+    DeribitCatalog,
     expiry_marks,
     read_market,
 )
@@ -55,8 +56,6 @@ from .rules import VENUE, read_rule_book
 OWNER_REQUESTS = (SUMMARIES, SUMMARY, PORTFOLIO_MESSAGE, POSITIONS, POSITION, *ORDERS, SIMULATE)
 MARKET_REQUESTS = (*TICKERS, INSTRUMENT, INSTRUMENTS, INDEX, INDEX_MESSAGE, PARAMETERS)
 _MESSAGES = (PORTFOLIO_MESSAGE, "ticker", INDEX_MESSAGE)
-
-Grouped = dict[str, list[Payload]]
 
 
 def request_name(request: str) -> tuple[str, str]:
@@ -83,7 +82,7 @@ class Deribit:
         documented shape.
         """
         rows, book = Rows(self.venue), read_rule_book(context.parameters)
-        catalog = Catalog(context.assets, book.aliases)
+        catalog = DeribitCatalog(Catalog(VENUE, context.assets, book.aliases))
         market_wide, owners = _grouped(rows, payloads)
         simulations = [payload for owner in sorted(owners) for payload in owners[owner].get(SIMULATE, ())]
         market = read_market(rows, {**market_wide, SIMULATE: simulations}, catalog, book)
@@ -93,48 +92,25 @@ class Deribit:
             reader.read()
             held |= reader.held
         expiry_marks(rows, market.tickers, catalog, held)
-        catalog.write(rows)
+        catalog.named.write(rows)
         return Normalized(rows.batches(), rows.failures)
 
 
 ADAPTER = Deribit()
 
 
-def _grouped(rows: Rows, payloads: Sequence[Payload]) -> tuple[Grouped, dict[str, Grouped]]:
+def _grouped(rows: Rows, payloads: Sequence[Payload]) -> tuple[Answers, dict[str, Answers]]:
     """Usable answers by request: market-wide ones, and by owner. Unknown requests and duplicates are failures."""
-    found: dict[tuple[str, str, str], list[Payload]] = {}
-    for payload in sorted(payloads, key=lambda p: (p.request, p.account, p.name, p.sha256)):
+
+    def question_of(payload: Payload) -> Question:
         name, part = request_name(payload.request)
-        if name not in ADAPTER.requests:
-            rows.fail(
-                FailureReason.UNSUPPORTED,
-                f"request {payload.request[:60]!r} is not one of {', '.join(ADAPTER.requests)}",
-                payload=payload.name,
-                path="request",
-                subject=payload.account,
-            )
-        elif name in OWNER_REQUESTS and not payload.account:
-            message = f"{name} needs the label of its owner"
-            rows.fail(FailureReason.MISSING_FIELD, message, payload=payload.name, path="account")
-        else:
-            owner = payload.account if name in OWNER_REQUESTS else ""
-            found.setdefault((name, owner, _part(name, part, payload)), []).append(payload)
-    market_wide: Grouped = {}
-    owners: dict[str, Grouped] = {}
-    for (name, owner, part), copies in found.items():
-        answers = (owners.setdefault(owner, {}) if owner else market_wide).setdefault(name, [])
-        if len(copies) == 1:
-            answers.append(copies[0])
-            continue
-        rows.fail(
-            FailureReason.DUPLICATE,
-            f"{len(copies)} answers to {name}{part and ':' + part}; all rejected: {', '.join(c.name for c in copies)}",
-            payload=copies[-1].name,
-            path="request",
-            subject=owner or part or name,
-            account_id=account_id(VENUE, owner) if owner and name != SIMULATE else None,
-        )
-    return market_wide, owners
+        owner = owner_of(payload, name, requests=ADAPTER.requests, owned=OWNER_REQUESTS)
+        return Question(name, owner, _part(name, part, payload))
+
+    def account_of(question: Question) -> str | None:
+        return account_id(VENUE, question.owner) if question.owner and question.request != SIMULATE else None
+
+    return single_answers(rows, by_question(rows, payloads, question_of), account_of=account_of)
 
 
 def _part(name: str, part: str, payload: Payload) -> str:
@@ -171,7 +147,10 @@ FACTS = VenueFacts(
     ),
     verdict="liquidated when the margin balance is below the maintenance margin; healthy at equality",
     cross_or_isolated="cross within a currency, or across currencies with cross collateral; nothing is isolated",
-    orders="their margin is taken as reported (positions, or a simulation of the same portfolio), initial level only",
+    orders=(
+        "their margin is taken as reported, initial level only: standard margin, by positions; portfolio margin, by "
+        "a simulation of the same portfolio, else what the summary's initial margin holds beyond the matrix"
+    ),
     liquidation=(
         "price of one linear or inverse future under standard margin; the venue's own liquidation price is kept"
     ),
@@ -190,6 +169,7 @@ FACTS = VenueFacts(
         "linear option margin follows the inverse formula from memory",
         "the coins of a cross account are added up: how gains of one offset losses of another is not public",
         "margin of open orders, spot and market-maker protection are taken as reported",
+        "an unknown token that the venue counts for nothing is a finding; one that counts fails its account",
         "combination instruments are not read",
     ),
 )

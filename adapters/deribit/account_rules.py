@@ -17,7 +17,7 @@ from ..amounts import FieldError, joined
 from ..rows import Rows
 from ..symbols import instrument_id
 from ..transport import Payload
-from .market import Catalog, MarketData
+from .market import DeribitCatalog, MarketData
 from .parse import IdleLine, Model, OtherMargin, PositionLine, SummaryLine
 from .rules import (
     PARAMETER_FILE,
@@ -25,16 +25,18 @@ from .rules import (
     ModelParameters,
     RuleBook,
     contract_margin,
+    currency_weight_row,
     portfolio_components,
     risk_grid,
     standard_components,
     tier_row,
-    weight_row,
 )
 
 CROSS = "cross"
 """Part of the account id of a cross-collateral account."""
 
+# Figures of one answer agree but for their digits and the moment of the index.
+_RELATIVE = Decimal("1e-4")
 _SIMULATED_DIFFERENCE = Decimal("0.01")
 # Vol states per price bucket that are known.
 _VOL_SCENARIOS = 3
@@ -59,7 +61,7 @@ class Sources(NamedTuple):
     """Where rules come from: what the markets say, the parameter file, and the owner's simulations."""
 
     rows: Rows
-    catalog: Catalog
+    catalog: DeribitCatalog
     market: MarketData
     book: RuleBook
     parameters: ModelParameters | None
@@ -67,12 +69,15 @@ class Sources(NamedTuple):
 
 
 class AccountRules(NamedTuple):
-    """Components of one account, its rows of `margin_tiers` and `collateral_tiers`, and their source."""
+    """Components of one account, its rows of `margin_tiers` and `collateral_tiers`, their source, and whether they hold
+    the margin of its open orders.
+    """
 
     components: list[Component]
     tiers: list[dict[str, Any]]
     weights: list[dict[str, Any]]
     source: str
+    has_order_margin: bool = True
 
 
 def rule_set_of(owner: str, account: Account) -> str:
@@ -97,25 +102,30 @@ def implied_index(line: SummaryLine) -> Decimal | None:
 
 def _weights(home: str, account: Account, of: Sources) -> list[dict[str, Any]]:
     """Haircuts of every currency that the account has value in: live ones of the matrix, else dated ones."""
-    rule_set, parameters = rule_set_of(account.owner, account), of.parameters
+    rule_set = rule_set_of(account.owner, account)
     out: list[dict[str, Any]] = []
     currencies = {c for c, line in account.lines.items() if line.cash}
     currencies |= {line.instrument.settlement for line, _ in account.positions}
     name = account.payload.name if account.payload else ""
     for currency in sorted(currencies):
-        asset = of.catalog.asset(currency)
+        asset = of.catalog.named.asset(currency)
         if asset is None:
             continue  # its balance has failed already
-        live = parameters.currencies.get(currency.lower()) if parameters and account.model.portfolio else None
         dated = of.book.haircuts.get(currency)
-        haircut = dated if dated is not None else live.haircut if live is not None else None
+        haircut = _haircut(currency, account, of)
         if haircut is None:
             message = f"no haircut of {currency} in {PARAMETER_FILE} or any matrix parameters"
             of.rows.fail(FailureReason.MISSING_PARAMETER, message, payload=name, subject=currency, account_id=home)
             continue
         source = f"{PARAMETER_FILE} of {of.book.as_of}" if dated is not None else "matrix parameters"
-        out.append(weight_row(rule_set, asset, haircut, source))
+        out.append(currency_weight_row(rule_set, asset, haircut, source))
     return out
+
+
+def _haircut(currency: str, account: Account, of: Sources) -> Decimal | None:
+    parameters = of.parameters
+    live = parameters.currencies.get(currency.lower()) if parameters and account.model.portfolio else None
+    return of.book.haircuts.get(currency, live.haircut if live is not None else None)
 
 
 def _standard_rules(home: str, account: Account, of: Sources) -> AccountRules:
@@ -164,8 +174,8 @@ def _standard_rules(home: str, account: Account, of: Sources) -> AccountRules:
         if rates_of_options is None:
             message = f"no standard margin of {base} options in {PARAMETER_FILE}"
             raise FieldError("", FailureReason.MISSING_PARAMETER, message)
-        if of.catalog.asset(base) is not None:
-            forms.append(contract_margin(rates_of_options, [of.catalog.risk_symbol(base)]))
+        if of.catalog.named.asset(base) is not None:
+            forms.append(contract_margin(rates_of_options, [of.catalog.named.risk_symbol(base)]))
     components = standard_components(cross=account.model.cross, options=forms, order_margin=orders)
     return AccountRules(components, tiers, [], f"{PARAMETER_FILE} of {of.book.as_of}: {of.book.source}")
 
@@ -212,7 +222,7 @@ def _portfolio_rules(home: str, account: Account, of: Sources) -> AccountRules:
         ):
             message = f"{parameters.vol_scenarios} vol scenarios: only {_VOL_SCENARIOS} are known"
             raise FieldError("", FailureReason.UNSUPPORTED, message)
-        asset = of.catalog.asset(base)
+        asset = of.catalog.named.asset(base)
         if asset is None:
             continue  # its position or balance has failed already
         pair, currency_parameters = found
@@ -222,21 +232,57 @@ def _portfolio_rules(home: str, account: Account, of: Sources) -> AccountRules:
                 pair,
                 currency_parameters,
                 parameters,
-                underlying=of.catalog.risk_symbol(base),
+                underlying=of.catalog.named.risk_symbol(base),
                 in_coin=not account.model.cross and base == account.unit,
-                collateral=[of.catalog.symbol(base)] if counts else (),
+                collateral=[of.catalog.named.symbol(base)] if counts else (),
             )
         )
     other = _other_margin(home, account, of)
     factor = parameters.maintenance_factor if parameters else Decimal(1)
+    basis = "reported spot_margin, mmp_margin and open_orders_margin"
+    has_order_margin = True
+    if other is not None:
+        other_initial = other.spot + other.market_maker_protection + other.open_orders
+    else:
+        beyond = beyond_the_matrix(account, of)
+        has_order_margin, other_initial = beyond is not None, beyond or Decimal(0)
+        basis = "reported initial_margin less maintenance_margin over mm_factor"
     components = portfolio_components(
         cross=account.model.cross,
         grids=grids,
-        other_initial=other.spot + other.market_maker_protection + other.open_orders if other else Decimal(0),
+        other_initial=other_initial,
+        other_basis=basis,
         correlation=other.correlation if other else Decimal(0),
         maintenance_factor=factor,
     )
-    return AccountRules(components, [], [], parameters.source if parameters else of.book.source)
+    source = parameters.source if parameters else of.book.source
+    return AccountRules(components, [], [], source, has_order_margin)
+
+
+def beyond_the_matrix(account: Account, of: Sources) -> Decimal | None:
+    """Margin of orders, spot and market-maker protection by a summary that does not name them, in the account's unit.
+
+    The initial margin is the risk matrix, the haircuts of a cross account and these; the maintenance margin is the
+    matrix times its factor. None where the summary or a parameter that it takes is not there; 0 within the digits and
+    the moment of the figures.
+    """
+    line = next(iter(account.lines.values()), None)
+    if line is None or of.parameters is None:
+        return None
+    cross = account.model.cross
+    initial = line.total_initial if cross else line.initial
+    maintenance = line.total_maintenance if cross else line.maintenance
+    if initial is None or maintenance is None:
+        return None
+    haircuts = Decimal(0)
+    for currency, summary in account.lines.items() if cross else ():
+        haircut = _haircut(currency, account, of)
+        index = of.market.index.get(currency) or implied_index(summary)
+        if summary.equity > 0 and (haircut is None or index is None):
+            return None
+        haircuts += max(summary.equity, Decimal(0)) * (haircut or 0) * (index or 0)
+    rest = initial - maintenance / of.parameters.maintenance_factor - haircuts
+    return rest if rest > _RELATIVE * initial else Decimal(0)
 
 
 def _other_margin(home: str, account: Account, of: Sources) -> OtherMargin | None:

@@ -7,7 +7,6 @@ of the owner, or on a placeholder when nothing could be read.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from fractions import Fraction
@@ -15,12 +14,16 @@ from fractions import Fraction
 from aggregator.errors import FailureReason
 from aggregator.rule_forms import Component, component_rows
 
+from ..account_rows import add_balance, spread_failures
 from ..amounts import FieldError, joined
+from ..fields import records_of
+from ..market_rows import add_mark
 from ..rows import Rows
 from ..symbols import account_id
 from ..transport import Payload
+from ..uncounted import tell_uncounted, worth_nothing
 from .account_rules import CROSS, Account, Sources, account_rules, implied_index, rule_set_of
-from .market import SIMULATE, Catalog, MarketData
+from .market import SIMULATE, DeribitCatalog, MarketData
 from .parse import (
     IdleLine,
     Instrument,
@@ -36,7 +39,6 @@ from .parse import (
     order_line,
     other_margins,
     position_line,
-    records_of,
     summary_line,
 )
 from .rules import (
@@ -71,7 +73,7 @@ class OwnerReader:
         owner: str,
         answers: Mapping[str, Sequence[Payload]],
         *,
-        catalog: Catalog,
+        catalog: DeribitCatalog,
         market: MarketData,
         book: RuleBook,
     ) -> None:
@@ -82,6 +84,7 @@ class OwnerReader:
         self.models: dict[str, Model] = {}
         self.held: set[str] = set()
         self.ruled: set[str] = set()
+        self.without_order_margin: set[str] = set()
         self.index_marks: dict[str, dict[str, tuple[Decimal, Payload]]] = {}
 
     def read(self) -> None:
@@ -373,16 +376,7 @@ class OwnerReader:
             raise FieldError(joined(line.path, "instrument_name"), FailureReason.MISSING_MARK, message)
 
     def _mark(self, home: str, subject: str, name: str, value: Decimal, *, as_of: datetime | None, source: str) -> None:
-        self.rows.add(
-            "marks",
-            venue=VENUE,
-            account_id=home,
-            subject=subject,
-            field=name,
-            value=float(value),
-            as_of=as_of,
-            source=source,
-        )
+        add_mark(self.rows, subject, name, value, as_of=as_of, source=source, account_id=home)
 
     def _balances(self, home: str, account: Account) -> None:
         payload = account.payload
@@ -392,20 +386,34 @@ class OwnerReader:
                 needed = line.cash != 0 or currency == account.unit
                 if not needed:
                     continue
-                asset = self.catalog.asset(currency)
+                asset = self.catalog.named.asset(currency)
+                if asset is None and self._counts_for_nothing(home, account, line, name):
+                    continue
                 if asset is None:
                     message = f"{currency!r} is not in the asset book"
                     raise FieldError(joined(line.path, "currency"), FailureReason.UNKNOWN_ASSET, message)
                 if line.cash:
-                    self.rows.add(
-                        "balances",
-                        account_id=home,
-                        asset_id=asset,
-                        side="asset" if line.cash > 0 else "liability",
-                        quantity=abs(line.cash),
-                        collateral_enabled=True,
-                    )
+                    add_balance(self.rows, home, asset, line.cash)
                 self._own_index(home, currency, asset, line, payload)
+
+    def _counts_for_nothing(self, home: str, account: Account, line: SummaryLine, payload: str) -> bool:
+        """Whether an unknown currency of a cross account is worth below a cent at the venue's own rate: a finding.
+
+        A haircut takes nothing off maintenance, so that a currency with value counts whatever its haircut is.
+        """
+        index = implied_index(line) if account.model.cross and not line.holds_positions else None
+        found = worth_nothing("equity", None if index is None else line.equity * index)
+        if found is not None:
+            tell_uncounted(
+                self.rows,
+                found,
+                account=home,
+                asset=line.currency,
+                quantity=line.equity,
+                payload=payload,
+                path=line.path,
+            )
+        return found is not None
 
     def _own_index(self, home: str, currency: str, asset: str, line: SummaryLine, payload: Payload | None) -> None:
         """The price of a currency where no market answer states it: the account's own positions', else implied."""
@@ -436,6 +444,8 @@ class OwnerReader:
         with self.rows.guard(payload, subject=home, account_id=home):
             of = Sources(self.rows, self.catalog, self.market, self.book, parameters, simulated)
             found = account_rules(home, account, of)
+            if not found.has_order_margin:
+                self.without_order_margin.add(home)
             self._add_rules(rule_set_of(self.owner, account), found.components, found.source)
             self.rows.rows["margin_tiers"].extend(found.tiers)
             self.rows.rows["collateral_tiers"].extend(found.weights)
@@ -484,6 +494,13 @@ class OwnerReader:
     def _order_margin(self, home: str, line: OrderLine, payload: Payload) -> None:
         """Under standard margin only the row of an instrument states the margin of its orders: it must be there."""
         account, name = self.accounts[home], line.instrument.name
+        if account.model.portfolio and not line.reduce_only and home in self.without_order_margin:
+            message = (
+                f"an order of {line.remaining:f} {name} is not in the initial margin: neither a simulation of this "
+                "portfolio nor the summary says what orders need"
+            )
+            path = joined(line.path, "instrument_name")
+            self._fail(FailureReason.MISSING_FIELD, message, account=None, payload=payload, path=path, subject=home)
         if account.model.portfolio or line.reduce_only or line.instrument.kind == "spot":
             return
         stated = {position.instrument.name for position, _ in account.positions}
@@ -513,15 +530,7 @@ class OwnerReader:
         if not self.accounts:
             self.accounts[self.whole] = Account(self.owner, "", "USD", Model(cross=True, portfolio=False))
         targets = sorted(self.accounts)
-        self.rows.failures[:] = [
-            spread
-            for failure in self.rows.failures
-            for spread in (
-                [replace(failure, account_id=home) for home in targets]
-                if failure.account_id == self.whole
-                else [failure]
-            )
-        ]
+        spread_failures(self.rows, self.whole, targets)
 
     def _write(self, home: str, account: Account) -> None:
         rule_set = rule_set_of(self.owner, account)
@@ -532,7 +541,7 @@ class OwnerReader:
         payload = account.payload or next((p for _, p in account.positions), None)
         unit = account.unit
         if unit != "USD":
-            unit = self.catalog.asset(unit) or unit
+            unit = self.catalog.named.asset(unit) or unit
         reported: tuple[Decimal | None, ...] = (None, None, None)
         if first is not None and account.model.cross:
             reported = (first.total_margin_balance, first.total_initial, first.total_maintenance)

@@ -10,12 +10,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from aggregator.errors import FailureReason
 
-from ..adapter import AssetBook
 from ..amounts import FieldError, joined, optional_time_at, positive_at
+from ..catalog import Catalog
+from ..fields import mapping_at, optional_mapping_at, records_of
+from ..lines import Line, unique_lines
+from ..market_rows import add_mark, add_market_state
 from ..rows import Rows
 from ..symbols import expiry_subject, instrument_id
 from ..transport import Payload
@@ -27,10 +30,7 @@ from .parse import (
     content_of,
     index_line,
     instrument_of,
-    mapping_at,
-    optional_mapping_at,
     price_line,
-    records_of,
     summary_price_line,
     ticker_line,
 )
@@ -55,88 +55,40 @@ STABLE_QUOTES = ("USDC", "USDT")
 _EARLIEST = datetime.min.replace(tzinfo=UTC)
 _RELATIVE_ROUNDING = Decimal("1e-9")
 
-Line = TypeVar("Line")
 
+@dataclass
+class DeribitCatalog:
+    """What the tables name, with the venue's aliases of symbols, and Deribit's instruments in it."""
 
-class Catalog:
-    """Currencies and instruments that the tables name, each once, and the venue's spelling of symbols."""
-
-    def __init__(self, book: AssetBook, aliases: Mapping[str, str]) -> None:
-        self._book, self._aliases = book, aliases
-        self._known: dict[str, Instrument | FieldError] = {}
-        self._assets: dict[str, dict[str, Any]] = {}
-        self._instruments: dict[str, dict[str, Any]] = {}
-
-    def symbol(self, currency: str) -> str:
-        """The asset book's spelling of a currency."""
-        return self._aliases.get(currency, currency)
-
-    def asset(self, currency: str) -> str | None:
-        """Takes a currency in and gives its asset id; None when the asset book does not know it."""
-        symbol = self.symbol(currency)
-        if symbol not in self._assets:
-            asset = self._book.resolve(symbol)
-            if asset is None:
-                return None
-            self._assets[symbol] = {
-                "asset_id": symbol,
-                "symbol": asset.symbol,
-                "risk_factor": asset.risk_factor,
-                "multiplier": asset.multiplier,
-                "peg_of": asset.peg_of,
-                "issuer": asset.issuer,
-            }
-        return symbol
-
-    def risk_symbol(self, currency: str) -> str:
-        """Name of the price factor (or peg) that moves a known currency."""
-        row = self._assets[self.symbol(currency)]
-        return str(row["risk_factor"] or row["peg_of"] or row["symbol"])
+    named: Catalog
 
     def known(self, instrument: Instrument) -> bool:
         """Whether base and settlement currency are in the asset book."""
-        return all(
-            self._book.resolve(self.symbol(currency)) is not None
-            for currency in (instrument.base, instrument.settlement)
-        )
+        return self.named.knows(instrument.base, instrument.settlement)
 
     def instrument(self, instrument: Instrument, path: str = "") -> str:
         """Takes an instrument in and gives its id; raises `FieldError` (unknown_market, unknown_asset)."""
         name = instrument_id(VENUE, instrument.name)
-        if name in self._instruments:
+        if name in self.named.instruments:
             return name
-        base, settlement = self.asset(instrument.base), self.asset(instrument.settlement)
-        if base is None:
-            message = f"{instrument.base!r} of {instrument.name} is not in the asset book"
-            raise FieldError(path, FailureReason.UNKNOWN_MARKET, message)
-        if settlement is None:
-            message = f"{instrument.settlement!r} of {instrument.name} is not in the asset book"
-            raise FieldError(path, FailureReason.UNKNOWN_ASSET, message)
-        self._instruments[name] = {
-            "instrument_id": name,
-            "venue": VENUE,
-            "symbol": instrument.name,
-            "kind": instrument.kind,
-            "underlying": base,
-            "settlement_asset": settlement,
-            "payoff": "inverse" if instrument.inverse else "linear",
+        base, settlement = self.named.pair(instrument.base, instrument.settlement, of=instrument.name, path=path)
+        return self.named.instrument(
+            instrument.name,
+            kind=instrument.kind,
+            underlying=base,
+            settlement_asset=settlement,
+            inverse=instrument.inverse,
             # Sizes come in coins, or in USD where an inverse future or perpetual is meant: one unit each.
-            "contract_size": Decimal(1),
-            "strike": instrument.strike,
-            "expiry": instrument.expiry,
-            "option_type": instrument.option_type,
-        }
-        return name
+            contract_size=Decimal(1),
+            strike=instrument.strike,
+            expiry=instrument.expiry,
+            option_type=instrument.option_type,
+        )
 
     def expiry(self, instrument: Instrument) -> datetime | None:
         """Expiry of an instrument: what an instrument answer says, else its name's day at the usual hour."""
-        row = self._instruments.get(instrument_id(VENUE, instrument.name))
+        row = self.named.instruments.get(instrument_id(VENUE, instrument.name))
         return instrument.expiry if row is None else row["expiry"]
-
-    def write(self, rows: Rows) -> None:
-        """Adds the rows of `assets` and `instruments`."""
-        rows.rows["assets"].extend(self._assets[name] for name in sorted(self._assets))
-        rows.rows["instruments"].extend(self._instruments[name] for name in sorted(self._instruments))
 
 
 @dataclass
@@ -159,19 +111,21 @@ class _Quote(NamedTuple):
     value: Any
 
 
-def read_market(rows: Rows, answers: Mapping[str, Sequence[Payload]], catalog: Catalog, book: RuleBook) -> MarketData:
+def read_market(
+    rows: Rows, answers: Mapping[str, Sequence[Payload]], catalog: DeribitCatalog, book: RuleBook
+) -> MarketData:
     """Reads all market-wide answers (and the prices inside of simulations), and writes their marks."""
     data = MarketData()
     for request in (INSTRUMENT, INSTRUMENTS):
         for payload in answers.get(request, ()):
-            for instrument, _ in lines(rows, payload, check_instrument):
+            for instrument, _ in lines(rows, payload, check_instrument, key=lambda found: found.name):
                 if catalog.known(instrument):
                     catalog.instrument(instrument)
     quotes: dict[str, list[_Quote]] = {}
     for rank, request in enumerate(TICKERS):
         for payload in answers.get(request, ()):
             read = summary_price_line if "summary" in request else ticker_line
-            for ticker, _ in lines(rows, payload, read):
+            for ticker, _ in lines(rows, payload, read, key=lambda line: line.instrument.name):
                 time = ticker.time or payload.received_at
                 quotes.setdefault(ticker.instrument.name, []).append(
                     _Quote(time or _EARLIEST, -rank, payload.name, request, ticker)
@@ -194,24 +148,20 @@ def read_market(rows: Rows, answers: Mapping[str, Sequence[Payload]], catalog: C
     return data
 
 
-def lines(rows: Rows, payload: Payload, read: Callable[[Any, str], Line]) -> Iterator[tuple[Line, Any]]:
-    """Readable records of an answer; the others are failures. An instrument that stands twice is rejected in both."""
-    found: dict[str, list[tuple[Line, Any, str]]] = {}
+def lines(
+    rows: Rows, payload: Payload, read: Callable[[Any, str], Line], *, key: Callable[[Line], str]
+) -> Iterator[tuple[Line, str]]:
+    """Readable records of an answer with their paths; an instrument that stands twice is rejected in both."""
+    records = list[tuple[str, Any]]()
     with rows.guard(payload.name):
-        records = records_of(content_of(payload.body))
-        is_list = isinstance(content_of(payload.body), list)
-        for number, record in enumerate(records):
-            path = joined("", number) if is_list else ""
-            name = str(record.get("instrument_name", "")) if isinstance(record, Mapping) else ""
-            with rows.guard(payload.name, subject=name):
-                line = read(record, path)
-                found.setdefault(name, []).append((line, record, path))
-    for name, copies in found.items():
-        if len(copies) == 1:
-            yield copies[0][0], copies[0][1]
-        else:
-            message = f"{len(copies)} rows of {name}; all rejected"
-            rows.fail(FailureReason.DUPLICATE, message, payload=payload.name, path=copies[-1][2], subject=name)
+        content = content_of(payload.body)
+        is_list = isinstance(content, list)
+        records += ((joined("", n) if is_list else "", record) for n, record in enumerate(records_of(content)))
+    return unique_lines(rows, payload.name, records, read, key=key, subject=_subject)
+
+
+def _subject(record: Any) -> str:
+    return str(record.get("instrument_name", "")) if isinstance(record, Mapping) else ""
 
 
 def _index_quotes(rows: Rows, answers: Mapping[str, Sequence[Payload]]) -> dict[str, list[_Quote]]:
@@ -274,18 +224,10 @@ def _time(quote: _Quote) -> datetime | None:
 
 
 def _mark(rows: Rows, subject: str, name: str, value: Decimal, quote: _Quote) -> None:
-    rows.add(
-        "marks",
-        venue=VENUE,
-        subject=subject,
-        field=name,
-        value=float(value),
-        as_of=_time(quote),
-        source=quote.source,
-    )
+    add_mark(rows, subject, name, value, as_of=_time(quote), source=quote.source)
 
 
-def _ticker_marks(rows: Rows, quote: _Quote, catalog: Catalog, line: TickerLine) -> None:
+def _ticker_marks(rows: Rows, quote: _Quote, catalog: DeribitCatalog, line: TickerLine) -> None:
     instrument = line.instrument
     subject = catalog.instrument(instrument)
     values: dict[str, Decimal | None] = {
@@ -305,15 +247,8 @@ def _ticker_marks(rows: Rows, quote: _Quote, catalog: Catalog, line: TickerLine)
     if line.open_interest is not None:
         price = line.mark_price if instrument.inverse and instrument.kind in ("perp", "future") else Decimal(1)
         if price:
-            rows.add(
-                "market_state",
-                venue=VENUE,
-                market=subject,
-                field="open_interest",
-                value=float(line.open_interest / price),
-                as_of=_time(quote),
-                source=quote.source,
-            )
+            coins = line.open_interest / price
+            add_market_state(rows, subject, "open_interest", coins, as_of=_time(quote), source=quote.source)
 
 
 def _depth(line: TickerLine, price: Decimal | None, amount: Decimal | None) -> Decimal | None:
@@ -326,7 +261,7 @@ def _depth(line: TickerLine, price: Decimal | None, amount: Decimal | None) -> D
     return amount if instrument.inverse else amount * price
 
 
-def expiry_marks(rows: Rows, tickers: Mapping[str, TickerLine], catalog: Catalog, held: set[str]) -> None:
+def expiry_marks(rows: Rows, tickers: Mapping[str, TickerLine], catalog: DeribitCatalog, held: set[str]) -> None:
     """Forward and rate of every expiry in which an option is held, from the option's own ticker.
 
     Options of one expiry share their underlying's price; the newest ticker of the held ones states it.
@@ -337,7 +272,7 @@ def expiry_marks(rows: Rows, tickers: Mapping[str, TickerLine], catalog: Catalog
         expiry = None if line is None else catalog.expiry(line.instrument)
         if line is None or expiry is None or line.underlying_price is None:
             continue
-        subject = expiry_subject(catalog.symbol(line.instrument.base), expiry)
+        subject = expiry_subject(catalog.named.symbol(line.instrument.base), expiry)
         if subject not in best or (line.time or _EARLIEST) > (best[subject].time or _EARLIEST):
             best[subject] = line
     for subject, line in sorted(best.items()):
@@ -348,7 +283,9 @@ def expiry_marks(rows: Rows, tickers: Mapping[str, TickerLine], catalog: Catalog
             _mark(rows, subject, "rate", line.interest_rate, quote)
 
 
-def _index_marks(rows: Rows, indices: Mapping[str, Sequence[_Quote]], catalog: Catalog, data: MarketData) -> None:
+def _index_marks(
+    rows: Rows, indices: Mapping[str, Sequence[_Quote]], catalog: DeribitCatalog, data: MarketData
+) -> None:
     """Prices of assets from indices in USD; an index in another currency is the price of that pair."""
     in_stables: dict[str, tuple[str, _Quote]] = {}
     for name in sorted(indices):
@@ -369,9 +306,9 @@ def _index_marks(rows: Rows, indices: Mapping[str, Sequence[_Quote]], catalog: C
 
 
 def _asset_index(
-    rows: Rows, currency: str, price: Decimal, quote: _Quote, *, catalog: Catalog, data: MarketData
+    rows: Rows, currency: str, price: Decimal, quote: _Quote, *, catalog: DeribitCatalog, data: MarketData
 ) -> None:
-    asset = catalog.asset(currency)
+    asset = catalog.named.asset(currency)
     if asset is not None:
         data.index[currency] = price
         _mark(rows, asset, "index", price, quote)
@@ -388,4 +325,4 @@ def _read_parameters(rows: Rows, answers: Mapping[str, Sequence[Payload]], book:
             data.dated = model_parameters(book.portfolio_margin, source, "portfolio_margin")
 
 
-__all__ = ["Catalog", "MarketData", "expiry_marks", "instrument_of", "lines", "read_market"]
+__all__ = ["DeribitCatalog", "MarketData", "expiry_marks", "instrument_of", "lines", "read_market"]

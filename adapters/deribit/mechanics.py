@@ -68,10 +68,10 @@ def inverse_future_margin(
 class OptionRates(NamedTuple):
     """Per-contract option margin: fractions of the index (of the mark price for `put_mark_rate`)."""
 
-    initial_rate: Fraction = Fraction(15, 100)
-    initial_floor: Fraction = Fraction(10, 100)
-    maintenance_rate: Fraction = Fraction(75, 1000)
-    put_mark_rate: Fraction = Fraction(75, 1000)
+    initial_rate: Fraction
+    initial_floor: Fraction
+    maintenance_rate: Fraction
+    put_mark_rate: Fraction
 
 
 def inverse_option_margin(
@@ -81,7 +81,7 @@ def inverse_option_margin(
     strike: Fraction,
     index_price: Fraction,
     mark_price: Fraction,
-    rates: OptionRates | None = None,
+    rates: OptionRates,
 ) -> Margin:
     """Standard margin of an inverse option position in the coin; a long position needs none.
 
@@ -92,7 +92,6 @@ def inverse_option_margin(
     """
     if size >= 0:
         return Margin(Fraction(0), Fraction(0))
-    rates = rates or OptionRates()
     otm = max(strike - index_price if is_call else index_price - strike, Fraction(0))
     initial = max(rates.initial_rate - otm / index_price, rates.initial_floor) + mark_price
     if is_call:
@@ -110,7 +109,7 @@ def linear_option_margin(
     strike: Fraction,
     index_price: Fraction,
     mark_price: Fraction,
-    rates: OptionRates | None = None,
+    rates: OptionRates,
 ) -> Margin:
     """Standard margin of a linear option in its settlement unit: the coin formula at `mark / index`, times the index.
 

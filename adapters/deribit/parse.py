@@ -27,6 +27,7 @@ from ..amounts import (
     positive_at,
     time_of,
 )
+from ..fields import mapping_at, optional_mapping_at, text_at
 from ..symbols import EXPIRY_HOUR_UTC
 
 _NAME = re.compile(
@@ -184,23 +185,6 @@ def content_of(body: Any) -> Any:
 def answered_at(body: Any) -> datetime | None:
     """The server's time of the answer (`usOut`), None where the wrapper is not there."""
     return optional_time_at(body, "usOut") if isinstance(body, Mapping) else None
-
-
-def records_of(content: Any) -> list[Any]:
-    """The records of an answer that is a list, or one record alone."""
-    if isinstance(content, list):
-        return content
-    if isinstance(content, Mapping):
-        return [content]
-    raise FieldError("", FailureReason.MALFORMED, f"expected a list or an object, found {type(content).__name__}")
-
-
-def text_at(record: Any, key: str, path: str = "") -> str:
-    """The required text under `key`; raises `FieldError` (missing_field, malformed)."""
-    value = member(record, key, path)
-    if not isinstance(value, str) or not value:
-        raise FieldError(joined(path, key), FailureReason.MALFORMED, f"expected a text, found {type(value).__name__}")
-    return value
 
 
 def instrument_of(name: str, path: str = "") -> Instrument:
@@ -562,18 +546,3 @@ def other_margins(content: Any) -> list[OtherMargin]:
             )
         )
     return out
-
-
-def mapping_at(record: Any, key: str, path: str = "") -> Mapping[str, Any]:
-    """The object under `key`; raises `FieldError` (missing_field, malformed)."""
-    value = member(record, key, path)
-    if not isinstance(value, Mapping):
-        raise FieldError(
-            joined(path, key), FailureReason.MALFORMED, f"expected an object, found {type(value).__name__}"
-        )
-    return value
-
-
-def optional_mapping_at(record: Mapping[str, Any], key: str, path: str = "") -> Mapping[str, Any]:
-    """The object under `key`, empty where it is absent or null."""
-    return {} if record.get(key) is None else mapping_at(record, key, path)

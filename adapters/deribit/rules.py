@@ -41,8 +41,9 @@ from ..amounts import (
     optional_decimal_at,
     positive_at,
 )
+from ..collateral import weight_row
+from ..fields import mapping_at
 from .mechanics import EXTENDED_MOVES
-from .parse import mapping_at
 
 VENUE = "deribit"
 PARAMETER_FILE = "configs/venues/deribit.toml"
@@ -344,20 +345,21 @@ def portfolio_components(
     cross: bool,
     grids: Sequence[PriceVolGrid],
     other_initial: Decimal,
+    other_basis: str,
     correlation: Decimal,
     maintenance_factor: Decimal,
 ) -> list[Component]:
-    """Portfolio margin: a matrix per underlying, and what a simulation reports beside it.
+    """Portfolio margin: a matrix per underlying, and what the venue reports beside it.
 
-    `other_initial`: spot, market-maker-protection and open-order margin; `correlation`: the correlation contingency,
-    which is part of the matrix margin and so of both levels.
+    `other_initial`: spot, market-maker-protection and open-order margin, reported as `other_basis` says; `correlation`:
+    the correlation contingency, which is part of the matrix margin and so of both levels.
     """
     components = [
         equity_component(cross=cross, portfolio=True),
         *(Component(side="requirement", parameters=grid, group_by="risk_unit") for grid in grids),
     ]
     if other_initial:
-        fixed = Fixed(initial=other_initial, basis="reported spot_margin, mmp_margin and open_orders_margin")
+        fixed = Fixed(initial=other_initial, basis=other_basis)
         components.append(Component(side="requirement", parameters=fixed, level="initial"))
     if correlation:
         fixed = Fixed(
@@ -384,18 +386,6 @@ def tier_row(rule_set: str, market: str, rates: FutureRates, *, price_ratio: Dec
     }
 
 
-def weight_row(rule_set: str, asset_id: str, haircut: Decimal, source: str) -> dict[str, Any]:
+def currency_weight_row(rule_set: str, asset_id: str, haircut: Decimal, source: str) -> dict[str, Any]:
     """The row of `collateral_tiers` of one currency of a cross-collateral account."""
-    return {
-        "rule_set": rule_set,
-        "asset_id": asset_id,
-        "emode": "",
-        "tier": 1,
-        "floor": _ZERO,
-        "floor_in": "tokens",
-        "asset_weight_initial": _ONE - haircut,
-        "asset_weight_maintenance": _ONE,
-        "liability_weight_initial": _ONE,
-        "liability_weight_maintenance": _ONE,
-        "source": source,
-    }
+    return weight_row(rule_set, asset_id, _ONE - haircut, _ONE, floor_in="tokens", source=source)

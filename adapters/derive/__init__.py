@@ -22,7 +22,9 @@ from aggregator.errors import FailureReason
 
 from ..adapter import Context, Normalized
 from ..amounts import FieldError, member
+from ..catalog import Catalog
 from ..facts import VenueFacts
+from ..questions import Question, in_order, owner_of
 from ..rows import Rows
 from ..symbols import account_id
 from ..transport import Payload
@@ -50,7 +52,8 @@ class DeriveAdapter:
 
         Raises `ConfigurationError` when the parameter file is not of the documented shape.
         """
-        reading = Reading(Rows(VENUE), context, read_rule_book(context.parameters))
+        book = read_rule_book(context.parameters)
+        reading = Reading(Rows(VENUE), Catalog(VENUE, context.assets, book.aliases), book)
         answers = _sorted_out(reading, payloads)
         for (request, _, part), payload in answers.items():
             if request in (TICKER, FEEDS):
@@ -59,9 +62,12 @@ class DeriveAdapter:
         for (request, owner, part), payload in answers.items():
             if request == SUBACCOUNT:
                 read_subaccount(
-                    reading, payload, answers.get((POSITIONS, owner, part)), answers.get((ORDERS, owner, part))
+                    reading,
+                    payload,
+                    answers.get(Question(POSITIONS, owner, part)),
+                    answers.get(Question(ORDERS, owner, part)),
                 )
-            elif request in (POSITIONS, ORDERS) and (SUBACCOUNT, owner, part) not in answers:
+            elif request in (POSITIONS, ORDERS) and Question(SUBACCOUNT, owner, part) not in answers:
                 account = account_id(VENUE, owner, part)
                 what = "positions" if request == POSITIONS else "orders"
                 reading.rows.fail(
@@ -75,32 +81,15 @@ class DeriveAdapter:
         return Normalized(reading.rows.batches(), reading.rows.failures)
 
 
-def _sorted_out(reading: Reading, payloads: Sequence[Payload]) -> dict[tuple[str, str, str], Payload]:
-    """Payload by (request, owner, subaccount or instrument); copies of one question are all rejected."""
-    groups: dict[tuple[str, str, str], list[Payload]] = {}
-    for payload in sorted(payloads, key=lambda p: (p.request, p.account, p.name, p.sha256)):
+def _sorted_out(reading: Reading, payloads: Sequence[Payload]) -> dict[Question, Payload]:
+    """Payload by question, whose part is a subaccount or instrument; copies of one question are all rejected."""
+    groups: dict[Question, list[Payload]] = {}
+    for payload in in_order(payloads):
         # Which subaccount an unreadable answer speaks of nobody knows: some account of the owner is lost.
         lost = account_id(VENUE, payload.account) if payload.request == SUBACCOUNT and payload.account else None
         subject = payload.account or _instrument_named(payload) or payload.request
         with reading.rows.guard(payload.name, subject=subject, account_id=lost):
-            if payload.request not in ADAPTER.requests:
-                known = ", ".join(ADAPTER.requests)
-                raise FieldError("request", FailureReason.UNSUPPORTED, f"{payload.request!r} is none of {known}")
-            result = result_of(payload)
-            if payload.request == TICKER:
-                key = (TICKER, "", str(member(result, "instrument_name")))
-            elif payload.request == FEEDS:
-                key = (FEEDS, "", payload.sha256 or payload.name)  # any number of currencies and expiries
-            elif not payload.account:
-                message = f"{payload.request} needs the owner's label in the configuration"
-                raise FieldError("account", FailureReason.MISSING_FIELD, message)
-            else:
-                part = member(result, "subaccount_id")
-                if isinstance(part, bool) or not isinstance(part, str | int):
-                    message = f"expected the number of a subaccount, found {type(part).__name__}"
-                    raise FieldError("subaccount_id", FailureReason.MALFORMED, message)
-                key = (payload.request, payload.account, str(part))
-            groups.setdefault(key, []).append(payload)
+            groups.setdefault(_question(payload), []).append(payload)
     for (request, owner, part), copies in groups.items():
         if len(copies) > 1:
             account = account_id(VENUE, owner, part) if owner else None
@@ -112,6 +101,21 @@ def _sorted_out(reading: Reading, payloads: Sequence[Payload]) -> dict[tuple[str
                 account_id=account,
             )
     return {key: copies[0] for key, copies in groups.items() if len(copies) == 1}
+
+
+def _question(payload: Payload) -> Question:
+    request = payload.request
+    owner = owner_of(payload, request, requests=ADAPTER.requests, owned=(SUBACCOUNT, POSITIONS, ORDERS))
+    result = result_of(payload)
+    if request == TICKER:
+        return Question(TICKER, "", str(member(result, "instrument_name")))
+    if request == FEEDS:
+        return Question(FEEDS, "", payload.sha256 or payload.name)  # any number of currencies and expiries
+    part = member(result, "subaccount_id")
+    if isinstance(part, bool) or not isinstance(part, str | int):
+        message = f"expected the number of a subaccount, found {type(part).__name__}"
+        raise FieldError("subaccount_id", FailureReason.MALFORMED, message)
+    return Question(request, owner, str(part))
 
 
 def _instrument_named(payload: Payload) -> str:

@@ -37,7 +37,7 @@ def read_feeds(reading: Reading, payload: Payload) -> None:
             subject=payload.request,
         )
     for path, currency, entry in _entries(reading, payload, feeds, "spot_data"):
-        asset = reading.context.assets.resolve(reading.book.aliases.get(currency, currency))
+        asset = reading.catalog.resolved(currency)
         if asset is not None:
             _note(reading, payload, (asset.symbol, "index"), entry, path)
     for path, currency, by_type in _entries(reading, payload, feeds, "perp_data"):
@@ -48,7 +48,7 @@ def read_feeds(reading: Reading, payload: Payload) -> None:
             _note(reading, payload, (subject, "mark"), by_type[_PERP_FEED], joined(path, _PERP_FEED))
     for key, name in _BY_EXPIRY:
         for path, currency, by_expiry in _entries(reading, payload, feeds, key):
-            asset = reading.context.assets.resolve(reading.book.aliases.get(currency, currency))
+            asset = reading.catalog.resolved(currency)
             if asset is None:
                 continue
             if not isinstance(by_expiry, Mapping):

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 from aggregator.errors import FailureReason
 
-from ..adapter import Context
 from ..amounts import FieldError, member, non_negative_at, optional_decimal_at, positive_at, time_of
+from ..catalog import Catalog
+from ..collateral import weight_row
 from ..rows import Rows
 from ..symbols import expiry_subject, instrument_id, option_symbol
 from ..transport import Payload
@@ -52,24 +53,14 @@ class Reading:
     """What is shared while one snapshot is read."""
 
     rows: Rows
-    context: Context
+    catalog: Catalog
     book: RuleBook
-    assets: set[str] = field(default_factory=set)
-    """Symbols of everything that is used; the asset id is the symbol."""
     instruments: dict[str, Instrument] = field(default_factory=dict)
     marks: dict[tuple[str | None, str, str], _Mark] = field(default_factory=dict)
     conflicts: set[tuple[str | None, str, str]] = field(default_factory=set)
     confidences: dict[tuple[str, str], Decimal | None] = field(default_factory=dict)
     """Oracle confidence of a feed by (subject, mark field); None for one that could not be read."""
     rule_sets: dict[str, RuleSet] = field(default_factory=dict)
-
-    def asset(self, symbol: str, *, path: str, reason: FailureReason = FailureReason.UNKNOWN_ASSET) -> str:
-        """Asset id (the asset book's symbol) of the venue's symbol; raises `FieldError` with `reason`."""
-        known = self.context.assets.resolve(self.book.aliases.get(symbol, symbol))
-        if known is None:
-            raise FieldError(path, reason, f"{symbol!r} is not in the asset book")
-        self.assets.add(known.symbol)
-        return known.symbol
 
     def instrument(self, name: Any, *, path: str) -> Instrument:
         """The instrument of a venue name; raises `FieldError(unknown_market)`."""
@@ -78,13 +69,25 @@ class Reading:
         if name not in self.instruments:
             if name.endswith(_PERP_SUFFIX):
                 base = name.removesuffix(_PERP_SUFFIX)
-                known = Instrument(name, self.asset(base, path=path, reason=FailureReason.UNKNOWN_MARKET))
+                known = Instrument(name, self._underlying(base, path))
             else:
                 option = option_symbol(name, path)
-                underlying = self.asset(option.underlying, path=path, reason=FailureReason.UNKNOWN_MARKET)
+                underlying = self._underlying(option.underlying, path)
                 known = Instrument(name, underlying, option.expiry, option.strike, option.option_type)
             self.instruments[name] = known
+            self.catalog.instrument(
+                name,
+                kind=known.kind,
+                underlying=known.underlying,
+                settlement_asset=SETTLEMENT,
+                strike=known.strike,
+                expiry=known.expiry,
+                option_type=known.option_type,
+            )
         return self.instruments[name]
+
+    def _underlying(self, symbol: str, path: str) -> str:
+        return self.catalog.known_asset(symbol, path=path, reason=FailureReason.UNKNOWN_MARKET)
 
     def mark(
         self,
@@ -134,56 +137,17 @@ class Reading:
     def add_shared_rows(self) -> None:
         """Assets, instruments, marks, rule sets and collateral weights of everything that was used."""
         rows = self.rows
-        self.assets.add(SETTLEMENT)
+        if self.catalog.asset(SETTLEMENT) is None:
+            rows.fail(FailureReason.UNKNOWN_ASSET, f"{SETTLEMENT!r} is not in the asset book", subject=SETTLEMENT)
         for rules in self.rule_sets.values():
             for row in rules.rows():
                 rows.add("rule_sets", **row)
             for symbol, weight in rules.collateral.items():
-                if self.context.assets.resolve(symbol) is None:
+                if self.catalog.asset(symbol) is None:
                     continue  # a token that the asset book does not know is in no balance row either
-                self.assets.add(symbol)
-                rows.add(
-                    "collateral_tiers",
-                    rule_set=rules.name,
-                    asset_id=symbol,
-                    emode="",
-                    tier=1,
-                    floor=Decimal(0),
-                    asset_weight_initial=weight.initial,
-                    asset_weight_maintenance=weight.maintenance,
-                    liability_weight_initial=Decimal(1),
-                    liability_weight_maintenance=Decimal(1),
-                    source=rules.source,
-                )
-        for symbol in sorted(self.assets):
-            asset = self.context.assets.resolve(symbol)
-            if asset is None:
-                rows.fail(FailureReason.UNKNOWN_ASSET, f"{symbol!r} is not in the asset book", subject=symbol)
-                continue
-            rows.add(
-                "assets",
-                asset_id=symbol,
-                symbol=asset.symbol,
-                risk_factor=asset.risk_factor,
-                multiplier=asset.multiplier,
-                peg_of=asset.peg_of,
-                issuer=asset.issuer,
-            )
-        for _, instrument in sorted(self.instruments.items()):
-            rows.add(
-                "instruments",
-                instrument_id=instrument_id(VENUE, instrument.name),
-                venue=VENUE,
-                symbol=instrument.name,
-                kind=instrument.kind,
-                underlying=instrument.underlying,
-                settlement_asset=SETTLEMENT,
-                payoff="linear",
-                contract_size=Decimal(1),
-                strike=instrument.strike,
-                expiry=instrument.expiry,
-                option_type=instrument.option_type,
-            )
+                row = weight_row(rules.name, symbol, weight.initial, weight.maintenance, source=rules.source)
+                rows.add("collateral_tiers", **row)
+        self.catalog.write(rows)
         for account, subject, name in sorted(self.marks, key=lambda key: (key[0] or "", key[1], key[2])):
             mark = self.marks[account, subject, name]
             confidence, is_readable = self.confidence(subject, name)
@@ -221,7 +185,7 @@ def read_ticker(reading: Reading, payload: Payload) -> None:
     index = positive_at(ticker, "index_price")
     common: dict[str, Any] = {"as_of": as_of, "source": "public/get_ticker", "payload": payload}
     if kind == "erc20":
-        base = reading.asset(str(member(ticker, "base_currency")), path="base_currency")
+        base = reading.catalog.known_asset(str(member(ticker, "base_currency")), path="base_currency")
         reading.mark(base, "index", index, **common)
         return
     instrument = reading.instrument(member(ticker, "instrument_name"), path="instrument_name")

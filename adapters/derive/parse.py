@@ -120,7 +120,9 @@ def _read_collaterals(
                 interest = optional_decimal_at(entry, "pending_interest", path)
                 if not amount and not interest:
                     continue
-                asset = reading.asset(str(member(entry, "asset_name", path)), path=joined(path, "asset_name"))
+                asset = reading.catalog.known_asset(
+                    str(member(entry, "asset_name", path)), path=joined(path, "asset_name")
+                )
                 if asset in held:
                     raise FieldError(path, FailureReason.DUPLICATE, f"{asset} is listed twice")
                 held[asset] = amount

@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from aggregator.errors import FailureReason
 
 from ..adapter import Context, Normalized
-from ..amounts import FieldError
+from ..catalog import Catalog
 from ..facts import VenueFacts
+from ..questions import in_order, owner_of, reject_copies
 from ..rows import Rows
 from ..symbols import account_id
 from ..transport import Payload
@@ -37,6 +38,7 @@ SPOT_MARKETS = "spotMarkets"
 PERP_MARKETS = "perpMarkets"
 STATE = "state"
 DECODED = (USER, SPOT_MARKETS, PERP_MARKETS, STATE)
+_OWNED = (USER, *gateway.OF_AN_OWNER, gateway.EVERYTHING)
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,8 @@ class DriftV2Adapter:
         Raises `ConfigurationError` for a parameter file of another shape.
         """
         rows = Rows(VENUE)
-        reading = Reading(rows, context)
-        ordered = sorted(payloads, key=lambda p: (p.request, p.account, p.name, p.sha256))
-        decoded, answers = _sorted_out(rows, ordered)
+        reading = Reading(rows, context, Catalog(VENUE, context.assets))
+        decoded, answers = _sorted_out(rows, payloads)
         for request in (SPOT_MARKETS, PERP_MARKETS, STATE):  # USDC before what settles in it
             payload = _single(rows, decoded, request)
             if payload is not None and request == STATE:
@@ -84,16 +85,11 @@ class DriftV2Adapter:
 def _sorted_out(rows: Rows, payloads: Sequence[Payload]) -> tuple[list[Payload], list[Answer]]:
     """(payloads of decoded accounts, answers of the gateway); anything else is a failure."""
     decoded, answers = list[Payload](), list[Answer]()
-    for payload in payloads:
+    for payload in in_order(payloads):
         with rows.guard(payload.name, subject=payload.account or payload.request):
             question = gateway.question_of(payload.request)
-            if payload.request not in DECODED and question is None:
-                known = ", ".join(ADAPTER.requests)
-                raise FieldError("request", FailureReason.UNSUPPORTED, f"{payload.request!r:.60} is none of {known}")
-            owned = payload.request == USER or (question is not None and question.kind not in gateway.MARKET_WIDE)
-            if owned and not payload.account:
-                message = f"{payload.request} needs the owner's label in the configuration"
-                raise FieldError("account", FailureReason.MISSING_FIELD, message)
+            request = payload.request if question is None else question.kind
+            owner_of(payload, request, requests=(*DECODED, *gateway.REQUESTS), owned=_OWNED)
             if question is None:
                 decoded.append(payload)
             else:
@@ -104,10 +100,10 @@ def _sorted_out(rows: Rows, payloads: Sequence[Payload]) -> tuple[list[Payload],
 def _single(rows: Rows, payloads: Sequence[Payload], request: str) -> Payload | None:
     """The payload of a market-wide request; where there are several, none, and each is a failure."""
     copies = [payload for payload in payloads if payload.request == request]
-    for payload in copies if len(copies) > 1 else ():
-        message = f"{request} came {len(copies)} times, all copies are rejected"
-        rows.fail(FailureReason.DUPLICATE, message, payload=payload.name, subject=request)
-    return copies[0] if len(copies) == 1 else None
+    if len(copies) == 1:
+        return copies[0]
+    reject_copies(rows, copies)
+    return None
 
 
 def _by_account(

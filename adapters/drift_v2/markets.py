@@ -6,6 +6,7 @@ beside it, else the last one that the program itself has seen (`historical_oracl
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -15,7 +16,9 @@ from aggregator.errors import FailureReason
 
 from ..adapter import Context, parameter_table
 from ..amounts import FieldError, joined, token_amount
-from ..asset_book import Asset
+from ..catalog import Catalog
+from ..findings import Problem
+from ..market_rows import add_mark, add_market_state, add_reconciliation_note
 from ..rows import Rows
 from ..symbols import instrument_id
 from ..transport import Payload
@@ -39,13 +42,6 @@ STATUSES = (
 CONTRACTS = ("perpetual", "future", "prediction")
 FUNDING_RATE = 10**9
 MAX_DECIMALS = 19
-
-
-class Problem(NamedTuple):
-    """Why a market cannot be margined; whoever holds it becomes incomplete for this reason."""
-
-    reason: FailureReason
-    message: str
 
 
 class Spot(NamedTuple):
@@ -78,11 +74,10 @@ class Reading:
 
     rows: Rows
     context: Context
+    catalog: Catalog
     spots: dict[int, Spot] = field(default_factory=dict)
     perps: dict[int, Perp] = field(default_factory=dict)
     problems: dict[tuple[str, int], Problem] = field(default_factory=dict)
-    assets: dict[str, tuple[Asset, str | None, int | None]] = field(default_factory=dict)
-    instruments: dict[str, dict[str, Any]] = field(default_factory=dict)
     spot_payload: Payload | None = None
 
     @property
@@ -93,22 +88,14 @@ class Reading:
     def token(self, symbol: str, decimals: int | None, path: str) -> str:
         """Asset id of a token, noted for the table `assets`; raises `FieldError(unknown_asset)`."""
         names = parameter_table(self.context.parameters, "symbols", venue=VENUE)
-        # Not `resolve`: that unfolds contract names such as kPEPE, and a token on a chain is no multiple of another.
-        known = self.context.assets.assets.get(names.get(symbol, symbol))
-        if known is None:
-            raise FieldError(path, FailureReason.UNKNOWN_ASSET, f"token {symbol!r:.40} is not in the asset book")
-        identity = f"{known.symbol}@{self.chain}"
-        self.assets[identity] = known, self.chain, decimals
-        return identity
+        return self.catalog.token(names.get(symbol, symbol), self.chain, decimals, path=path)
 
     def perp_instrument(self, symbol: str, path: str) -> str:
         """Instrument id of a perpetual, noted for the table `instruments`; raises `FieldError(unknown_market)`."""
         underlying = symbol.removesuffix("-PERP")
-        known = self.context.assets.resolve(underlying) if symbol.endswith("-PERP") else None
-        if known is None:
-            message = f"{symbol!r:.60}: {underlying!r:.40} is not in the asset book"
-            raise FieldError(path, FailureReason.UNKNOWN_MARKET, message)
-        self.assets[underlying] = known, None, None
+        if not symbol.endswith("-PERP"):
+            raise FieldError(path, FailureReason.UNKNOWN_MARKET, f"{symbol!r:.60} is no name of a perpetual")
+        self.catalog.known_asset(underlying, path=path, reason=FailureReason.UNKNOWN_MARKET, of=symbol)
         return self._instrument(symbol, "perp", underlying, path)
 
     def spot_instrument(self, spot: Spot, path: str) -> str:
@@ -116,19 +103,8 @@ class Reading:
         return self._instrument(spot.symbol, "spot", spot.asset_id, path)
 
     def _instrument(self, symbol: str, kind: str, underlying: str, path: str) -> str:
-        identity = instrument_id(VENUE, symbol)
-        if identity not in self.instruments:
-            self.instruments[identity] = {
-                "instrument_id": identity,
-                "venue": VENUE,
-                "symbol": symbol,
-                "kind": kind,
-                "underlying": underlying,
-                "settlement_asset": self.token("USDC", 6, path),
-                "payoff": "linear",
-                "contract_size": Decimal(1),
-            }
-        return identity
+        settlement = self.token("USDC", 6, path)
+        return self.catalog.instrument(symbol, kind=kind, underlying=underlying, settlement_asset=settlement)
 
     def quote(self, path: str) -> Spot:
         """Spot market 0, in which everything settles; raises `FieldError` where it is not known."""
@@ -238,9 +214,9 @@ def _read_spot(reading: Reading, payload: Payload, record: Any, path: str, index
         raise FieldError(path, FailureReason.DUPLICATE, f"several spot markets are {asset}")
     pool = unsigned(record, "pool_id", path, default=0)
     reading.spots[index] = Spot(symbol, asset, market, pool, interests[0], interests[1])
-    add_mark(reading, asset, "oracle", usd(price), payload, source)
+    _add_mark(reading, asset, "oracle", usd(price), payload, source)
     if twap is not None:
-        add_mark(reading, asset, "oracle_twap", usd(twap), payload, "last_oracle_price_twap_5min")
+        _add_mark(reading, asset, "oracle_twap", usd(twap), payload, "last_oracle_price_twap_5min")
     state: dict[str, Decimal | str] = {
         "deposits": token_amount(totals["deposit"], decimals),
         "borrows": token_amount(totals["borrow"], decimals),
@@ -296,10 +272,10 @@ def _read_perp(reading: Reading, payload: Payload, record: Any, path: str, index
         status == "settlement",
     )
     for name in ("mark", "oracle"):  # positions are valued at the oracle price
-        add_mark(reading, identity, name, usd(price), payload, source)
+        _add_mark(reading, identity, name, usd(price), payload, source)
     if twap is not None:
-        add_mark(reading, identity, "oracle_twap", usd(twap), payload, "last_oracle_price_twap_5min")
-    add_mark(reading, reading.instruments[identity]["underlying"], "index", usd(price), payload, source)
+        _add_mark(reading, identity, "oracle_twap", usd(twap), payload, "last_oracle_price_twap_5min")
+    _add_mark(reading, reading.catalog.instruments[identity]["underlying"], "index", usd(price), payload, source)
     state: dict[str, Decimal | str] = {"status": status, "contract_type": contract}
     for name, key, scale in (
         ("open_interest_long", "base_asset_amount_long", BASE),
@@ -312,7 +288,7 @@ def _read_perp(reading: Reading, payload: Payload, record: Any, path: str, index
             state[name] = Decimal(integer(amm, key, place)) / scale
     if has(amm, "last24h_avg_funding_rate"):  # dollars per unit of base and hour
         rate = Decimal(integer(amm, "last24h_avg_funding_rate", place)) / FUNDING_RATE / usd(price)
-        add_mark(reading, identity, "funding_rate", rate, payload, "last24h_avg_funding_rate")
+        _add_mark(reading, identity, "funding_rate", rate, payload, "last24h_avg_funding_rate")
     add_state(reading, identity, state, payload)
 
 
@@ -340,47 +316,22 @@ def read_state(reading: Reading, payload: Payload) -> None:
 # Rows -----------------------------------------------------------------------------------------------------------------
 
 
-def add_mark(reading: Reading, subject: str, name: str, value: Decimal, payload: Payload, source: str) -> None:
-    """One row of `marks`, the venue's for everybody."""
-    reading.rows.add(
-        "marks",
-        venue=VENUE,
-        subject=subject,
-        field=name,
-        value=float(value),
-        as_of=payload.received_at,
-        source=f"{payload.request}: {source}",
-    )
+def _add_mark(reading: Reading, subject: str, name: str, value: Decimal, payload: Payload, source: str) -> None:
+    stated_by = f"{payload.request}: {source}"
+    add_mark(reading.rows, subject, name, value, as_of=payload.received_at, source=stated_by)
 
 
-def add_state(reading: Reading, market: str, values: dict[str, Any], payload: Payload) -> None:
+def add_state(reading: Reading, market: str, values: Mapping[str, Decimal | str], payload: Payload) -> None:
     """Rows of `market_state`."""
     for name, value in values.items():
-        is_text = isinstance(value, str)
-        reading.rows.add(
-            "market_state",
-            venue=VENUE,
-            market=market,
-            field=name,
-            value=None if is_text else float(value),
-            text=value if is_text else None,
-            as_of=payload.received_at,
-            source=payload.request,
-        )
+        add_market_state(reading.rows, market, name, value, as_of=payload.received_at, source=payload.request)
 
 
 def note_initial_margin(reading: Reading, account: str, size: Decimal, payload: Payload) -> None:
     """A note for the reconciliation: how much the gateway's initial margin may differ from ours, and why."""
-    reading.rows.add(
-        "market_state",
-        venue=VENUE,
-        market=account,
-        field="reconciliation_note.initial_margin",
-        value=float(size),
-        text="the gateway leaves out strict prices and what initial weights take off the collateral",
-        as_of=payload.received_at,
-        source=payload.request,
-    )
+    words = "the gateway leaves out strict prices and what initial weights take off the collateral"
+    as_of, source = payload.received_at, payload.request
+    add_reconciliation_note(reading.rows, account, "initial_margin", size, words, as_of=as_of, source=source)
 
 
 def add_shared_rows(reading: Reading) -> None:
@@ -388,22 +339,10 @@ def add_shared_rows(reading: Reading) -> None:
     quote = reading.spots.get(QUOTE_SPOT_MARKET)
     for spot in reading.spots.values():
         identity = instrument_id(VENUE, spot.symbol)
-        if identity in reading.instruments and quote is not None and reading.spot_payload is not None:
+        if identity in reading.catalog.instruments and quote is not None and reading.spot_payload is not None:
             price = Decimal(spot.market.price) / quote.market.price
-            add_mark(reading, identity, "mark", price, reading.spot_payload, "oracle price over that of USDC")
-    for identity, (known, chain, decimals) in sorted(reading.assets.items()):
-        reading.rows.add(
-            "assets",
-            asset_id=identity,
-            symbol=known.symbol,
-            chain=chain,
-            decimals=decimals,
-            risk_factor=known.risk_factor,
-            multiplier=known.multiplier,
-            peg_of=known.peg_of,
-            issuer=known.issuer,
-        )
-    reading.rows.rows["instruments"] += [reading.instruments[identity] for identity in sorted(reading.instruments)]
+            _add_mark(reading, identity, "mark", price, reading.spot_payload, "oracle price over that of USDC")
+    reading.catalog.write(reading.rows)
 
 
 def note_usdc(reading: Reading) -> str:

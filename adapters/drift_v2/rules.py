@@ -28,6 +28,7 @@ from aggregator.rule_forms import (
     component_rows,
 )
 
+from ..collateral import weight_row
 from .markets import Perp, Spot
 from .mechanics import (
     BASE,
@@ -187,19 +188,16 @@ def _weights(
     floor: Decimal = Decimal(0),
     floor_in: str | None = None,
 ) -> dict[str, Any]:
-    return {
-        "rule_set": rule_set,
-        "asset_id": asset_id,
-        "emode": "",
-        "tier": tier,
-        "floor": floor,
-        "floor_in": floor_in,
-        "asset_weight_initial": Decimal(initial) / WEIGHT,
-        "asset_weight_maintenance": Decimal(maintenance) / WEIGHT,
-        "liability_weight_initial": Decimal(debt),
-        "liability_weight_maintenance": Decimal(debt),
-        "source": "venue",
-    }
+    return weight_row(
+        rule_set,
+        asset_id,
+        Decimal(initial) / WEIGHT,
+        Decimal(maintenance) / WEIGHT,
+        liability=(Decimal(debt), Decimal(debt)),
+        tier=tier,
+        floor=floor,
+        floor_in=floor_in,
+    )
 
 
 def _perp_rates(held: HeldPerp, holdings: Holdings) -> tuple[Decimal, Decimal, Decimal | None]:

@@ -25,13 +25,22 @@ from aggregator.errors import FailureReason
 
 from ..adapter import Context, Normalized
 from ..amounts import FieldError, joined, member, members
+from ..catalog import Catalog
 from ..facts import VenueFacts
+from ..questions import in_order, owner_of
 from ..rows import Rows
 from ..symbols import account_id
 from ..transport import Payload
 from . import bodies
 from .bodies import Opened, Question, opened, question_of
-from .markets import VENUE, Reading, add_markets, add_shared_rows, read_indexer_markets, read_node_markets
+from .markets import (
+    VENUE,
+    Reading,
+    add_markets,
+    read_indexer_markets,
+    read_node_markets,
+    tell_unstated_caps,
+)
 from .parse import (
     Account,
     Answer,
@@ -70,7 +79,7 @@ class DydxV4Adapter:
     def normalize(self, payloads: Sequence[Payload], context: Context) -> Normalized:
         """Canonical tables of one snapshot, and what could not be read; the order of `payloads` does not matter."""
         rows = Rows(VENUE)
-        reading = Reading(rows, context)
+        reading = Reading(rows, context, Catalog(VENUE, context.assets))
         asked = _questions(rows, payloads)
         shared = _market_payloads(rows, asked)
         if (indexer := shared.get(bodies.MARKETS)) is not None:
@@ -95,19 +104,18 @@ class DydxV4Adapter:
                 read_account(reading, account, found, leverage=leverage, plain=plain.get(account.account_id))
         _add_bare_accounts(reading, asked)
         _add_orders(reading, orders)
-        add_shared_rows(reading)
+        tell_unstated_caps(reading)
+        reading.catalog.write(rows)
         rows.rows["rule_sets"] += rule_set_rows()
         return Normalized(rows.batches(), rows.failures)
 
 
 def _questions(rows: Rows, payloads: Sequence[Payload]) -> list[_Asked]:
     asked = []
-    for payload in sorted(payloads, key=lambda p: (p.request, p.account, p.name, p.sha256)):
+    for payload in in_order(payloads):
         with rows.guard(payload.name, subject=payload.account or payload.request):
             question = question_of(payload.request)
-            if question.kind in bodies.OF_AN_OWNER and not payload.account:
-                message = f"{payload.request} needs the owner's label in the configuration"
-                raise FieldError("account", FailureReason.MISSING_FIELD, message)
+            owner_of(payload, question.kind, requests=ADAPTER.requests, owned=bodies.OF_AN_OWNER)
             asked.append(_Asked(payload, question))
     return asked
 
@@ -293,7 +301,7 @@ FACTS = VenueFacts(
     gaps=(
         "requirements are real numbers; the chain rounds each up to 1e-6 USDC",
         "the indexer's free collateral ignores scaling by open interest; it is shown as reported",
-        "a market list without open-interest caps is taken as one without scaling",
+        "a market list without open-interest caps: initial margin at the base fraction, a finding per market held",
         "an account without positions and with negative USDC is shown as liquidatable, which the chain does not do",
         "in scenarios the initial fraction stays that of today's open interest",
         "the JSON names of node queries follow the protobuf files; no recorded payload of a node was at hand",

@@ -31,7 +31,9 @@ from ..amounts import (
     positive_at,
     token_amount,
 )
-from ..asset_book import Asset
+from ..catalog import Catalog
+from ..findings import Problem
+from ..market_rows import add_mark, add_market_state
 from ..rows import Rows
 from ..symbols import instrument_id
 from ..transport import Payload
@@ -43,14 +45,8 @@ VENUE = "dydx_v4"
 CHAIN = "dydx"
 USDC = "USDC"
 SETTLEMENT = f"{USDC}@{CHAIN}"
+LOWER_CAP, UPPER_CAP = "openInterestLowerCap", "openInterestUpperCap"
 _EXACT_DIGITS = 80
-
-
-class Problem(NamedTuple):
-    """Why a market cannot be margined; whoever holds it becomes incomplete for this reason."""
-
-    reason: FailureReason
-    message: str
 
 
 class Market(NamedTuple):
@@ -69,6 +65,8 @@ class Market(NamedTuple):
     funding_rate: Decimal | None
     payload: Payload
     as_of: datetime | None
+    unstated_caps: str = ""
+    """Path of a record that names no cap on open interest: whether initial margin scales is then not known."""
 
 
 class Perpetual(NamedTuple):
@@ -85,45 +83,29 @@ class Reading:
 
     rows: Rows
     context: Context
+    catalog: Catalog
     markets: dict[str, Market] = field(default_factory=dict)
     problems: dict[str, Problem] = field(default_factory=dict)
     pairs: dict[int, str] = field(default_factory=dict)
     """Tickers by number of the order book, which only the indexer's list states."""
     perpetuals: dict[int, Perpetual] = field(default_factory=dict)
     broken_perpetuals: dict[int, Problem] = field(default_factory=dict)
-    assets: dict[str, tuple[Asset, str | None]] = field(default_factory=dict)
-    instruments: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def settlement(self) -> str:
         """Asset id of USDC on the chain, noted for the table `assets`; raises `FieldError(unknown_asset)`."""
-        known = self.context.assets.resolve(USDC)
-        if known is None:
-            raise FieldError("", FailureReason.UNKNOWN_ASSET, "USDC is not in the asset book")
-        self.assets[SETTLEMENT] = known, CHAIN
-        return SETTLEMENT
+        return self.catalog.token(USDC, CHAIN, 6, path="")
 
     def instrument(self, ticker: str, *, path: str) -> str:
         """Instrument id of a perpetual, noted for the table `instruments`; raises `FieldError(unknown_market)`."""
         identity = instrument_id(VENUE, ticker)
-        if identity not in self.instruments:
-            underlying, dash, quote = ticker.rpartition("-")
-            known = self.context.assets.resolve(underlying) if dash and quote == "USD" else None
-            if known is None:
-                message = f"{ticker!r:.60}: {underlying!r:.40} is not in the asset book"
-                raise FieldError(path, FailureReason.UNKNOWN_MARKET, message)
-            settlement = self.settlement()
-            self.assets[underlying] = known, None
-            self.instruments[identity] = {
-                "instrument_id": identity,
-                "venue": VENUE,
-                "symbol": ticker,
-                "kind": "perp",
-                "underlying": underlying,
-                "settlement_asset": settlement,
-                "payoff": "linear",
-                "contract_size": Decimal(1),
-            }
-        return identity
+        if identity in self.catalog.instruments:
+            return identity
+        underlying, dash, quote = ticker.rpartition("-")
+        if not dash or quote != "USD":
+            raise FieldError(path, FailureReason.UNKNOWN_MARKET, f"{ticker!r:.60} is no market against USD")
+        settlement = self.settlement()
+        self.catalog.known_asset(underlying, path=path, reason=FailureReason.UNKNOWN_MARKET, of=ticker)
+        return self.catalog.instrument(ticker, kind="perp", underlying=underlying, settlement_asset=settlement)
 
     def held_market(self, ticker: str, *, path: str) -> Market | None:
         """The market of a position; None where no payload lists markets. Raises `FieldError` with the market's own
@@ -171,7 +153,7 @@ def _market_fails(reading: Reading, payload: Payload, ticker: str, error: FieldE
     reading.markets.pop(ticker, None)
     reading.problems[ticker] = Problem(error.reason, error.message)
     identity = instrument_id(VENUE, ticker)
-    reading.rows.fail(error.reason, error.message, payload=payload.name, path=error.path, subject=identity)
+    reading.rows.refuse(error, payload=payload.name, subject=identity)
 
 
 def _indexer_market(payload: Payload, ticker: str, record: Any, path: str, *, as_of: datetime | None) -> Market:
@@ -187,9 +169,10 @@ def _indexer_market(payload: Payload, ticker: str, record: Any, path: str, *, as
     # `baseOpenInterest` is the chain's, by which the margin scales; the other is the indexer's own sum of positions.
     key = "openInterest" if record.get("baseOpenInterest") is None else "baseOpenInterest"
     open_interest = non_negative_at(record, key, path)
-    # Payloads from before the scaling have no caps, which is what a cap of 0 says.
-    caps = ("openInterestLowerCap", "openInterestUpperCap")
-    if any(record.get(name) is not None for name in caps):
+    # Payloads from before the scaling have no caps; a market that does not scale has caps of 0.
+    caps = (LOWER_CAP, UPPER_CAP)
+    stated = any(record.get(name) is not None for name in caps)
+    if stated:
         for name in caps:
             member(record, name, path)
     lower, upper = (_cap(record, name, path) for name in caps)
@@ -210,6 +193,7 @@ def _indexer_market(payload: Payload, ticker: str, record: Any, path: str, *, as
         funding_rate=optional_decimal_at(record, "nextFundingRate", path),
         payload=payload,
         as_of=as_of,
+        unstated_caps="" if stated else path,
     )
 
 
@@ -228,7 +212,7 @@ def _cap(record: Any, key: str, path: str) -> Decimal:
 def _check_caps(lower: Decimal, upper: Decimal, path: str) -> None:
     if lower > upper:
         message = f"the lower cap {lower} is above the upper cap {upper}"
-        raise FieldError(joined(path, "openInterestLowerCap"), FailureReason.INCONSISTENT, message)
+        raise FieldError(joined(path, LOWER_CAP), FailureReason.INCONSISTENT, message)
 
 
 def _quantums(usdc: Decimal) -> int:
@@ -417,21 +401,21 @@ def add_markets(reading: Reading) -> None:
                 )
             )
             _add_market_rows(reading, identity, market)
-            prices[reading.instruments[identity]["underlying"]] = market.price, market
+            prices[reading.catalog.instruments[identity]["underlying"]] = market.price, market
     for underlying, (price, market) in prices.items():
-        add_mark(reading, underlying, "index", price, as_of=market.as_of, source=market.payload.request)
+        add_mark(reading.rows, underlying, "index", price, as_of=market.as_of, source=market.payload.request)
 
 
 def _add_market_rows(reading: Reading, identity: str, market: Market) -> None:
     source = market.payload.request
     for name in ("mark", "oracle"):  # positions are valued at the oracle price
-        add_mark(reading, identity, name, market.price, as_of=market.as_of, source=source)
+        add_mark(reading.rows, identity, name, market.price, as_of=market.as_of, source=source)
     if market.funding_rate is not None:
-        add_mark(reading, identity, "funding_rate", market.funding_rate, as_of=market.as_of, source=source)
+        add_mark(reading.rows, identity, "funding_rate", market.funding_rate, as_of=market.as_of, source=source)
     state: dict[str, Decimal | str | None] = {
         "open_interest": market.open_interest,
-        "open_interest_lower_cap": market.lower_cap,
-        "open_interest_upper_cap": market.upper_cap,
+        "open_interest_lower_cap": None if market.unstated_caps else market.lower_cap,
+        "open_interest_upper_cap": None if market.unstated_caps else market.upper_cap,
         "base_initial_rate": Decimal(market.base_imf_ppm) / PPM,
         "effective_initial_rate": Decimal(market.effective_imf_ppm) / PPM,
         "only_isolated": Decimal(market.is_isolated),
@@ -439,57 +423,28 @@ def _add_market_rows(reading: Reading, identity: str, market: Market) -> None:
     }
     for name, value in state.items():
         if value is not None:
-            is_text = isinstance(value, str)
-            reading.rows.add(
-                "market_state",
-                venue=VENUE,
-                market=identity,
-                field=name,
-                value=None if is_text else float(value),
-                text=value if is_text else None,
-                as_of=market.as_of,
-                source=source,
+            add_market_state(reading.rows, identity, name, value, as_of=market.as_of, source=source)
+
+
+def tell_unstated_caps(reading: Reading) -> None:
+    """A finding for every market that somebody holds and whose list names no caps on open interest.
+
+    Its initial margin is taken at the base fraction, the least that it can be; maintenance margin does not scale.
+    """
+    held = {row["instrument_id"] for row in reading.rows.rows["positions"]}
+    for _, table in reading.rows.tables["positions"]:
+        held.update(table["instrument_id"].unique().to_pylist())
+    for ticker, market in sorted(reading.markets.items()):
+        identity = instrument_id(VENUE, ticker)
+        if market.unstated_caps and identity in held:
+            reading.rows.fail(
+                FailureReason.MISSING_FIELD,
+                f"fields {LOWER_CAP!r} and {UPPER_CAP!r} of {ticker} are missing: its initial margin is taken at the "
+                f"base fraction {Decimal(market.base_imf_ppm) / PPM}, which its open interest may scale up",
+                payload=market.payload.name,
+                path=joined(market.unstated_caps, LOWER_CAP),
+                subject=identity,
             )
-
-
-def add_mark(
-    reading: Reading,
-    subject: str,
-    name: str,
-    value: Decimal,
-    *,
-    as_of: datetime | None,
-    source: str,
-    account: str | None = None,
-) -> None:
-    """One row of `marks`."""
-    reading.rows.add(
-        "marks",
-        venue=VENUE,
-        account_id=account,
-        subject=subject,
-        field=name,
-        value=float(value),
-        as_of=as_of,
-        source=source,
-    )
-
-
-def add_shared_rows(reading: Reading) -> None:
-    """Assets and instruments that the rows so far refer to."""
-    for identity, (known, chain) in sorted(reading.assets.items()):
-        reading.rows.add(
-            "assets",
-            asset_id=identity,
-            symbol=known.symbol,
-            chain=chain,
-            decimals=6 if chain else None,
-            risk_factor=known.risk_factor,
-            multiplier=known.multiplier,
-            peg_of=known.peg_of,
-            issuer=known.issuer,
-        )
-    reading.rows.rows["instruments"] += [reading.instruments[identity] for identity in sorted(reading.instruments)]
 
 
 def repeated(names: Counter[Any], name: Any, path: str) -> None:

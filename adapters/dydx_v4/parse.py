@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from aggregator.errors import FailureReason
 
+from ..account_rows import add_balance
 from ..amounts import (
     FieldError,
     decimal_at,
@@ -28,10 +29,11 @@ from ..amounts import (
     positive_at,
     token_amount,
 )
+from ..market_rows import add_mark, add_reconciliation_note
 from ..symbols import account_id
 from ..transport import Payload
 from .bodies import field_of, number_of, signed_quantums, subaccount_number
-from .markets import CHAIN, USDC, VENUE, Reading, add_mark, repeated
+from .markets import CHAIN, USDC, VENUE, Reading, repeated
 from .mechanics import PPM, QUOTE_DECIMALS, is_isolated, parent_number, settled_funding, settlement_ppm
 from .position_columns import PlainPositions, plain_positions, question_of
 from .rules import RULES
@@ -188,13 +190,12 @@ def _read_reported(reading: Reading, account: Account, answer: Answer) -> None:
 def _note_base_fractions(reading: Reading, account: Account, answer: Answer) -> None:
     """A note for the reconciliation where the chain asks for more than the indexer's figure."""
     if account.beyond_base:
-        reading.rows.add(
-            "market_state",
-            venue=VENUE,
-            market=account.account_id,
-            field="reconciliation_note.initial_margin",
-            value=float(account.beyond_base),
-            text="the indexer counts base fractions, whatever open interest and chosen leverage ask for",
+        add_reconciliation_note(
+            reading.rows,
+            account.account_id,
+            "initial_margin",
+            account.beyond_base,
+            "the indexer counts base fractions, whatever open interest and chosen leverage ask for",
             as_of=account.event_at or answer.payload.received_at,
             source=answer.payload.request,
         )
@@ -227,14 +228,7 @@ def add_account(reading: Reading, account: Account) -> None:
     with localcontext(prec=_EXACT_DIGITS):
         cash = account.usdc + account.entry_cost
     if cash:
-        reading.rows.add(
-            "balances",
-            account_id=account.account_id,
-            asset_id=settlement,
-            side="asset" if cash > 0 else "liability",
-            quantity=cash.copy_abs(),
-            collateral_enabled=True,
-        )
+        add_balance(reading.rows, account.account_id, settlement, cash)
 
 
 def _add_position(
@@ -269,7 +263,7 @@ def _add_position(
     if own_price is not None:
         as_of = account.event_at or answer.payload.received_at
         source = "entryPrice + unrealizedPnl / size"
-        add_mark(reading, instrument, "mark", own_price, as_of=as_of, source=source, account=account.account_id)
+        add_mark(reading.rows, instrument, "mark", own_price, as_of=as_of, source=source, account_id=account.account_id)
     if market is None:
         message = f"no list of markets says how {ticker} is margined"
         reading.rows.fail(

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from aggregator.schema import DECIMAL, TIME
 
 from .. import columns as flat
-from ..columns import Columns, canonical_table, encoded, is_zero, spread
+from ..columns import Columns, canonical_table, encoded, is_zero, own_marks, spread
 from ..symbols import instrument_id
 from .markets import VENUE, Market, Reading
 from .mechanics import PPM
@@ -98,14 +98,11 @@ def plain_positions(reading: Reading, questions: Sequence[Question]) -> dict[str
     )
     marked = profit.filter(kept).is_valid()
     times = spread(of_list[chosen], [question.as_of for question in questions], TIME)
-    marks = canonical_table(
-        "marks",
-        int(pc.sum(marked).as_py() or 0),
-        venue=VENUE,
-        account_id=home.filter(marked),
-        subject=instrument.filter(marked),
-        field="mark",
-        value=[price for found in sums.values() for price in found.prices if price is not None],
+    marks = own_marks(
+        VENUE,
+        home.filter(marked),
+        instrument.filter(marked),
+        [price for found in sums.values() for price in found.prices if price is not None],
         as_of=times.filter(marked),
         source=MARK_SOURCE,
     )
@@ -133,7 +130,7 @@ def _records(positions: Any) -> list[Any]:
 def _market(reading: Reading, ticker: str) -> Market | None:
     """A market in which a position can be held without any question, else None."""
     market = None if ticker in reading.problems else reading.markets.get(ticker)
-    known = instrument_id(VENUE, ticker) in reading.instruments
+    known = instrument_id(VENUE, ticker) in reading.catalog.instruments
     return market if market is not None and known and not market.is_isolated else None
 
 

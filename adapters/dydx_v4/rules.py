@@ -19,7 +19,7 @@ SOURCE = "dydxprotocol/v4-chain 84d4664: x/perpetuals/types/liquidity_tier.go, x
 COMPONENTS = (
     Component(side="equity", parameters=WeightedValue(weights="unit")),
     Component(side="requirement", parameters=TieredNotional(initial="tier_rate"), group_by="position"),
-    Component(side="verdict", parameters=Verdict(liquidates_when="below", trigger=Decimal(1))),
+    Component(side="verdict", parameters=Verdict(liquidates_when="below", needs_requirement=True)),
 )
 
 

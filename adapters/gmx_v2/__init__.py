@@ -26,6 +26,7 @@ from aggregator.errors import FailureReason
 from ..adapter import Context, Normalized
 from ..amounts import FieldError
 from ..facts import VenueFacts
+from ..questions import Question, by_question, owner_of, reject_copies
 from ..rows import Rows
 from ..symbols import account_id
 from ..transport import Payload
@@ -96,31 +97,22 @@ def _kind(request: str) -> str:
     return request.partition(":")[0].strip().rpartition("/")[2].rpartition(".")[2]
 
 
+def _question(payload: Payload) -> Question:
+    kind = _kind(payload.request)
+    owner = owner_of(payload, kind, requests=ADAPTER.requests, owned=_OF_OWNERS)
+    return Question(kind, owner, payload.request.partition(":")[2])
+
+
 def _sorted_out(rows: Rows, payloads: Sequence[Payload]) -> dict[str, list[Payload]]:
     """Payloads to read by kind; what is unknown, of nobody, or answers one question twice becomes a failure."""
-    groups: dict[tuple[str, str, str], list[Payload]] = defaultdict(list)
-    for payload in sorted(payloads, key=lambda p: (p.request, p.account, p.name, p.sha256)):
-        with rows.guard(payload.name, subject=payload.account or payload.request):
-            kind = _kind(payload.request)
-            if kind not in ADAPTER.requests:
-                known = ", ".join(ADAPTER.requests)
-                raise FieldError("request", FailureReason.UNSUPPORTED, f"{payload.request!r} is none of {known}")
-            if kind in _OF_OWNERS and not payload.account:
-                message = f"{payload.request} needs the owner's label in the configuration"
-                raise FieldError("account", FailureReason.MISSING_FIELD, message)
-            owner = payload.account if kind in _OF_OWNERS else ""
-            groups[kind, payload.request.partition(":")[2], owner].append(payload)
     kinds: dict[str, list[Payload]] = defaultdict(list)
-    for (kind, _, owner), copies in groups.items():
+    for (kind, owner, _), copies in by_question(rows, payloads, _question).items():
         if len(copies) == 1:
             kinds[kind].append(copies[0])
-            continue
-        # The venue's own figures are for comparison, and orders cost no margin: everything can still be computed.
-        account = account_id(VENUE, owner) if owner and kind not in _BESIDE else None
-        for payload in copies:
-            message = f"{payload.request} came {len(copies)} times, all copies are rejected"
-            subject = owner or payload.request
-            rows.fail(FailureReason.DUPLICATE, message, payload=payload.name, subject=subject, account_id=account)
+        else:
+            # The venue's own figures are for comparison, and orders cost no margin: all can still be computed.
+            account = account_id(VENUE, owner) if owner and kind not in _BESIDE else None
+            reject_copies(rows, copies, account_id=account)
     return kinds
 
 

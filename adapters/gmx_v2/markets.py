@@ -18,7 +18,9 @@ from aggregator.errors import ConfigurationError, FailureReason
 
 from ..adapter import Context, parameter_table
 from ..amounts import FieldError, joined, token_amount
-from ..asset_book import Asset
+from ..catalog import Catalog
+from ..findings import Problem
+from ..market_rows import add_mark, add_market_state
 from ..rows import Rows
 from ..symbols import instrument_id
 from ..transport import Payload
@@ -43,13 +45,6 @@ USD = "USD"
 USD_DECIMALS = 30
 
 
-class Problem(NamedTuple):
-    """Why something of the deployment cannot be used; whoever needs it becomes incomplete for this reason."""
-
-    reason: FailureReason
-    message: str
-
-
 class Value(NamedTuple):
     """A DataStore value, and where it was read."""
 
@@ -63,7 +58,7 @@ class Deployment:
     """One snapshot of the deployment while it is read."""
 
     rows: Rows
-    context: Context
+    catalog: Catalog
     chain: str
     tokens: dict[str, Token | Problem] = field(default_factory=dict)
     markets: dict[str, Market | Problem] = field(default_factory=dict)
@@ -74,8 +69,6 @@ class Deployment:
     """The same as the Reader computes them for the moment; they go before what the store last held."""
     dated: dict[str, dict[str, Value]] = field(default_factory=dict)
     """The same from the parameter file."""
-    assets: dict[str, dict[str, Any]] = field(default_factory=dict)
-    instruments: dict[str, dict[str, Any]] = field(default_factory=dict)
     renamed: Mapping[str, str] = field(default_factory=dict)
 
     # -- lookups: each raises `FieldError` for what is not there --------------------------------------------------
@@ -142,21 +135,7 @@ class Deployment:
     def asset(self, address: str, path: str) -> str:
         """Asset id of a token, noted for the table `assets`; unknown_asset if the asset book lacks its symbol."""
         token = self.token(address, path)
-        known = known_asset(self.context, token.symbol)
-        if known is None:
-            raise FieldError(path, FailureReason.UNKNOWN_ASSET, f"token {token.symbol!r} is not in the asset book")
-        identity = f"{token.symbol}@{self.chain}"
-        self.assets[identity] = {
-            "asset_id": identity,
-            "symbol": token.symbol,
-            "chain": self.chain,
-            "decimals": token.decimals,
-            "risk_factor": known.risk_factor,
-            "multiplier": known.multiplier,
-            "peg_of": known.peg_of,
-            "issuer": known.issuer,
-        }
-        return identity
+        return self.catalog.token(token.symbol, self.chain, token.decimals, path=path)
 
     def instrument(self, market: Market, path: str) -> str:
         """Instrument id of a market's perpetual, noted for the table `instruments`; raises as `asset` does.
@@ -165,29 +144,14 @@ class Deployment:
         """
         name = self.market_name(market)
         identity = instrument_id(VENUE, name)
-        if identity not in self.instruments:
-            underlying = self.asset(market.index_token, path)
-            self.assets[USD] = {"asset_id": USD, "symbol": USD, "multiplier": Decimal(1)}
-            self.instruments[identity] = {
-                "instrument_id": identity,
-                "venue": VENUE,
-                "symbol": name,
-                "kind": "perp",
-                "underlying": underlying,
-                "settlement_asset": USD,
-                "payoff": "linear",
-                "contract_size": Decimal(1),
-            }
-        return identity
+        if identity in self.catalog.instruments:
+            return identity
+        underlying, dollar = self.asset(market.index_token, path), self.catalog.dollar()
+        return self.catalog.instrument(name, kind="perp", underlying=underlying, settlement_asset=dollar)
 
     def usd_price(self, address: str, price: int) -> Decimal:
         """USD per whole token of a raw price."""
         return token_amount(price, USD_DECIMALS - self.token(address, "").decimals)
-
-
-def known_asset(context: Context, symbol: str) -> Asset | None:
-    """The asset book's entry of exactly this symbol: a token on a chain is no multiple of another by its name."""
-    return context.assets.assets.get(symbol)
 
 
 def _usable(found: Any, path: str) -> Any:
@@ -206,7 +170,7 @@ def deployment_of(rows: Rows, context: Context) -> Deployment:
     chain = parameters.get("chain", VENUE)
     if not isinstance(chain, str) or not chain:
         raise ConfigurationError(f"{VENUE} parameters: chain is {chain!r}, expected a text")
-    deployment = Deployment(rows, context, chain)
+    deployment = Deployment(rows, Catalog(VENUE, context.assets), chain)
     try:
         symbols = parameter_table(parameters, "symbols", venue=VENUE)
         if not all(isinstance(symbol, str) for symbol in symbols.values()):
@@ -293,7 +257,7 @@ def _read_each(deployment: Deployment, payload: Payload, key: str, read: Any, *,
                 into[address] = found
             except FieldError as error:
                 _note_problem(record, error, into)
-                rows.fail(error.reason, error.message, payload=payload.name, path=error.path, subject=payload.request)
+                rows.refuse(error, payload=payload.name, subject=payload.request)
 
 
 def _note_problem(record: Any, error: FieldError, into: dict[str, Any]) -> None:
@@ -363,7 +327,6 @@ def add_shared_rows(deployment: Deployment) -> None:
 
     State is in USD, fractions, or whole tokens; funding per size in whole collateral tokens per USD of size.
     """
-    rows = deployment.rows
     for market in deployment.markets.values():
         if isinstance(market, Market):
             with suppress(FieldError):
@@ -372,8 +335,7 @@ def add_shared_rows(deployment: Deployment) -> None:
                     deployment.asset(address, "")
                 _add_index_marks(deployment, market, identity)
     _add_token_prices(deployment)
-    rows.rows["assets"] += [deployment.assets[identity] for identity in sorted(deployment.assets)]
-    rows.rows["instruments"] += [deployment.instruments[identity] for identity in sorted(deployment.instruments)]
+    deployment.catalog.write(deployment.rows)
     for address in sorted({*deployment.values, *deployment.accrued}):
         stated = deployment.values.get(address, {}) | deployment.accrued.get(address, {})
         for name, value in sorted(stated.items()):
@@ -396,7 +358,7 @@ def _add_token_prices(deployment: Deployment) -> None:
             by_asset.setdefault(f"{token.symbol}@{deployment.chain}", []).append((address, price))
     for identity, found in sorted(by_asset.items()):
         # A synthetic index token may share its symbol with the token in the pool: then neither speaks for the asset.
-        if identity not in deployment.assets or len(found) > 1:
+        if identity not in deployment.catalog.assets or len(found) > 1:
             continue
         address, price = found[0]
         prices = {
@@ -408,44 +370,14 @@ def _add_token_prices(deployment: Deployment) -> None:
             add_mark(deployment.rows, identity, name, value, as_of=price.as_of, source="price list")
 
 
-def add_mark(
-    rows: Rows,
-    subject: str,
-    name: str,
-    value: Decimal,
-    *,
-    as_of: datetime | None,
-    source: str,
-    account: str | None = None,
-) -> None:
-    """One row of `marks`."""
-    rows.add(
-        "marks",
-        venue=VENUE,
-        account_id=account,
-        subject=subject,
-        field=name,
-        value=float(value),
-        as_of=as_of,
-        source=source,
-    )
-
-
 def _add_state(deployment: Deployment, address: str, name: str, value: Value) -> None:
     market = deployment.markets.get(address)
     if isinstance(market, Market):
         identity = instrument_id(VENUE, deployment.market_name(market))
     else:
         identity = instrument_id(VENUE, address) if address else VENUE
-    deployment.rows.add(
-        "market_state",
-        venue=VENUE,
-        market=identity,
-        field=name,
-        value=float(_scaled(deployment, market, name, value.number)),
-        as_of=value.as_of,
-        source=value.source,
-    )
+    number = _scaled(deployment, market, name, value.number)
+    add_market_state(deployment.rows, identity, name, number, as_of=value.as_of, source=value.source)
 
 
 def _scaled(deployment: Deployment, market: Any, name: str, number: int) -> Decimal:

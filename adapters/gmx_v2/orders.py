@@ -14,9 +14,10 @@ from typing import Any
 from aggregator.errors import FailureReason
 
 from ..amounts import FieldError, joined, member, token_amount
+from ..fields import flag_at, struct_of
 from ..transport import Payload
 from .markets import Deployment
-from .parse import address_at, flag_at, records, struct, unsigned_at
+from .parse import address_at, records, unsigned_at
 from .positions import Key, Owned, position_account
 
 _ADDRESSES = (
@@ -55,7 +56,7 @@ def read_orders(deployment: Deployment, payload: Payload, owned: Mapping[Key, Ow
 def _add_order(
     deployment: Deployment, payload: Payload, record: Any, path: str, order_id: str, owned: Mapping[Key, Owned]
 ) -> None:
-    addresses = struct(member(record, "addresses", path), _ADDRESSES, joined(path, "addresses"))
+    addresses = struct_of(member(record, "addresses", path), _ADDRESSES, joined(path, "addresses"))
     numbers, in_numbers = member(record, "numbers", path), joined(path, "numbers")
     kind = unsigned_at(numbers, "orderType", in_numbers)
     if kind in _SWAPS:

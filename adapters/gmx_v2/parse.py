@@ -6,13 +6,14 @@ names or as lists in the contract's order; addresses are compared in lower case.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
 
 from aggregator.errors import FailureReason
 
 from ..amounts import FieldError, integer_at, integer_of, joined, member, optional_time_at
+from ..fields import flag_at, struct_of
 from .mechanics import Position
 
 LARGEST = 2**256 - 1
@@ -108,16 +109,6 @@ class Verdict(NamedTuple):
 # ---- fields ----------------------------------------------------------------------------------------------------------
 
 
-def struct(value: Any, names: Sequence[str], path: str) -> Mapping[str, Any]:
-    """A struct as an object: as it is, or from a list of its members in order."""
-    if isinstance(value, Mapping):
-        return value
-    if isinstance(value, list) and len(value) == len(names):
-        return dict(zip(names, value, strict=True))
-    what = f"a list of {len(value)}" if isinstance(value, list) else type(value).__name__
-    raise FieldError(path, FailureReason.MALFORMED, f"expected an object with {', '.join(names)}; found {what}")
-
-
 def unsigned_at(record: Any, key: str, path: str = "") -> int:
     """The required integer under `key`, 0 to 2^256 − 1."""
     value = integer_at(record, key, path)
@@ -146,14 +137,6 @@ def address_of(value: Any, path: str) -> str:
 def address_at(record: Any, key: str, path: str = "") -> str:
     """`address_of` the required member `key`."""
     return address_of(member(record, key, path), joined(path, key))
-
-
-def flag_at(record: Any, key: str, path: str = "") -> bool:
-    """The required boolean under `key`."""
-    value = member(record, key, path)
-    if not isinstance(value, bool):
-        raise FieldError(joined(path, key), FailureReason.MALFORMED, f"{key!r} must be true or false")
-    return value
 
 
 def unwrapped(body: Any) -> tuple[Any, str]:
@@ -202,7 +185,7 @@ def read_token(record: Any, path: str) -> Token:
 
 def read_market(record: Any, path: str) -> Market:
     """A market's tokens (`Market.Props`); further members do not matter."""
-    fields = struct(record, _MARKET, path)
+    fields = struct_of(record, _MARKET, path)
     return Market(*(address_at(fields, name, path) for name in _MARKET))
 
 
@@ -217,13 +200,13 @@ def read_ticker(record: Any, path: str, received_at: datetime | None) -> tuple[s
 
 def read_prices(value: Any, path: str, received_at: datetime | None) -> MarketPrices:
     """`MarketUtils.MarketPrices`: index, long and short token."""
-    fields = struct(value, _PRICES, path)
+    fields = struct_of(value, _PRICES, path)
     return MarketPrices(*(read_price(member(fields, name, path), joined(path, name), received_at) for name in _PRICES))
 
 
 def read_price(value: Any, path: str, received_at: datetime | None) -> Price:
     """`Price.Props`: min and max."""
-    fields = struct(value, _PRICE, path)
+    fields = struct_of(value, _PRICE, path)
     lowest, highest = positive_at(fields, "min", path), positive_at(fields, "max", path)
     if lowest > highest:
         raise FieldError(path, FailureReason.INCONSISTENT, f"min {lowest} above max {highest}")
@@ -243,11 +226,11 @@ def positive_at(record: Any, key: str, path: str = "") -> int:
 
 def read_position(record: Any, path: str) -> Held:
     """`Position.Props`, nested as the contract returns it or flat; raises inconsistent for a size in one unit alone."""
-    fields = record if isinstance(record, Mapping) and "addresses" not in record else struct(record, _PROPS, path)
+    fields = record if isinstance(record, Mapping) and "addresses" not in record else struct_of(record, _PROPS, path)
     parts = []
     for part, names in zip(_PROPS, (_ADDRESSES, _NUMBERS, _FLAGS), strict=True):
         nested = fields.get(part)
-        parts.append((struct(nested, names, joined(path, part)), joined(path, part)) if nested else (fields, path))
+        parts.append((struct_of(nested, names, joined(path, part)), joined(path, part)) if nested else (fields, path))
     (addresses, in_addresses), (numbers, in_numbers), (flags, in_flags) = parts
     position = Position(
         is_long=flag_at(flags, "isLong", in_flags),
@@ -299,7 +282,7 @@ def read_info(record: Any, path: str, received_at: datetime | None) -> Info:
 
 def read_verdict(record: Any, path: str) -> Verdict:
     """Answer of `isPositionLiquidatable`: flag, reason and `info` as an object or a list."""
-    info = struct(
+    info = struct_of(
         member(record, "info", path),
         ("remainingCollateralUsd", "minCollateralUsd", "minCollateralUsdForLeverage"),
         joined(path, "info"),

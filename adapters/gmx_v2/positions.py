@@ -13,12 +13,14 @@ from typing import Any, NamedTuple
 
 from aggregator.errors import FailureReason
 
+from ..account_rows import add_balance
 from ..amounts import FieldError, joined, token_amount
+from ..market_rows import add_mark
 from ..symbols import account_id
 from ..transport import Payload
 from . import mechanics
 from .impact import FLOAT, ImpactParameters, OpenInterest, applied, capped_positive_impact, price_impact
-from .markets import USD, VENUE, Deployment, add_mark
+from .markets import USD, VENUE, Deployment
 from .mechanics import Fees, Pool, Prices
 from .parse import (
     GLOBAL_KEYS,
@@ -208,21 +210,14 @@ def add_account(deployment: Deployment, owned: Owned, problem: FieldError | None
         )
         if position.collateral_amount:
             decimals = deployment.token(owned.held.collateral, "").decimals
-            rows.add(
-                "balances",
-                account_id=identity,
-                asset_id=collateral,
-                side="asset",
-                quantity=token_amount(position.collateral_amount, decimals),
-                collateral_enabled=True,
-            )
+            add_balance(rows, identity, collateral, token_amount(position.collateral_amount, decimals))
         against = index.min if position.is_long else index.max
         source = payload.request
         mark = deployment.usd_price(market.index_token, against)
-        add_mark(rows, instrument, "mark", mark, as_of=index.as_of, source=source, account=identity)
+        add_mark(rows, instrument, "mark", mark, as_of=index.as_of, source=source, account_id=identity)
         lowest = deployment.usd_price(owned.held.collateral, collateral_price.min)
         as_of = collateral_price.as_of
-        add_mark(rows, collateral, "oracle", lowest, as_of=as_of, source=source, account=identity)
+        add_mark(rows, collateral, "oracle", lowest, as_of=as_of, source=source, account_id=identity)
     if len(rows.rows["rule_sets"]) == known:
         # The failure above says what lacks; that no rule follows from it is no second one.
         rows.rows["rule_sets"] += verdict_rows(rule_set)

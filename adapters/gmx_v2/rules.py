@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from aggregator.rule_forms import Component, Fixed, TieredNotional, Verdict, WeightedValue, component_rows
 
 from ..amounts import token_amount
+from ..collateral import weight_row
 from .mechanics import minimum_collateral_usd
 
 SOURCE = "gmx-io/gmx-synthetics @a5c0c88, PositionUtils.isPositionLiquidatable"
@@ -73,21 +74,7 @@ def rule_rows(rule_set: str, instrument: str, collateral: str, size_in_usd: int,
     return {
         "rule_sets": component_rows(rule_set, components, source=SOURCE),
         "margin_tiers": [tier],
-        "collateral_tiers": [
-            {
-                "rule_set": rule_set,
-                "asset_id": identity,
-                "emode": "",
-                "tier": 1,
-                "floor": Decimal(0),
-                "asset_weight_initial": weight,
-                "asset_weight_maintenance": weight,
-                "liability_weight_initial": Decimal(1),
-                "liability_weight_maintenance": Decimal(1),
-                "source": SOURCE,
-            }
-            for identity, weight in weights
-        ],
+        "collateral_tiers": [weight_row(rule_set, identity, weight, source=SOURCE) for identity, weight in weights],
     }
 
 

@@ -23,7 +23,9 @@ from aggregator.errors import FailureReason
 
 from ..adapter import Context, Normalized
 from ..amounts import FieldError, integer_at, joined, members
+from ..catalog import Catalog
 from ..facts import VenueFacts
+from ..questions import Question, by_question, owner_of, reject_copies
 from ..rows import Rows
 from ..transport import Payload
 from .markets import (
@@ -73,11 +75,12 @@ class HyperliquidAdapter:
         Raises `ConfigurationError` when the parameter file selects what it does not hold.
         """
         rows = Rows(VENUE)
-        reading = Reading(rows, context)
-        accepted, rejected = _sorted_out(reading, payloads)
+        reading = Reading(rows, context, Catalog(VENUE, context.assets))
+        groups = list(by_question(rows, payloads, _question).values())
         kinds: dict[str, list[Payload]] = {name: [] for name in self.requests}
-        for payload in accepted:
-            kinds[_kind(payload)].append(payload)
+        for copies in groups:
+            if len(copies) == 1:
+                kinds[_kind(copies[0])].append(copies[0])
 
         names, pairs = dated_tokens(context.parameters), dict[str, tuple[int, int]]()
         for payload in kinds[TOKENS]:
@@ -124,8 +127,9 @@ class HyperliquidAdapter:
             read_perp_accounts(reading, payload, plain)
         for payload in kinds[SPOT_ACCOUNT]:
             read_spot_account(reading, payload)
-        for copies in rejected:
-            _reject(reading, copies)
+        for copies in groups:
+            if len(copies) > 1:
+                _reject(reading, copies)
         read_open_orders(reading, [*kinds[FRONTEND_ORDERS], *kinds[OPEN_ORDERS]])
         read_active_assets(reading, kinds[ACTIVE_ASSET])
         add_shared_rows(reading)
@@ -136,22 +140,10 @@ def _kind(payload: Payload) -> str:
     return payload.request.partition(":")[0]
 
 
-def _sorted_out(reading: Reading, payloads: Sequence[Payload]) -> tuple[list[Payload], list[list[Payload]]]:
-    """(payloads to read, groups of payloads that answer the same question); anything else becomes a failure."""
-    groups: dict[tuple[str, str, str], list[Payload]] = {}
-    for payload in sorted(payloads, key=lambda p: (p.request, p.account, p.name, p.sha256)):
-        with reading.rows.guard(payload.name, subject=payload.account or payload.request):
-            kind = _kind(payload)
-            if kind not in ADAPTER.requests:
-                known = ", ".join(ADAPTER.requests)
-                raise FieldError("request", FailureReason.UNSUPPORTED, f"{payload.request!r} is none of {known}")
-            is_owned = kind in OWNER_REQUESTS
-            if is_owned and not payload.account:
-                message = f"{payload.request} needs the owner's label in the configuration"
-                raise FieldError("account", FailureReason.MISSING_FIELD, message)
-            groups.setdefault((kind, payload.account if is_owned else "", _part(kind, payload)), []).append(payload)
-    accepted = [copies[0] for copies in groups.values() if len(copies) == 1]
-    return accepted, [copies for copies in groups.values() if len(copies) > 1]
+def _question(payload: Payload) -> Question:
+    kind = _kind(payload)
+    owner = owner_of(payload, kind, requests=ADAPTER.requests, owned=OWNER_REQUESTS)
+    return Question(kind, owner, _part(kind, payload))
 
 
 def _part(kind: str, payload: Payload) -> str:
@@ -179,14 +171,7 @@ def _dex_of_markets(payload: Payload) -> str:
 def _reject(reading: Reading, copies: list[Payload]) -> None:
     first = copies[0]
     account = add_bare_account(reading, first) if _kind(first) in (PERP_ACCOUNT, SPOT_ACCOUNT) else None
-    for payload in copies:
-        reading.rows.fail(
-            FailureReason.DUPLICATE,
-            f"{payload.request} came {len(copies)} times, all copies are rejected",
-            payload=payload.name,
-            subject=payload.account or payload.request,
-            account_id=account,
-        )
+    reject_copies(reading.rows, copies, account_id=account)
 
 
 def _check_contexts(payload: Payload) -> None:
@@ -228,7 +213,7 @@ FACTS = VenueFacts(
     cross_or_isolated="chosen per coin by the trader; some markets are isolated only",
     orders="rows only: resting orders reserve no margin in the account totals, so that no requirement has them",
     liquidation=(
-        "liquidation price in closed form by tier; a fifth of a position above 100 000 USD of notional at first, "
+        "liquidation price in closed form by tier; a dated share of a position above a dated notional at first, "
         "else the whole; backstop below two thirds of maintenance"
     ),
     rules=(

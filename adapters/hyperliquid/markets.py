@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -28,7 +27,9 @@ from ..amounts import (
     optional_decimal_at,
     positive_at,
 )
-from ..asset_book import Asset
+from ..catalog import Catalog
+from ..findings import Problem
+from ..market_rows import Number, add_mark, add_market_state
 from ..rows import Rows
 from ..symbols import instrument_id
 from ..transport import Payload
@@ -43,13 +44,6 @@ from .rules import (
 )
 
 VENUE = "hyperliquid"
-
-
-class Problem(NamedTuple):
-    """Why a market of the venue's list cannot be margined; whoever holds it becomes incomplete for this reason."""
-
-    reason: FailureReason
-    message: str
 
 
 class Market(NamedTuple):
@@ -80,23 +74,14 @@ class Reading:
 
     rows: Rows
     context: Context
+    catalog: Catalog
     markets: Mapping[str, Market] = field(default_factory=dict)
     tokens: Mapping[int, str] = field(default_factory=dict)
     pairs: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     """Token indices (base, quote) of each spot pair by name."""
     collateral: Mapping[str, int] = field(default_factory=dict)
-    assets: dict[str, Asset] = field(default_factory=dict)
-    instruments: dict[str, dict[str, Any]] = field(default_factory=dict)
     rule_sets: dict[str, str] = field(default_factory=dict)
     claims: list[Claim] = field(default_factory=list)
-
-    def asset(self, symbol: str, *, path: str, reason: FailureReason = FailureReason.UNKNOWN_ASSET) -> str:
-        """Asset id of a symbol, noted for the table `assets`; raises `FieldError(reason)` if the book lacks it."""
-        known = self.context.assets.resolve(symbol)
-        if known is None:
-            raise FieldError(path, reason, f"{symbol!r} is not in the asset book")
-        self.assets[symbol] = known
-        return symbol
 
     def collateral_token(self, dex: str) -> str:
         """Symbol of a dex's collateral token, or `token:<index>` if nothing names it; the asset book may lack it."""
@@ -109,43 +94,27 @@ class Reading:
         if index is None or index not in self.tokens:
             what = "no market payload states its collateralToken" if index is None else f"nothing names token {index}"
             raise FieldError("", FailureReason.MISSING_PARAMETER, f"collateral of dex {dex!r}: {what}")
-        return self.asset(self.tokens[index], path="")
+        return self.catalog.known_asset(self.tokens[index], path="")
 
     def instrument(self, coin: str, *, path: str) -> str:
         """Instrument id of a perpetual, noted for the table `instruments`; raises `FieldError`, also unknown_market."""
         identity = instrument_id(VENUE, coin)
-        if identity not in self.instruments:
-            underlying = self.asset(coin.rpartition(":")[2], path=path, reason=FailureReason.UNKNOWN_MARKET)
-            self.instruments[identity] = {
-                "instrument_id": identity,
-                "venue": VENUE,
-                "symbol": coin,
-                "kind": "perp",
-                "underlying": underlying,
-                "settlement_asset": self.settlement(dex_of(coin)),
-                "payoff": "linear",
-                "contract_size": Decimal(1),
-            }
-        return identity
+        if identity in self.catalog.instruments:
+            return identity
+        symbol = coin.rpartition(":")[2]
+        underlying = self.catalog.known_asset(symbol, path=path, reason=FailureReason.UNKNOWN_MARKET)
+        settlement = self.settlement(dex_of(coin))
+        return self.catalog.instrument(coin, kind="perp", underlying=underlying, settlement_asset=settlement)
 
     def pair(self, name: str, *, path: str) -> str:
         """Instrument id of a spot pair, noted for the table `instruments`; raises `FieldError(unknown_market)`."""
-        identity = instrument_id(VENUE, name)
-        if identity not in self.instruments:
-            base, quote = (self.tokens.get(index) for index in self.pairs.get(name, (-1, -1)))
-            if base is None or quote is None:
-                raise FieldError(path, FailureReason.UNKNOWN_MARKET, f"no spotMeta payload lists the pair {name!r:.40}")
-            self.instruments[identity] = {
-                "instrument_id": identity,
-                "venue": VENUE,
-                "symbol": name,
-                "kind": "spot",
-                "underlying": self.asset(base, path=path, reason=FailureReason.UNKNOWN_MARKET),
-                "settlement_asset": self.asset(quote, path=path, reason=FailureReason.UNKNOWN_MARKET),
-                "payoff": "linear",
-                "contract_size": Decimal(1),
-            }
-        return identity
+        base, quote = (self.tokens.get(index) for index in self.pairs.get(name, (-1, -1)))
+        if base is None or quote is None:
+            raise FieldError(path, FailureReason.UNKNOWN_MARKET, f"no spotMeta payload lists the pair {name!r:.40}")
+        underlying, settlement = (
+            self.catalog.known_asset(symbol, path=path, reason=FailureReason.UNKNOWN_MARKET) for symbol in (base, quote)
+        )
+        return self.catalog.instrument(name, kind="spot", underlying=underlying, settlement_asset=settlement)
 
 
 def dex_of(coin: str) -> str:
@@ -233,7 +202,7 @@ def add_markets(reading: Reading) -> None:
     for market in reading.markets.values():
         identity = instrument_id(VENUE, market.coin)
         for name, flag in (("only_isolated", market.only_isolated), ("is_delisted", market.is_delisted)):
-            _market_state(reading, identity, name, payload=market.payload, value=float(flag))
+            _add_state(reading, identity, name, float(flag), market.payload)
         if market.is_delisted or market.tiers is None:
             continue
         with suppress(FieldError):
@@ -254,7 +223,7 @@ def read_contexts(reading: Reading, payload: Payload) -> dict[str, tuple[str, De
         coin = universe[i].get("name") if isinstance(universe[i], Mapping) else None
         market = reading.markets.get(coin) if isinstance(coin, str) else None
         identity = instrument_id(VENUE, str(coin))
-        if market is None or market.is_delisted or identity not in reading.instruments:
+        if market is None or market.is_delisted or identity not in reading.catalog.instruments:
             continue
         path = joined("[1]", i)
         with rows.guard(payload.name, subject=identity):
@@ -265,14 +234,14 @@ def read_contexts(reading: Reading, payload: Payload) -> dict[str, tuple[str, De
                 "funding_rate": decimal_at(context, "funding", path),
             }
             for name, value in values.items():
-                add_mark(reading, identity, name, value=value, as_of=payload.received_at, source=payload.request)
+                add_mark(rows, identity, name, value, as_of=payload.received_at, source=payload.request)
             state = {"open_interest": non_negative_at(context, "openInterest", path)}
             for name, key in (("mid_price", "midPx"), ("day_notional_volume", "dayNtlVlm"), ("premium", "premium")):
                 optional = optional_decimal_at(context, key, path)
                 if optional is not None:
                     state[name] = optional
             for name, value in state.items():
-                _market_state(reading, identity, name, payload=payload, value=float(value))
+                _add_state(reading, identity, name, value, payload)
             oracles[market.coin] = (dex_of(market.coin), oracle, payload)
     return oracles
 
@@ -286,44 +255,11 @@ def add_index_prices(reading: Reading, oracles: Mapping[str, tuple[str, Decimal,
         chosen = by_dex.get("") or (next(iter(by_dex.values())) if len(by_dex) == 1 else None)
         if chosen:
             price, payload = chosen
-            add_mark(reading, underlying, "index", value=price, as_of=payload.received_at, source=payload.request)
+            add_mark(reading.rows, underlying, "index", price, as_of=payload.received_at, source=payload.request)
 
 
-def add_mark(
-    reading: Reading,
-    subject: str,
-    name: str,
-    *,
-    value: Decimal,
-    as_of: datetime | None,
-    source: str,
-    account: str | None = None,
-) -> None:
-    reading.rows.add(
-        "marks",
-        venue=VENUE,
-        account_id=account,
-        subject=subject,
-        field=name,
-        value=float(value),
-        as_of=as_of,
-        source=source,
-    )
-
-
-def _market_state(
-    reading: Reading, market: str, name: str, *, payload: Payload, value: float | None = None, text: str | None = None
-) -> None:
-    reading.rows.add(
-        "market_state",
-        venue=VENUE,
-        market=market,
-        field=name,
-        value=value,
-        text=text,
-        as_of=payload.received_at,
-        source=payload.request,
-    )
+def _add_state(reading: Reading, market: str, name: str, value: Number | str, payload: Payload) -> None:
+    add_market_state(reading.rows, market, name, value, as_of=payload.received_at, source=payload.request)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -337,17 +273,7 @@ def add_shared_rows(reading: Reading) -> None:
     has one.
     """
     rows = reading.rows
-    for symbol, known in sorted(reading.assets.items()):
-        rows.add(
-            "assets",
-            asset_id=symbol,
-            symbol=symbol,
-            risk_factor=known.risk_factor,
-            multiplier=known.multiplier,
-            peg_of=known.peg_of,
-            issuer=known.issuer,
-        )
-    rows.rows["instruments"] += [reading.instruments[identity] for identity in sorted(reading.instruments)]
+    reading.catalog.write(rows)
     for rule_set, source in sorted(reading.rule_sets.items()):
         rows.rows["rule_sets"] += rule_set_rows(rule_set, source)
 
@@ -364,4 +290,4 @@ def add_shared_rows(reading: Reading) -> None:
             continue
         rows.rows["margin_tiers"] += margin_tier_rows(rule_set, identity, claims[0].tiers.tiers)
         name = rule_set.replace(PERP_RULES, "margin_parameters")
-        _market_state(reading, identity, name, payload=claims[0].payload, text=claims[0].tiers.source)
+        _add_state(reading, identity, name, claims[0].tiers.source, claims[0].payload)

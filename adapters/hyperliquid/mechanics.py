@@ -16,13 +16,18 @@ from typing import NamedTuple
 
 Exact = int | Decimal | Fraction
 
-PARTIAL_LIQUIDATION_NOTIONAL = Fraction(100_000)
-"""Notional above which the first market liquidation order closes a part only (10 000 on the test network)."""
-PARTIAL_LIQUIDATION_SHARE = Fraction(1, 5)
-LIQUIDATION_COOLDOWN_S = 30
-"""After a partial liquidation every further one within this time is for the whole position."""
 BACKSTOP_SHARE = Fraction(2, 3)
 TRANSFER_SHARE = Fraction(1, 10)
+
+
+class PartialLiquidation(NamedTuple):
+    """Governed terms: above `notional` the first market liquidation order closes `share` of a position only; every
+    further one within `cooldown_s` seconds is for the whole.
+    """
+
+    notional: Fraction
+    share: Fraction
+    cooldown_s: int
 
 
 class MarginTier(NamedTuple):
@@ -174,12 +179,13 @@ def is_backstop_liquidated(equity: Exact, maintenance: Exact) -> bool:
     return Fraction(equity) < BACKSTOP_SHARE * Fraction(maintenance)
 
 
-def liquidation_order_size(size: Exact, price: Exact, *, in_cooldown: bool = False) -> Fraction:
-    """Quantity of the next market liquidation order of a position: a fifth above 100 000 of notional, else the whole.
+def liquidation_order_size(
+    size: Exact, price: Exact, terms: PartialLiquidation, *, in_cooldown: bool = False
+) -> Fraction:
+    """Quantity of the next market liquidation order of a position: a share of it above a notional, else the whole.
 
-    `in_cooldown`: another position of the user was partially liquidated within the last `LIQUIDATION_COOLDOWN_S`
-    seconds.
+    `in_cooldown`: another position of the user was partially liquidated within the last `terms.cooldown_s` seconds.
     """
     quantity = abs(Fraction(size))
-    partial = quantity * Fraction(price) > PARTIAL_LIQUIDATION_NOTIONAL and not in_cooldown
-    return quantity * PARTIAL_LIQUIDATION_SHARE if partial else quantity
+    partial = quantity * Fraction(price) > terms.notional and not in_cooldown
+    return quantity * terms.share if partial else quantity

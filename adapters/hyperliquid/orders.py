@@ -14,9 +14,10 @@ from typing import Any
 from aggregator.errors import FailureReason
 
 from ..amounts import FieldError, joined, member, non_negative_at, positive_at
+from ..market_rows import add_mark
 from ..symbols import account_id
 from ..transport import Payload
-from .markets import VENUE, Reading, add_mark, dex_of
+from .markets import VENUE, Reading, dex_of
 from .parse import cross_account_id
 
 _SIDES = {"B": "buy", "A": "sell"}
@@ -122,7 +123,7 @@ def _read_active_asset(
         if payload.body.get("markPx") is not None:
             price = positive_at(payload.body, "markPx")
             if identity not in marked:
-                add_mark(reading, identity, "mark", value=price, as_of=payload.received_at, source=payload.request)
+                add_mark(rows, identity, "mark", price, as_of=payload.received_at, source=payload.request)
                 marked.add(identity)
         isolated = account_id(VENUE, owner, f"isolated:{coin}")
         for account in (isolated, cross_account_id(owner, dex_of(coin))):

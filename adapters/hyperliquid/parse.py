@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 from aggregator.errors import FailureReason
 
+from ..account_rows import add_balance
 from ..amounts import (
     FieldError,
     decimal_at,
@@ -35,9 +36,10 @@ from ..amounts import (
     optional_time_at,
     positive_at,
 )
+from ..market_rows import add_mark
 from ..symbols import account_id, instrument_id
 from ..transport import Payload
-from .markets import VENUE, Claim, Reading, add_mark, dex_of, held_tiers
+from .markets import VENUE, Claim, Reading, dex_of, held_tiers
 from .position_columns import EXACT_DIGITS, MARK_SOURCE, PlainPositions, Sums, plain_positions
 from .rules import (
     NO_DATED_PARAMETERS,
@@ -344,14 +346,7 @@ def _add_perp_account(
     )
     if account.cash:
         with suppress(FieldError):  # an unknown collateral has already made the account incomplete
-            reading.rows.add(
-                "balances",
-                account_id=account.account_id,
-                asset_id=reading.settlement(dex),
-                side="asset" if account.cash > 0 else "liability",
-                quantity=account.cash.copy_abs(),
-                collateral_enabled=True,
-            )
+            add_balance(reading.rows, account.account_id, reading.settlement(dex), account.cash)
 
 
 def _add_position(
@@ -387,13 +382,13 @@ def _add_position(
         with localcontext(prec=EXACT_DIGITS):
             mark = held.value / abs(held.szi)
         add_mark(
-            reading,
+            rows,
             identity,
             "mark",
-            value=mark,
+            mark,
             as_of=event_at or payload.received_at,
             source=MARK_SOURCE,
-            account=account.account_id,
+            account_id=account.account_id,
         )
         placed = True
     if placed:
@@ -477,7 +472,7 @@ def _add_spot_balance(reading: Reading, entry: Any, identity: str, *, path: str,
         reading.rows.add(
             "balances",
             account_id=identity,
-            asset_id=reading.asset(coin, path=joined(path, "coin")),
+            asset_id=reading.catalog.known_asset(coin, path=joined(path, "coin")),
             side="asset",
             quantity=total,
             collateral_enabled=True,

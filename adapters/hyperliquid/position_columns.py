@@ -21,7 +21,7 @@ from aggregator.schema import TIME
 from .. import columns as flat
 from ..adapter import parameter_table
 from ..amounts import FieldError, optional_time_at
-from ..columns import Columns, Flags, Numbers, canonical_table, encoded, is_zero, spread
+from ..columns import Columns, Flags, Numbers, canonical_table, encoded, is_zero, own_marks, spread
 from ..symbols import instrument_id
 from ..transport import Payload
 from .markets import VENUE, Reading, dex_of
@@ -113,17 +113,8 @@ def plain_positions(
     for i in np.flatnonzero(plain).tolist():
         prices, sums[i] = _sums(held, slice(*columns.bounds[i : i + 2].tolist()))
         marks += prices
-    mark_table = canonical_table(
-        "marks",
-        length,
-        venue=VENUE,
-        account_id=home,
-        subject=instrument,
-        field="mark",
-        value=marks,
-        as_of=spread(of_list[chosen], [moment or None for moment in moments], TIME),
-        source=MARK_SOURCE,
-    )
+    times = spread(of_list[chosen], [moment or None for moment in moments], TIME)
+    mark_table = own_marks(VENUE, home, instrument, marks, as_of=times, source=MARK_SOURCE)
     out: list[PlainPositions | None] = [None] * len(payloads)
     tiers_of = {coin: tiers for coin in coins if (tiers := _tiers(reading, coin)) is not None}
     start = 0
@@ -154,7 +145,7 @@ def _moment(payload: Payload) -> datetime | tuple[()] | None:
 def _tiers(reading: Reading, coin: str) -> MarketTiers | None:
     """Tiers of a market in which a position can be held without any question, else None."""
     market = reading.markets.get(coin)
-    if market is None or market.is_delisted or instrument_id(VENUE, coin) not in reading.instruments:
+    if market is None or market.is_delisted or instrument_id(VENUE, coin) not in reading.catalog.instruments:
         return None
     return market.tiers
 

@@ -25,8 +25,8 @@ from aggregator.errors import ConfigurationError, FailureReason, nearest_name
 from aggregator.rule_forms import Component, TieredNotional, Verdict, WeightedValue, component_rows
 
 from ..adapter import parameter_table
-from ..amounts import FieldError, joined, member, non_negative_at, positive_at, token_amount
-from .mechanics import MarginTier, single_tier, tier_table
+from ..amounts import FieldError, integer_at, joined, member, non_negative_at, positive_at, token_amount
+from .mechanics import MarginTier, PartialLiquidation, single_tier, tier_table
 
 PERP_RULES = "hyperliquid:perp"
 SPOT_RULES = "hyperliquid:spot"
@@ -167,6 +167,22 @@ def _dated_tiers(market: Any, tables: Mapping[str, tuple[MarginTier, ...]], coin
     if str(market["margin_table"]) not in tables:
         raise FieldError(coin, FailureReason.MISSING_PARAMETER, f"no margin table {market['margin_table']!r}")
     return tables[str(market["margin_table"])]
+
+
+def partial_liquidation(parameters: Mapping[str, Any]) -> PartialLiquidation | None:
+    """The dated terms of a partial liquidation, None without a table of them; raises `ConfigurationError`."""
+    table = parameter_table(parameters, "partial_liquidation", venue="hyperliquid")
+    if not table:
+        return None
+    try:
+        return PartialLiquidation(
+            Fraction(positive_at(table, "notional")),
+            Fraction(positive_at(table, "share")),
+            integer_at(table, "cooldown_s"),
+        )
+    except FieldError as error:
+        message = f"hyperliquid parameters, [partial_liquidation] {error.path}: {error.message}"
+        raise ConfigurationError(message) from None
 
 
 def dated_tokens(parameters: Mapping[str, Any]) -> dict[int, str]:

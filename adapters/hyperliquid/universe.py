@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 from aggregator.errors import FailureReason
 
 from ..amounts import FieldError, integer_at, joined, member, members, positive_at
+from ..findings import Problem
 from ..rows import Rows
 from ..transport import Payload
-from .markets import Market, Problem
+from .markets import Market
 from .mechanics import MarginTier, single_tier
 from .rules import DatedParameters, MarketTiers, margin_table
 
@@ -39,9 +40,7 @@ def read_margin_tables(rows: Rows, payloads: Iterable[Payload]) -> MarginTables:
                 raise FieldError("request", FailureReason.MISSING_FIELD, "the request must be marginTable:<id>")
             tables[label] = margin_table(members(payload.body, "marginTiers"), "marginTiers")
         except FieldError as error:
-            rows.fail(
-                error.reason, error.message, payload=payload.name, path=error.path, subject=f"margin table {label}"
-            )
+            rows.refuse(error, payload=payload.name, subject=f"margin table {label}")
             broken[label] = Problem(error.reason, error.message)
     return MarginTables(tables, broken)
 
@@ -80,9 +79,7 @@ def read_markets(
                 raise FieldError(place, FailureReason.INCONSISTENT, message)
             tables[label] = read
         except FieldError as error:
-            rows.fail(
-                error.reason, error.message, payload=payload.name, path=error.path, subject=f"margin table {label}"
-            )
+            rows.refuse(error, payload=payload.name, subject=f"margin table {label}")
             broken[label] = Problem(error.reason, error.message)
 
     markets: dict[str, Market] = {}

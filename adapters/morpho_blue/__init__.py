@@ -31,6 +31,9 @@ from aggregator.errors import FailureReason
 from ..adapter import Context, Normalized
 from ..amounts import FieldError
 from ..facts import VenueFacts
+from ..fields import text_of
+from ..findings import PlacedError
+from ..questions import in_order, owner_of
 from ..rows import Rows
 from ..symbols import account_id
 from ..transport import Payload
@@ -43,10 +46,8 @@ from .snapshots import (
     USER_REQUESTS,
     VENUE,
     Snapshot,
-    SnapshotError,
     kind_of,
     snapshots_of,
-    text,
 )
 
 _SOURCES = ("contract", "rest", "api")
@@ -102,31 +103,24 @@ def _sort(reading: Reading, payloads: Sequence[Payload]) -> set[tuple[MarketKey,
     lost: set[tuple[MarketKey, str]] = set()
     groups: dict[tuple[MarketKey, str, str], list[Snapshot]] = defaultdict(list)
     tokens: dict[tuple[str, str], list[Snapshot]] = defaultdict(list)
-    for payload in sorted(payloads, key=lambda p: (p.request, p.account, p.name)):
+    for payload in in_order(payloads):
         kind = kind_of(payload)
-        if kind not in REQUESTS:
-            message = f"unknown request {payload.request[:60]!r}"
-            rows.fail(FailureReason.UNSUPPORTED, message, payload=payload.name, path="request")
-            continue
-        if kind in USER_REQUESTS and not payload.account:
-            message = f"{payload.request} without an owner"
-            rows.fail(FailureReason.MISSING_FIELD, message, payload=payload.name, path="account")
-            continue
-        owner = payload.account if kind in USER_REQUESTS else ""
-        for snapshot in snapshots_of(payload):
-            try:
-                if isinstance(snapshot, SnapshotError):
-                    raise snapshot
-                if kind in _OF_TOKENS:
-                    address = snapshot.read(text, "token").lower()
-                    tokens[reading.settings.chain_of(snapshot), address].append(snapshot)
-                    continue
-                key = _market_of(reading, snapshot)
-                if owner and kind != POSITION and _is_empty(snapshot):
-                    continue  # lists hold positions that were closed long ago
-                groups[key, owner, snapshot.source].append(snapshot)
-            except FieldError as error:
-                _fail_unread(reading, payload, error, owner, lost)
+        with rows.guard(payload.name, subject=payload.account or payload.request):
+            owner = owner_of(payload, kind, requests=REQUESTS, owned=USER_REQUESTS)
+            for snapshot in snapshots_of(payload):
+                try:
+                    if isinstance(snapshot, PlacedError):
+                        raise snapshot
+                    if kind in _OF_TOKENS:
+                        address = snapshot.read(text_of, "token").lower()
+                        tokens[reading.settings.chain_of(snapshot), address].append(snapshot)
+                        continue
+                    key = _market_of(reading, snapshot)
+                    if owner and kind != POSITION and _is_empty(snapshot):
+                        continue  # lists hold positions that were closed long ago
+                    groups[key, owner, snapshot.source].append(snapshot)
+                except FieldError as error:
+                    _fail_unread(reading, payload, error, owner, lost)
     for address_key, found in sorted(tokens.items()):
         if len(found) == 1:
             reading.tokens[address_key] = found[0]
@@ -156,12 +150,12 @@ def _sort(reading: Reading, payloads: Sequence[Payload]) -> set[tuple[MarketKey,
 
 
 def _market_of(reading: Reading, snapshot: Snapshot) -> MarketKey:
-    """The market that a snapshot names, or its request behind the colon; raises `SnapshotError` without either."""
+    """The market that a snapshot names, or its request behind the colon; raises `PlacedError` without either."""
     named = snapshot.payload.request.partition(":")[2]
     behind = reading.settings.market_id(named) if named else None
     if not snapshot.has("id") and behind is not None:
         return MarketKey(reading.settings.chain_of(snapshot), behind)
-    stated = reading.settings.market_id(snapshot.read(text, "id"))
+    stated = reading.settings.market_id(snapshot.read(text_of, "id"))
     if behind is not None and stated != behind:
         raise snapshot.error("id", FailureReason.INCONSISTENT, f"{stated[:70]} in an answer on {named[:70]}")
     return MarketKey(reading.settings.chain_of(snapshot), stated)
@@ -184,14 +178,7 @@ def _fail_unread(
         lost.add((key, owner))
     elif owner:
         account = account_id(VENUE, owner)
-    reading.rows.fail(
-        error.reason,
-        error.message,
-        payload=payload.name,
-        path=error.path,
-        subject=owner or payload.request,
-        account_id=account,
-    )
+    reading.rows.refuse(error, payload=payload.name, subject=owner or payload.request, account_id=account)
 
 
 FACTS = VenueFacts(

@@ -14,6 +14,10 @@ from aggregator.schema import quantize
 
 from ..adapter import Asset, Context
 from ..amounts import time_of, token_amount
+from ..catalog import asset_row
+from ..fields import text_of
+from ..findings import fail_account, find_wrong, or_failure, or_finding
+from ..market_rows import add_mark, add_market_state
 from ..rows import Rows
 from ..symbols import account_id
 from . import mechanics
@@ -23,12 +27,10 @@ from .settings import Settings, Token
 from .snapshots import (
     VENUE,
     Snapshot,
-    SnapshotError,
     decimals,
     non_negative_decimal,
     positive256,
     positive_decimal,
-    text,
     uint128,
     uint256,
     wad_fraction,
@@ -66,32 +68,16 @@ class Reading:
     weights: dict[tuple[str, str], dict[int, None]] = field(default_factory=dict)
     """(market's label, collateral) -> LLTVs that payloads state"""
 
-    def found_wrong(self, error: SnapshotError, subject: str) -> None:
-        """A finding that stops nobody by itself: whoever needs the fact fails on it, and it is said once."""
-        said = {(f.payload, f.path, f.reason) for f in self.rows.failures}
-        if (error.payload, error.path, error.reason) not in said:
-            self.rows.fail(error.reason, error.message, payload=error.payload, path=error.path, subject=subject)
-
     def label(self, key: MarketKey) -> str:
         """Name of a market in ids."""
         return self.settings.label(*key)
 
     def add_tokens(self) -> None:
         """Rows of `assets`; payloads that contradict each other give several, which the snapshot rejects."""
-        for asset_id, entries in sorted(self.named.items()):
+        for _, entries in sorted(self.named.items()):
             for symbol, chain, digits in sorted(entries, key=str):
                 asset = self.context.assets.assets[symbol]
-                self.rows.add(
-                    "assets",
-                    asset_id=asset_id,
-                    symbol=symbol,
-                    chain=chain,
-                    decimals=digits,
-                    risk_factor=asset.risk_factor,
-                    multiplier=asset.multiplier,
-                    peg_of=asset.peg_of,
-                    issuer=asset.issuer,
-                )
+                self.rows.add("assets", **asset_row(asset, chain=chain, decimals=digits))
 
     def add_rules(self) -> None:
         """Rule sets and weights of the markets that accounts or payloads name."""
@@ -125,13 +111,13 @@ class View:
         return next((snapshot for snapshot in self.snapshots if snapshot.has(name)), None)
 
     def read(self, reader: Callable[[Any, str], _T], name: str) -> _T:
-        """The fact of the first snapshot that states it; `SnapshotError` where none does."""
+        """The fact of the first snapshot that states it; `PlacedError` where none does."""
         return (self.having(name) or self.snapshots[0]).read(reader, name)
 
     def token(self, side: str) -> _Held:
-        """The loan or the collateral token. Raises `SnapshotError` (unknown_asset, inconsistent) for an unknown one."""
+        """The loan or the collateral token. Raises `PlacedError` (unknown_asset, inconsistent) for an unknown one."""
         where = self.having(f"{side}_token") or self.snapshots[0]
-        address = where.read(text, f"{side}_token").lower()
+        address = where.read(text_of, f"{side}_token").lower()
         configured = self.reading.settings.tokens.get((self.key.chain, address), Token(None, None))
         listed = self.reading.tokens.get((self.key.chain, address))
         symbol, digits = configured
@@ -142,9 +128,9 @@ class View:
         if stating is not None:
             stated = stating.read(decimals, fact)
         if symbol is None and self.having(f"{side}_symbol") is not None:
-            symbol = self.read(text, f"{side}_symbol")
+            symbol = self.read(text_of, f"{side}_symbol")
         elif symbol is None and listed is not None and listed.has("symbol"):
-            symbol = listed.read(text, "symbol")
+            symbol = listed.read(text_of, "symbol")
         if stating is not None and digits is not None and digits != stated:
             message = f"{stated} decimals, the parameter file says {digits}"
             raise stating.error(fact, FailureReason.INCONSISTENT, message)
@@ -169,7 +155,7 @@ class View:
         if stated is not None:
             return Fraction(stated.read(positive_decimal, "loan_usd")), stated
         where = self.having("loan_token") or self.snapshots[0]
-        token = self.key.chain, where.read(text, "loan_token").lower()
+        token = self.key.chain, where.read(text_of, "loan_token").lower()
         listed, refused = self.reading.tokens.get(token), self.reading.refused_tokens.get(token)
         if refused is not None:
             raise refused.error("usd", FailureReason.DUPLICATE, f"several prices of {loan.asset_id}; all rejected")
@@ -200,7 +186,7 @@ class View:
     def borrow_rate(self) -> int | None:
         """Rate per second, wad; 0 in a market without an interest model, None where nobody says."""
         irm = self.having("irm")
-        if irm is not None and irm.read(text, "irm").lower() == _NOBODY:
+        if irm is not None and irm.read(text_of, "irm").lower() == _NOBODY:
             return 0
         return None if self.having("borrow_rate") is None else self.read(uint128, "borrow_rate")
 
@@ -283,7 +269,7 @@ class _Account:
         held = self._tried(lambda: view.token("collateral")) if collateral else None
         if held is not None and held.asset_id == loan.asset_id and lent:
             message = "the collateral is the loan token, and the owner lends it too: one asset twice on one side"
-            self._fail(first.error("collateral", FailureReason.UNSUPPORTED, message))
+            fail_account(self.reading.rows, first.error("collateral", FailureReason.UNSUPPORTED, message), self.account)
             return
         if dollars is not None and dollars.found is not None:
             value, source = dollars.found
@@ -311,7 +297,8 @@ class _Account:
             return mechanics.accrued(market, rate, elapsed)
         if elapsed and market.total_borrow_assets:
             message = f"no borrow rate: the totals are {elapsed} s old"
-            self.reading.found_wrong(where.error("last_update", FailureReason.MISSING_PARAMETER, message), self.account)
+            wrong = where.error("last_update", FailureReason.MISSING_PARAMETER, message)
+            find_wrong(self.reading.rows, wrong, self.account)
         return market
 
     def _amount(self, shares: int, market: Market | None, side: str) -> int:
@@ -354,42 +341,16 @@ class _Account:
         )
 
     def _mark(self, subject: str, name: str, dollars: Fraction, source: Snapshot) -> None:
-        self.reading.rows.add(
-            "marks",
-            venue=VENUE,
-            account_id=self.account,
-            subject=subject,
-            field=name,
-            value=float(dollars),
-            as_of=source.payload.received_at,
-            source=source.payload.request,
-        )
-
-    def _fail(self, error: SnapshotError) -> None:
-        self.reading.rows.fail(
-            error.reason,
-            error.message,
-            payload=error.payload,
-            path=error.path,
-            subject=self.account,
-            account_id=self.account,
-        )
+        rows, payload = self.reading.rows, source.payload
+        as_of, request = payload.received_at, payload.request
+        add_mark(rows, subject, name, dollars, as_of=as_of, source=request, account_id=self.account)
 
     def _tried(self, step: Callable[[], _T]) -> _T | None:
-        """What `step` gives, or None and a failure of this account."""
-        try:
-            return step()
-        except SnapshotError as error:
-            self._fail(error)
-            return None
+        return or_failure(self.reading.rows, step, self.account)
 
     def _tried_finding(self, step: Callable[[], _T]) -> _T | None:
-        """What `step` gives, or None and a finding: the venue's own figures are for comparison."""
-        try:
-            return step()
-        except SnapshotError as error:
-            self.reading.found_wrong(error, self.account)
-            return None
+        # The venue's own figures are for comparison.
+        return or_finding(self.reading.rows, step, self.account)
 
 
 class _Dollars(NamedTuple):
@@ -410,25 +371,15 @@ def add_market(reading: Reading, key: MarketKey, snapshots: Sequence[Snapshot]) 
     view, label = View(reading, key, tuple(snapshots)), reading.label(key)
 
     def noted(step: Callable[[], _T]) -> _T | None:
-        try:
-            return step()
-        except SnapshotError as error:
-            reading.found_wrong(error, label)
-            return None
+        return or_finding(reading.rows, step, label)
 
     def add(name: str, value: Fraction | float, source: Snapshot) -> None:
-        reading.rows.add(
-            "market_state",
-            venue=VENUE,
-            market=label,
-            field=name,
-            value=float(value),
-            as_of=source.payload.received_at,
-            source=source.payload.request,
-        )
+        payload = source.payload
+        add_market_state(reading.rows, label, name, value, as_of=payload.received_at, source=payload.request)
 
     loan = noted(lambda: view.token("loan"))
-    is_idle = view.having("collateral_token") is None or noted(lambda: view.read(text, "collateral_token")) == _NOBODY
+    stated = view.having("collateral_token")
+    is_idle = stated is None or noted(lambda: stated.read(text_of, "collateral_token")) == _NOBODY
     held = None if is_idle else noted(lambda: view.token("collateral"))
     found = noted(view.totals)
     if found is not None and loan is not None:

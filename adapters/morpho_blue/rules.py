@@ -11,19 +11,11 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-from aggregator.rule_forms import Component, Verdict, WeightedValue, component_rows
+from aggregator.rule_forms import component_rows
 
+from ..collateral import LENDER_COMPONENTS, weight_row
 from .mechanics import WAD, liquidation_incentive_factor
 from .snapshots import VENUE
-
-COMPONENTS = (
-    Component(side="equity", parameters=WeightedValue(weights="unit")),
-    Component(side="requirement", parameters=WeightedValue(weights="collateral_tiers")),
-    Component(
-        side="verdict",
-        parameters=Verdict(liquidates_when="below", trigger=Decimal(1), health="weighted_collateral_over_debt"),
-    ),
-)
 
 
 def rule_set_id(label: str) -> str:
@@ -33,22 +25,10 @@ def rule_set_id(label: str) -> str:
 
 def rule_set_rows(label: str, *, source: str, read_at: datetime | None) -> list[dict[str, Any]]:
     """Rows of the table `rule_sets`."""
-    return component_rows(rule_set_id(label), COMPONENTS, source=source or VENUE, read_at=read_at)
+    return component_rows(rule_set_id(label), LENDER_COMPONENTS, source=source or VENUE, read_at=read_at)
 
 
 def collateral_tier_row(label: str, asset_id: str, lltv: int) -> dict[str, Any]:
     """The collateral's row of `collateral_tiers`; the bonus is what a liquidator gets beyond the debt repaid."""
-    weight = Decimal(lltv).scaleb(-18)
-    return {
-        "rule_set": rule_set_id(label),
-        "asset_id": asset_id,
-        "emode": "",
-        "tier": 1,
-        "floor": Decimal(0),
-        "asset_weight_initial": weight,
-        "asset_weight_maintenance": weight,
-        "liability_weight_initial": Decimal(1),
-        "liability_weight_maintenance": Decimal(1),
-        "liquidation_bonus": Decimal(liquidation_incentive_factor(lltv) - WAD).scaleb(-18),
-        "source": "venue",
-    }
+    bonus = Decimal(liquidation_incentive_factor(lltv) - WAD).scaleb(-18)
+    return weight_row(rule_set_id(label), asset_id, Decimal(lltv).scaleb(-18), liquidation_bonus=bonus)

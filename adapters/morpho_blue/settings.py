@@ -35,7 +35,7 @@ class Settings(NamedTuple):
     def chain_of(self, snapshot: Snapshot) -> str:
         """Name of the chain that a snapshot states by name or id, else the default one.
 
-        Raises `SnapshotError` for one that the parameter file does not have.
+        Raises `PlacedError` for one that the parameter file does not have.
         """
         if not snapshot.has("chain"):
             return self.chain

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 from aggregator.errors import FailureReason
 
 from ..amounts import FieldError, decimal_of, integer_of, joined
+from ..findings import PlacedError
 from ..transport import Payload
 
 VENUE = "morpho_blue"
@@ -123,14 +124,6 @@ _API_TOKEN: Shape = {
 _TOTALS = ("total_supply_assets", "total_supply_shares", "total_borrow_assets", "total_borrow_shares")
 
 
-class SnapshotError(FieldError):
-    """A field that cannot be used, with the name of the payload that it stands in."""
-
-    def __init__(self, payload: str, error: FieldError) -> None:
-        super().__init__(error.path, error.reason, error.message)
-        self.payload = payload
-
-
 class Snapshot(NamedTuple):
     """What one payload says of one market, position or token: facts by common name, each with its path."""
 
@@ -149,32 +142,32 @@ class Snapshot(NamedTuple):
         return all(name in self.facts for name in _TOTALS)
 
     def read(self, reader: Callable[[Any, str], _T], name: str) -> _T:
-        """`reader(value, path)` of a fact; raises `SnapshotError`, missing_field where it is not stated."""
+        """`reader(value, path)` of a fact; raises `PlacedError`, missing_field where it is not stated."""
         if name not in self.facts:
             raise self.error(name, FailureReason.MISSING_FIELD, f"{name.replace('_', ' ')} is missing")
         path, value = self.facts[name]
         try:
             return reader(value, path)
         except FieldError as error:
-            raise SnapshotError(self.payload.name, error) from None
+            raise PlacedError(self.payload.name, error) from None
 
-    def error(self, name: str, reason: FailureReason, message: str) -> SnapshotError:
+    def error(self, name: str, reason: FailureReason, message: str) -> PlacedError:
         """What is wrong with a fact, at its place in the payload."""
         path = self.facts[name][0] if name in self.facts else joined(self.path, name) if name else self.path
-        return SnapshotError(self.payload.name, FieldError(path, reason, message))
+        return PlacedError(self.payload.name, FieldError(path, reason, message))
 
 
-def snapshots_of(payload: Payload) -> list[Snapshot | SnapshotError]:
+def snapshots_of(payload: Payload) -> list[Snapshot | PlacedError]:
     """Every market, position or token that a payload speaks of; what is of no known shape is an error in its place."""
     try:
         records = _records(payload)
     except FieldError as error:
-        return [SnapshotError(payload.name, error)]
-    out: list[Snapshot | SnapshotError] = []
+        return [PlacedError(payload.name, error)]
+    out: list[Snapshot | PlacedError] = []
     for path, record in records:
         if not isinstance(record, Mapping):
             wrong = FieldError(path, FailureReason.MALFORMED, f"expected an object, found {type(record).__name__}")
-            out.append(SnapshotError(payload.name, wrong))
+            out.append(PlacedError(payload.name, wrong))
             continue
         shape, source = _shape_of(record, kind_of(payload))
         try:
@@ -183,7 +176,7 @@ def snapshots_of(payload: Payload) -> list[Snapshot | SnapshotError]:
             }
             out.append(Snapshot(payload, path, facts, source))
         except FieldError as error:
-            out.append(SnapshotError(payload.name, error))
+            out.append(PlacedError(payload.name, error))
     return out
 
 
@@ -299,13 +292,6 @@ def decimals(value: Any, path: str) -> int:
     if number > 36:
         raise FieldError(path, FailureReason.OUT_OF_RANGE, f"{number} decimals are no token's")
     return number
-
-
-def text(value: Any, path: str) -> str:
-    """A non-empty text."""
-    if not isinstance(value, str) or not value:
-        raise FieldError(path, FailureReason.MALFORMED, f"expected a text, found {type(value).__name__}")
-    return value
 
 
 def positive_decimal(value: Any, path: str) -> Decimal:

@@ -29,10 +29,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from aggregator.errors import FailureReason
-
 from ..adapter import Context, Normalized
+from ..catalog import Catalog
 from ..facts import VenueFacts
+from ..questions import Answers, Question, by_question, owner_of, single_answers
 from ..rows import Rows
 from ..symbols import account_id
 from ..transport import Payload
@@ -47,7 +47,7 @@ from .market import (
     OPTION_SUMMARY,
     TICKERS,
     TIERS,
-    Catalog,
+    OkxCatalog,
     expiry_marks,
     read_market,
 )
@@ -80,8 +80,6 @@ _ALIASES = {
     "open-interest": OPEN_INTEREST,
 }
 
-Grouped = dict[str, list[Payload]]
-
 
 def request_name(request: str) -> tuple[str, str]:
     """(name, part) of a request: no leading slash or `api/v5/`; a message's channel is its request's name."""
@@ -104,7 +102,7 @@ class Okx:
         documented shape.
         """
         rows, book = Rows(self.venue), read_rule_book(context.parameters)
-        catalog = Catalog(context.assets)
+        catalog = OkxCatalog(Catalog(VENUE, context.assets))
         market_wide, owners = _grouped(rows, payloads)
         market = read_market(rows, market_wide, catalog, book)
         held: set[str] = set()
@@ -113,48 +111,25 @@ class Okx:
             reader.read()
             held |= reader.held
         expiry_marks(rows, catalog, market, held)
-        catalog.write(rows)
+        catalog.named.write(rows)
         return Normalized(rows.batches(), rows.failures)
 
 
 ADAPTER = Okx()
 
 
-def _grouped(rows: Rows, payloads: Sequence[Payload]) -> tuple[Grouped, dict[str, Grouped]]:
+def _grouped(rows: Rows, payloads: Sequence[Payload]) -> tuple[Answers, dict[str, Answers]]:
     """Usable answers by request: market-wide ones, and by owner. Unknown requests and duplicates are failures."""
-    found: dict[tuple[str, str, str], list[Payload]] = {}
-    for payload in sorted(payloads, key=lambda p: (p.request, p.account, p.name, p.sha256)):
+
+    def question_of(payload: Payload) -> Question:
         name, part = request_name(payload.request)
-        if name not in ADAPTER.requests:
-            rows.fail(
-                FailureReason.UNSUPPORTED,
-                f"request {payload.request[:60]!r} is not one of {', '.join(ADAPTER.requests)}",
-                payload=payload.name,
-                path="request",
-                subject=payload.account,
-            )
-        elif name in OWNER_REQUESTS and not payload.account:
-            message = f"{name} needs the label of its owner"
-            rows.fail(FailureReason.MISSING_FIELD, message, payload=payload.name, path="account")
-        else:
-            owner = payload.account if name in OWNER_REQUESTS else ""
-            found.setdefault((name, owner, "" if owner and name != FEES else part), []).append(payload)
-    market_wide: Grouped = {}
-    owners: dict[str, Grouped] = {}
-    for (name, owner, part), copies in found.items():
-        answers = (owners.setdefault(owner, {}) if owner else market_wide).setdefault(name, [])
-        if len(copies) == 1:
-            answers.append(copies[0])
-            continue
-        rows.fail(
-            FailureReason.DUPLICATE,
-            f"{len(copies)} answers to {name}{part and ':' + part}; all rejected: {', '.join(c.name for c in copies)}",
-            payload=copies[-1].name,
-            path="request",
-            subject=owner or part or name,
-            account_id=account_id(VENUE, owner) if owner else None,
-        )
-    return market_wide, owners
+        owner = owner_of(payload, name, requests=ADAPTER.requests, owned=OWNER_REQUESTS)
+        return Question(name, owner, "" if owner and name != FEES else part)
+
+    def account_of(question: Question) -> str | None:
+        return account_id(VENUE, question.owner) if question.owner else None
+
+    return single_answers(rows, by_question(rows, payloads, question_of), account_of=account_of)
 
 
 FACTS = VenueFacts(
@@ -171,11 +146,14 @@ FACTS = VenueFacts(
     requirement=(
         "tiered_notional: the rate of the tier of the family's size on the whole position, and the taker fee of "
         "closing it; initial notional over leverage; debt_charge on debts (MR8); portfolio margin: price_vol_grid per "
-        "risk unit with roll shock (MR4) and minimum charge (MR7), initial 1.3 times maintenance"
+        "risk unit with roll shock (MR4) and minimum charge (MR7), initial a dated factor of maintenance"
     ),
     verdict="liquidated when adjusted equity over maintenance and liquidation fees is below 1",
     cross_or_isolated="cross in every mode; isolated positions are accounts of their own",
-    orders="margin frozen for orders is taken as reported, initial level only; their loss as reported, off equity",
+    orders=(
+        "margin frozen for orders is taken as reported, initial level only; their loss as reported, off equity; under "
+        "portfolio margin a finding with their size where ordFroz states none"
+    ),
     liquidation="liquidation price of an isolated linear or inverse position; the venue's own price is kept",
     rules=(
         "API v5, position builder with its example (read 2026-11-21): risk units, MR1, MR4, MR6, MR7, MR8, totals",
@@ -192,6 +170,7 @@ FACTS = VenueFacts(
         "the venue's grid moves the index, this one the mark: 0.06 % apart in the documented example",
         "the position builder's marginRatio has a fee term that its answer does not give; kept as reported",
         "short options outside of portfolio margin take the position's own reported margin",
+        "an unknown token that the venue counts for nothing is a finding; one that counts fails its account",
         "leveraged spot positions are unsupported",
     ),
 )

@@ -19,7 +19,7 @@ from ..amounts import FieldError, joined
 from ..rows import Rows
 from ..symbols import instrument_id
 from ..transport import Payload
-from .market import DISCOUNTS, LOANS, TIERS, Catalog, MarketData
+from .market import DISCOUNTS, LOANS, TIERS, MarketData, OkxCatalog
 from .mechanics import DiscountTier, PositionTier, discounted, tier_of
 from .parse import BalanceLine, BuilderLine, DetailLine, FeeLine, PositionLine, RiskUnitLine
 from .rules import (
@@ -80,7 +80,7 @@ class Sources(NamedTuple):
     """Where rules come from: what the markets say, the parameter file, and the owner's own answers."""
 
     rows: Rows
-    catalog: Catalog
+    catalog: OkxCatalog
     market: MarketData
     book: RuleBook
     fees: Mapping[str, FeeLine]
@@ -124,7 +124,7 @@ def account_rules(home: str, account: Account, of: Sources, builder_payload: Pay
     if multi:
         requirements += debt_component(_debts(account, of))
         extra_equity = _order_loss(home, account, of)
-    if account.order_margin and account.mode in ("single", "multi"):
+    if account.order_margin and account.mode in ("single", "multi", "portfolio"):
         requirements += reported(account.order_margin, Decimal(0), "ordFroz")
     equity = multi_currency_equity() if multi else single_unit_equity()
     components = account_components(equity, extra_equity, requirements, positions=bool(tiers))
@@ -209,7 +209,7 @@ def _slices(home: str, account: Account, of: Sources, rule_set: str) -> list[dic
     currencies = {c for c, detail in account.details.items() if detail.cash or detail.equity}
     currencies |= {line.name.settlement for line in account.positions}
     for currency in sorted(currencies):
-        asset = of.catalog.asset(currency)
+        asset = of.catalog.named.asset(currency)
         if asset is None:
             continue  # its balance has failed already
         detail, line = account.details.get(currency), of.market.slices.get(currency)
@@ -275,7 +275,7 @@ def _debts(account: Account, of: Sources) -> dict[str, tuple[Decimal, Decimal]]:
     out: dict[str, tuple[Decimal, Decimal]] = {}
     for currency, detail in sorted(account.details.items()):
         ladder = of.market.ladders.get((LOANS, currency))
-        asset = of.catalog.asset(currency)
+        asset = of.catalog.named.asset(currency)
         if asset is None:
             continue
         if ladder is not None:
@@ -331,7 +331,7 @@ def _risk_units(home: str, account: Account, of: Sources, payload: Payload | Non
     lines = _unit_lines(home, of, units, payload)
     out: list[Component] = []
     for coin, held in sorted(units.items()):
-        asset = of.catalog.asset(coin)
+        asset = of.catalog.named.asset(coin)
         if asset is None:
             continue  # its position has failed already
         group, line = of.book.group(coin), lines.get(coin)
@@ -348,8 +348,11 @@ def _risk_units(home: str, account: Account, of: Sources, payload: Payload | Non
         if hedged and line is not None:
             out += reported(line.initial, line.maintenance, f"riskUnitData of {coin}, which spot hedges")
             continue
-        symbol = of.catalog.risk_symbol(coin)
+        symbol = of.catalog.named.risk_symbol(coin)
         factor = of.book.initial_factor
+        if factor is None:
+            message = f"no initial_factor in {PARAMETER_FILE}, by which the initial requirement of {coin} is known"
+            raise FieldError("initial_factor", FailureReason.MISSING_PARAMETER, message)
         if options and line is not None:
             grid = reported_unit_grid(group, underlying=symbol, initial_factor=factor, line=line)
         else:

@@ -8,19 +8,21 @@ isolated, or on a placeholder when nothing could be read.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
 from aggregator.errors import FailureReason
 from aggregator.rule_forms import Component, component_rows
 
+from ..account_rows import spread_failures
 from ..amounts import FieldError, joined, member
+from ..market_rows import add_mark, add_reconciliation_note
 from ..rows import Rows
 from ..symbols import account_id, instrument_id
 from ..transport import Payload
+from ..uncounted import tell_uncounted
 from .account_rules import Account, Sources, account_rules, rule_set_of
-from .market import Catalog, MarketData, unique
+from .market import MarketData, OkxCatalog, unique
 from .parse import (
     BalanceLine,
     BuilderLine,
@@ -46,6 +48,7 @@ from .rules import (
     account_components,
     single_unit_equity,
 )
+from .uncounted import uncounted
 
 BALANCE, POSITIONS, RISK = "account/balance", "account/positions", "account/account-position-risk"
 BUILDER, CONFIG, FEES, ORDERS = (
@@ -71,7 +74,7 @@ class OwnerReader:
         owner: str,
         answers: Mapping[str, Sequence[Payload]],
         *,
-        catalog: Catalog,
+        catalog: OkxCatalog,
         market: MarketData,
         book: RuleBook,
     ) -> None:
@@ -88,6 +91,8 @@ class OwnerReader:
         self.ruled: set[str] = set()
         self.own_indices: set[tuple[str, str]] = set()
         self.charged: dict[str, OrderLine] = {}
+        self.pending: dict[str, dict[str, Decimal]] = {}
+        """Contracts (coins of a spot order) that pending orders may open, by account and instrument."""
 
     def read(self) -> None:
         """Adds everything that the owner's answers say."""
@@ -414,6 +419,8 @@ class OwnerReader:
             return
         for currency, detail in sorted(account.details.items()):
             with self.rows.guard(name, subject=currency, account_id=home):
+                if self._counts_for_nothing(home, account, detail):
+                    continue
                 # A currency that only positions settle in needs its price all the same.
                 if detail.cash or detail.equity:
                     self._add_balance(
@@ -426,6 +433,27 @@ class OwnerReader:
                         enabled=detail.is_collateral or account.unit != "USD",
                     )
                     self._own_index(home, currency, detail, account)
+
+    def _counts_for_nothing(self, home: str, account: Account, detail: DetailLine) -> bool:
+        """Whether a currency is unknown and adds nothing to the account by the venue's own words, which is a finding.
+
+        Where currencies are margin for themselves alone each is an account of its own, which needs it.
+        """
+        if account.unit != "USD" or not (detail.cash or detail.equity) or self.catalog.named.asset(detail.currency):
+            return False
+        others = [currency for currency in account.details if self.catalog.named.asset(currency)]
+        found = uncounted(detail, self.market.slices, others=others)
+        if found is not None:
+            tell_uncounted(
+                self.rows,
+                found,
+                account=home,
+                asset=detail.currency,
+                quantity=detail.equity,
+                payload=account.payload.name if account.payload else "",
+                path=detail.path,
+            )
+        return found is not None
 
     def _add_balance(
         self,
@@ -440,7 +468,7 @@ class OwnerReader:
         """A row of `balances`, of side liability when negative; its interest stands beside what is owed, which counts
         whether or not the coin is collateral.
         """
-        asset = self.catalog.asset(currency)
+        asset = self.catalog.named.asset(currency)
         if asset is None:
             raise FieldError(path, FailureReason.UNKNOWN_ASSET, f"{currency[:40]!r} is not in the asset book")
         if quantity == 0:
@@ -466,16 +494,8 @@ class OwnerReader:
 
     def _mark(self, home: str, subject: str, name: str, value: Decimal, account: Account, *, source: str) -> None:
         payload = account.payload
-        self.rows.add(
-            "marks",
-            venue=VENUE,
-            account_id=home,
-            subject=subject,
-            field=name,
-            value=float(value),
-            as_of=payload.received_at if payload else None,
-            source=source,
-        )
+        as_of = payload.received_at if payload else None
+        add_mark(self.rows, subject, name, value, as_of=as_of, source=source, account_id=home)
 
     def _position(self, home: str, account: Account, line: PositionLine) -> None:
         name = line.name
@@ -572,6 +592,8 @@ class OwnerReader:
             # Under single-currency margin a spot order freezes the coin that it sells, and no margin.
             if not line.reduce_only and (self.mode != "single" or name.kind != "spot"):
                 self.charged.setdefault(home, line)
+                sizes = self.pending.setdefault(home, {})
+                sizes[name.inst_id] = sizes.get(name.inst_id, Decimal(0)) + line.remaining
         self.catalog.instrument(name, joined(line.path, "instId"))
         self.rows.add(
             "open_orders",
@@ -605,6 +627,9 @@ class OwnerReader:
                 )
             else:
                 continue  # without a balance the owner has failed already
+            if self.mode == "portfolio" and not stated:
+                self._tell_uncharged(home, account)
+                continue
             frozen = sorted(name for name, detail in account.details.items() if detail.order_frozen)
             if stated is not None or (order is None and not frozen):
                 continue
@@ -616,6 +641,18 @@ class OwnerReader:
                 payload=account.payload or self._payload(BALANCE),
                 path=joined(path, key),
             )
+
+    def _tell_uncharged(self, home: str, account: Account) -> None:
+        """A finding with the size of pending orders under portfolio margin of which the balance states no margin: how
+        they enter the risk units is not public.
+        """
+        pending = self.pending.get(home, {})
+        if not pending or self.balance is None:
+            return
+        sizes = ", ".join(f"{size:f} {name}" for name, size in sorted(pending.items()))
+        message = f"ordFroz states no margin of pending orders, which are not in the requirement: {sizes} contracts"
+        path = joined(self.balance.path, "ordFroz")
+        self._fail(FailureReason.MISSING_FIELD, message, account=None, payload=account.payload, path=path, subject=home)
 
     # rules
 
@@ -633,13 +670,12 @@ class OwnerReader:
             self.rows.rows["margin_tiers"].extend(found.tiers)
             self.rows.rows["collateral_tiers"].extend(found.weights)
             for figure, size, words in found.notes:
-                self.rows.add(
-                    "market_state",
-                    venue=VENUE,
-                    market=home,
-                    field=f"reconciliation_note.{figure}",
-                    value=float(size),
-                    text=words,
+                add_reconciliation_note(
+                    self.rows,
+                    home,
+                    figure,
+                    size,
+                    words,
                     as_of=account.payload.received_at if account.payload else None,
                     source=account.payload.request if account.payload else "",
                 )
@@ -664,15 +700,7 @@ class OwnerReader:
         if not targets:
             self._open(self.whole, "USD", self.mode or "multi")
             targets = [self.whole]
-        self.rows.failures[:] = [
-            spread
-            for failure in self.rows.failures
-            for spread in (
-                [replace(failure, account_id=home) for home in targets]
-                if failure.account_id == self.whole
-                else [failure]
-            )
-        ]
+        spread_failures(self.rows, self.whole, targets)
 
     def _write(self, home: str, account: Account) -> None:
         rule_set = rule_set_of(self.owner, account)
@@ -680,7 +708,7 @@ class OwnerReader:
             # An account without rules of its own is incomplete by a failure; it needs a verdict all the same.
             self._add_rules(rule_set, account_components(single_unit_equity(), (), (), positions=False))
         isolated = account.mode == ISOLATED
-        unit = account.unit if account.unit == "USD" else self.catalog.asset(account.unit) or account.unit
+        unit = account.unit if account.unit == "USD" else self.catalog.named.asset(account.unit) or account.unit
         parents = sorted(name for name, other in self.accounts.items() if other.mode != ISOLATED)
         self.rows.add(
             "accounts",

@@ -11,13 +11,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from aggregator.errors import FailureReason
 from aggregator.rule_forms import component_rows
 
-from ..adapter import AssetBook
 from ..amounts import FieldError
+from ..catalog import Catalog
+from ..lines import Line, unique_lines
+from ..market_rows import add_mark, add_market_state
 from ..rows import Rows
 from ..symbols import expiry_subject, instrument_id
 from ..transport import Payload
@@ -67,81 +69,41 @@ LOANS = "MARGIN"
 _EARLIEST = datetime.min.replace(tzinfo=UTC)
 _RELATIVE_ROUNDING = Decimal("1e-9")
 
-Line = TypeVar("Line")
 
+@dataclass
+class OkxCatalog:
+    """What the tables name, and OKX's instruments in it, whose contract values an instruments answer states."""
 
-class Catalog:
-    """Currencies and instruments that the tables name, each once."""
-
-    def __init__(self, book: AssetBook) -> None:
-        self._book = book
-        self._assets: dict[str, dict[str, Any]] = {}
-        self.contracts: dict[str, Contract] = {}
-        self._instruments: dict[str, dict[str, Any]] = {}
-
-    def asset(self, currency: str) -> str | None:
-        """Takes a currency in and gives its asset id; None when the asset book does not know it."""
-        if currency not in self._assets:
-            asset = self._book.resolve(currency)
-            if asset is None:
-                return None
-            self._assets[currency] = {
-                "asset_id": currency,
-                "symbol": asset.symbol,
-                "risk_factor": asset.risk_factor,
-                "multiplier": asset.multiplier,
-                "peg_of": asset.peg_of,
-                "issuer": asset.issuer,
-            }
-        return currency
-
-    def risk_symbol(self, currency: str) -> str:
-        """Name of the price factor (or peg) that moves a known currency."""
-        row = self._assets[currency]
-        return str(row["risk_factor"] or row["peg_of"] or row["symbol"])
+    named: Catalog
+    contracts: dict[str, Contract] = field(default_factory=dict)
 
     def known(self, name: Name) -> bool:
         """Whether base and settlement currency are in the asset book."""
-        return self._book.resolve(name.base) is not None and self._book.resolve(name.settlement) is not None
+        return self.named.knows(name.base, name.settlement)
 
     def instrument(self, name: Name, path: str = "") -> Contract:
         """Takes an instrument in and gives its contract; raises `FieldError` (unknown_market, unknown_asset, and
         missing_parameter where no instruments answer states what a contract is worth).
         """
-        base, settlement = self.asset(name.base), self.asset(name.settlement)
-        if base is None:
-            message = f"{name.base!r} of {name.inst_id} is not in the asset book"
-            raise FieldError(path, FailureReason.UNKNOWN_MARKET, message)
-        if settlement is None:
-            message = f"{name.settlement!r} of {name.inst_id} is not in the asset book"
-            raise FieldError(path, FailureReason.UNKNOWN_ASSET, message)
+        base, settlement = self.named.pair(name.base, name.settlement, of=name.inst_id, path=path)
         found = self.contracts.get(name.inst_id)
         if found is None:
             if name.kind != "spot":
                 message = f"no row of {name.inst_id} in {INSTRUMENTS[0]}: its contract value is unknown"
                 raise FieldError(path, FailureReason.MISSING_PARAMETER, message)
             found = Contract(name, Decimal(1), None)
-        identity = instrument_id(VENUE, name.inst_id)
-        if identity not in self._instruments:
-            self._instruments[identity] = {
-                "instrument_id": identity,
-                "venue": VENUE,
-                "symbol": name.inst_id,
-                "kind": name.kind,
-                "underlying": base,
-                "settlement_asset": settlement,
-                "payoff": "inverse" if name.inverse else "linear",
-                "contract_size": found.size,
-                "strike": name.strike,
-                "expiry": found.expiry,
-                "option_type": name.option_type,
-            }
+        self.named.instrument(
+            name.inst_id,
+            kind=name.kind,
+            underlying=base,
+            settlement_asset=settlement,
+            inverse=name.inverse,
+            contract_size=found.size,
+            strike=name.strike,
+            expiry=found.expiry,
+            option_type=name.option_type,
+        )
         return found
-
-    def write(self, rows: Rows) -> None:
-        """Adds the rows of `assets` and `instruments`."""
-        rows.rows["assets"].extend(self._assets[name] for name in sorted(self._assets))
-        rows.rows["instruments"].extend(self._instruments[name] for name in sorted(self._instruments))
 
 
 @dataclass
@@ -176,7 +138,9 @@ def request_part(payload: Payload) -> str:
     return payload.request.partition(":")[2].strip()
 
 
-def read_market(rows: Rows, answers: Mapping[str, Sequence[Payload]], catalog: Catalog, book: RuleBook) -> MarketData:
+def read_market(
+    rows: Rows, answers: Mapping[str, Sequence[Payload]], catalog: OkxCatalog, book: RuleBook
+) -> MarketData:
     """Reads all market-wide answers and writes their marks, shared ladders and slices."""
     data = MarketData()
     for request in INSTRUMENTS:
@@ -205,25 +169,17 @@ def unique(
     rows: Rows, payload: Payload, read: Callable[[Any, str], Line], *, key: Callable[[Line], str]
 ) -> Iterator[tuple[Line, str]]:
     """Readable rows of an answer with their paths; a key that stands twice is rejected in both."""
-    found: dict[str, list[tuple[Line, str]]] = {}
+    records = list[tuple[str, Any]]()
     with rows.guard(payload.name):
-        for number, record in enumerate(records_of(payload.body)):
-            path = data_path(payload.body, number)
-            subject = ""
-            if isinstance(record, Mapping):
-                subject = str(record.get("instId") or record.get("ccy") or "")
-            with rows.guard(payload.name, subject=subject):
-                line = read(record, path)
-                found.setdefault(key(line), []).append((line, path))
-    for name, copies in found.items():
-        if len(copies) == 1:
-            yield copies[0]
-        else:
-            message = f"{len(copies)} rows of {name}; all rejected"
-            rows.fail(FailureReason.DUPLICATE, message, payload=payload.name, path=copies[-1][1], subject=name)
+        records += ((data_path(payload.body, number), row) for number, row in enumerate(records_of(payload.body)))
+    return unique_lines(rows, payload.name, records, read, key=key, subject=_subject)
 
 
-def _prices(rows: Rows, answers: Mapping[str, Sequence[Payload]], catalog: Catalog, data: MarketData) -> None:
+def _subject(record: Any) -> str:
+    return str(record.get("instId") or record.get("ccy") or "") if isinstance(record, Mapping) else ""
+
+
+def _prices(rows: Rows, answers: Mapping[str, Sequence[Payload]], catalog: OkxCatalog, data: MarketData) -> None:
     """Marks: of several answers the newest, at equal times the request that stands first in `PRICES`."""
     quotes: dict[tuple[str, str], list[_Quote]] = {}
     for rank, request in enumerate(PRICES):
@@ -263,7 +219,9 @@ def _fields(request: str, line: PriceLine) -> Mapping[str, Decimal]:
     return {name: value for name, value in line.values.items() if name in wanted}
 
 
-def _instrument_mark(rows: Rows, name: Name, mark: str, quote: _Quote, *, catalog: Catalog, data: MarketData) -> None:
+def _instrument_mark(
+    rows: Rows, name: Name, mark: str, quote: _Quote, *, catalog: OkxCatalog, data: MarketData
+) -> None:
     data.marks.setdefault(name.inst_id, {})[mark] = quote.value
     data.times[name.inst_id, mark] = _time(quote)
     value = quote.value
@@ -277,7 +235,7 @@ def _instrument_mark(rows: Rows, name: Name, mark: str, quote: _Quote, *, catalo
     _mark(rows, instrument_id(VENUE, name.inst_id), mark, value, quote)
 
 
-def _depth(name: Name, mark: str, size: Decimal, *, catalog: Catalog, data: MarketData) -> Decimal | None:
+def _depth(name: Name, mark: str, size: Decimal, *, catalog: OkxCatalog, data: MarketData) -> Decimal | None:
     """Notional of the best level in the quote currency; None where no contract value is at hand."""
     contract_size = Decimal(1) if name.kind == "spot" else getattr(catalog.contracts.get(name.inst_id), "size", None)
     price = data.marks[name.inst_id].get(mark.removesuffix("_size"))
@@ -287,22 +245,14 @@ def _depth(name: Name, mark: str, size: Decimal, *, catalog: Catalog, data: Mark
 
 
 def _mark(rows: Rows, subject: str, name: str, value: Decimal, quote: _Quote) -> None:
-    rows.add(
-        "marks",
-        venue=VENUE,
-        subject=subject,
-        field=name,
-        value=float(value),
-        as_of=_time(quote),
-        source=quote.source,
-    )
+    add_mark(rows, subject, name, value, as_of=_time(quote), source=quote.source)
 
 
 def _time(quote: _Quote) -> datetime | None:
     return None if quote.time == _EARLIEST else quote.time
 
 
-def _index_marks(rows: Rows, indices: Mapping[str, _Quote], catalog: Catalog, data: MarketData) -> None:
+def _index_marks(rows: Rows, indices: Mapping[str, _Quote], catalog: OkxCatalog, data: MarketData) -> None:
     """USD prices of currencies; an index in a stable is the price of that pair, and of the coin where no other is."""
     for pair, quote in indices.items():
         base, _, unit = pair.partition("-")
@@ -318,15 +268,15 @@ def _index_marks(rows: Rows, indices: Mapping[str, _Quote], catalog: Catalog, da
 
 
 def _asset_index(
-    rows: Rows, currency: str, price: Decimal, quote: _Quote, *, catalog: Catalog, data: MarketData
+    rows: Rows, currency: str, price: Decimal, quote: _Quote, *, catalog: OkxCatalog, data: MarketData
 ) -> None:
-    asset = catalog.asset(currency)
+    asset = catalog.named.asset(currency)
     if asset is not None:
         data.index[currency] = price
         _mark(rows, asset, "index", price, quote)
 
 
-def expiry_marks(rows: Rows, catalog: Catalog, data: MarketData, held: set[str]) -> None:
+def expiry_marks(rows: Rows, catalog: OkxCatalog, data: MarketData, held: set[str]) -> None:
     """Forward of every expiry in which an option is held, by the newest summary of the held ones."""
     best: dict[str, tuple[datetime, str]] = {}
     for inst_id in sorted(held):
@@ -342,20 +292,13 @@ def expiry_marks(rows: Rows, catalog: Catalog, data: MarketData, held: set[str])
         _mark(rows, subject, "forward", quote.value, quote)
 
 
-def _open_interest(rows: Rows, answers: Mapping[str, Sequence[Payload]], catalog: Catalog) -> None:
+def _open_interest(rows: Rows, answers: Mapping[str, Sequence[Payload]], catalog: OkxCatalog) -> None:
     for payload in answers.get(OPEN_INTEREST, ()):
         for (inst_id, coins, time), path in unique(rows, payload, open_interest_line, key=lambda line: line[0]):
             with rows.guard(payload.name, subject=inst_id):
                 if catalog.known(name_of(inst_id, f"{path}.instId")):
-                    rows.add(
-                        "market_state",
-                        venue=VENUE,
-                        market=instrument_id(VENUE, inst_id),
-                        field="open_interest",
-                        value=float(coins),
-                        as_of=time or payload.received_at,
-                        source=OPEN_INTEREST,
-                    )
+                    as_of, market = time or payload.received_at, instrument_id(VENUE, inst_id)
+                    add_market_state(rows, market, "open_interest", coins, as_of=as_of, source=OPEN_INTEREST)
 
 
 def _ladders(rows: Rows, answers: Mapping[str, Sequence[Payload]], data: MarketData) -> None:
@@ -392,7 +335,7 @@ def _ladders(rows: Rows, answers: Mapping[str, Sequence[Payload]], data: MarketD
             data.ladders[key] = Ladder(tiers, TIERS)
 
 
-def _shared_rules(rows: Rows, catalog: Catalog, data: MarketData, book: RuleBook) -> None:
+def _shared_rules(rows: Rows, catalog: OkxCatalog, data: MarketData, book: RuleBook) -> None:
     """Ladders of every known instrument and slices of every known currency, under the shared rule set."""
     before = len(rows.rows["margin_tiers"]) + len(rows.rows["collateral_tiers"])
     for inst_id in sorted(catalog.contracts):
@@ -403,7 +346,7 @@ def _shared_rules(rows: Rows, catalog: Catalog, data: MarketData, book: RuleBook
                 tier_rows(SHARED, instrument_id(VENUE, inst_id), ladder.tiers, others=Decimal(0), fee=Decimal(0))
             )
     for currency, line in sorted(data.slices.items()):
-        asset = catalog.asset(currency)
+        asset = catalog.named.asset(currency)
         if asset is not None:
             unit = "tokens" if line.in_coins else "value"
             rows.rows["collateral_tiers"].extend(slice_rows(SHARED, asset, line.tiers, floor_in=unit, source=DISCOUNTS))

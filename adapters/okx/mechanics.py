@@ -237,7 +237,7 @@ def unit_maintenance(parts: RiskParts) -> Fraction:
 
 
 def unit_initial(maintenance: Fraction, factor: Fraction) -> Fraction:
-    """Initial requirement of a risk unit: `factor * maintenance`, 1.3 in the documented example."""
+    """Initial requirement of a risk unit: `factor * maintenance`."""
     return maintenance * factor
 
 

@@ -28,6 +28,7 @@ from ..amounts import (
     positive_at,
     time_of,
 )
+from ..fields import text_at
 from ..symbols import expiry_of
 
 _NAME = re.compile(
@@ -240,14 +241,6 @@ def data_path(body: Any, number: int) -> str:
     if isinstance(body, Mapping):
         return f"data[{number}]" if "data" in body else ""
     return f"[{number}]"
-
-
-def text_at(record: Any, key: str, path: str = "") -> str:
-    """The required text under `key`; raises `FieldError` (missing_field, malformed)."""
-    value = member(record, key, path)
-    if not isinstance(value, str) or not value:
-        raise FieldError(joined(path, key), FailureReason.MALFORMED, f"expected a text, found {type(value).__name__}")
-    return value
 
 
 def name_of(inst_id: str, path: str = "") -> Name:

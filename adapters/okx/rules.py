@@ -30,6 +30,7 @@ from aggregator.rule_forms import (
     WeightedValue,
 )
 
+from ..collateral import weight_row
 from .parse import RiskUnitLine, TierLine
 
 VENUE = "okx"
@@ -85,7 +86,8 @@ class RuleBook(_Part):
     fees: Mapping[str, Number] = {}
     """Taker rate by instrument type, where no trade-fee answer is at hand."""
     borrow: BorrowRates | None = None
-    initial_factor: Number = Decimal("1.3")
+    initial_factor: Number | None = None
+    """Initial over maintenance requirement of a risk unit."""
     groups: Mapping[str, RiskGroup] = {}
 
     def group(self, coin: str) -> RiskGroup | None:
@@ -165,19 +167,7 @@ def slice_rows(
     if last is not None:
         steps.append((last, _ZERO))
     return [
-        {
-            "rule_set": rule_set,
-            "asset_id": asset_id,
-            "emode": "",
-            "tier": number,
-            "floor": floor,
-            "floor_in": floor_in,
-            "asset_weight_initial": rate,
-            "asset_weight_maintenance": rate,
-            "liability_weight_initial": _ONE,
-            "liability_weight_maintenance": _ONE,
-            "source": source,
-        }
+        weight_row(rule_set, asset_id, rate, tier=number, floor=floor, floor_in=floor_in, source=source)
         for number, (floor, rate) in enumerate(steps, start=1)
     ]
 

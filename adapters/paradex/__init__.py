@@ -22,17 +22,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from aggregator.errors import FailureReason
-
 from ..adapter import Context, Normalized
-from ..amounts import FieldError
+from ..catalog import Catalog
 from ..facts import VenueFacts
+from ..questions import Question, by_question, owner_of, reject_copies
 from ..rows import Rows
 from ..symbols import account_id
 from ..transport import Payload
 from .accounts import add_bare_account, add_owner
 from .market_payloads import read_book_top, read_configurations, read_markets, read_summaries, read_system_config
-from .markets import VENUE, Reading, add_market_rows, add_shared_rows
+from .markets import VENUE, Reading, add_market_rows
 from .parse import OWNER_REQUESTS
 from .rules import read_parameter_file
 
@@ -64,7 +63,7 @@ class ParadexAdapter:
 
         Raises `ConfigurationError` when the parameter file is not of the documented shape.
         """
-        reading = Reading(Rows(VENUE), context, read_parameter_file(context.parameters))
+        reading = Reading(Rows(VENUE), context, Catalog(VENUE, context.assets), read_parameter_file(context.parameters))
         accepted, rejected = _sorted_out(reading, payloads)
         market_wide = sorted((key, payload) for key, payload in accepted.items() if not key[1])
         order = list(_READERS)
@@ -79,7 +78,7 @@ class ParadexAdapter:
                 add_owner(reading, owner, of_owner)
             else:
                 add_bare_account(reading, owner, next(p for key, p in rejected.items() if key[1] == owner))
-        add_shared_rows(reading)
+        reading.catalog.write(reading.rows)
         return Normalized(reading.rows.batches(), reading.rows.failures)
 
 
@@ -96,36 +95,22 @@ def request_of(text: str) -> tuple[str, str]:
     return "/".join(segments), value if value and "&" not in value and name else tail
 
 
+def _question(payload: Payload) -> Question:
+    request, part = request_of(payload.request)
+    owner = owner_of(payload, request, requests=(*OWNER_REQUESTS, *_READERS), owned=OWNER_REQUESTS)
+    return Question(request, owner, part)
+
+
 def _sorted_out(
     reading: Reading, payloads: Sequence[Payload]
-) -> tuple[dict[tuple[str, str, str], Payload], dict[tuple[str, str, str], Payload]]:
-    """(payloads to read, one of each group that answers the same question), by (request, owner, part)."""
-    groups: dict[tuple[str, str, str], list[Payload]] = {}
-    for payload in sorted(payloads, key=lambda p: (p.request, p.account, p.name, p.sha256)):
-        with reading.rows.guard(payload.name, subject=payload.account or payload.request):
-            request, part = request_of(payload.request)
-            is_owned = request in OWNER_REQUESTS
-            if not is_owned and request not in _READERS:
-                known = ", ".join(ADAPTER.requests)
-                raise FieldError("request", FailureReason.UNSUPPORTED, f"{payload.request[:60]!r} is none of {known}")
-            if is_owned and not payload.account:
-                message = f"{payload.request} needs the owner's label in the configuration"
-                raise FieldError("account", FailureReason.MISSING_FIELD, message)
-            groups.setdefault((request, payload.account if is_owned else "", part), []).append(payload)
-    accepted, rejected = dict[tuple[str, str, str], Payload](), dict[tuple[str, str, str], Payload]()
-    for key, copies in groups.items():
-        if len(copies) == 1:
-            accepted[key] = copies[0]
-            continue
-        rejected[key] = copies[0]
-        for payload in copies:
-            reading.rows.fail(
-                FailureReason.DUPLICATE,
-                f"{payload.request} came {len(copies)} times, all copies are rejected",
-                payload=payload.name,
-                subject=payload.account or payload.request,
-                account_id=account_id(VENUE, payload.account) if key[1] else None,
-            )
+) -> tuple[dict[Question, Payload], dict[Question, Payload]]:
+    """(payloads to read, one of each group that answers the same question), by question."""
+    accepted, rejected = dict[Question, Payload](), dict[Question, Payload]()
+    for question, copies in by_question(reading.rows, payloads, _question).items():
+        (accepted if len(copies) == 1 else rejected)[question] = copies[0]
+        if len(copies) > 1:
+            account = account_id(VENUE, question.owner) if question.owner else None
+            reject_copies(reading.rows, copies, account_id=account)
     return accepted, rejected
 
 
@@ -152,8 +137,8 @@ FACTS = VenueFacts(
         "cross margin, losses and deltas that only hurt in portfolio margin; computed exactly today and held fixed"
     ),
     liquidation=(
-        "a share of all positions in steps of 20 % until the margin ratio is below 90 %, penalty = share * fee * "
-        "maintenance requirement; liquidation price of a perpetual in closed form, else by scan over the spot"
+        "a share of all positions in dated steps until the margin ratio is below a dated target, penalty = share * fee "
+        "* maintenance requirement; liquidation price of a perpetual in closed form, else by scan over the spot"
     ),
     rules=(
         "tradeparadex/paradex-docs @9b82a75a, risk-system and dated-options (read 2026-11-21)",
@@ -161,7 +146,8 @@ FACTS = VenueFacts(
     ),
     parameters=(
         "fractions from /v1/markets, marks from /v1/markets/summary, grid from /v1/system/margin-config, fees from "
-        "/v1/account/info or the market; without them the dated file configs/venues/paradex.toml"
+        "/v1/account/info or the market; without them the dated file configs/venues/paradex.toml, which alone has the "
+        "cap of an option's fee and the terms of a liquidation"
     ),
     gaps=(
         "profit is in dollars while cost is in USDC: here both are in USDC, so a depeg of USDC moves the notional too",
@@ -170,7 +156,7 @@ FACTS = VenueFacts(
         "funding of orders is netted with the sign of the published SDK, which is opposite to the positions'",
         "a perpetual's own delta (some 0.9997) counts as 1 where the minimum delta requirement binds",
         "portfolio margin over several base assets is the sum of their requirements: the SDK takes one",
-        "under cross margin what the cap of an option's fee takes off is held at today's amount in scenarios",
+        "an unknown token beside USDC is a finding: its value would add to both sides alike",
         "perpetual options and dated futures under portfolio margin are unsupported",
     ),
 )

@@ -17,14 +17,18 @@ from typing import Any
 
 from aggregator.errors import FailureReason
 
-from ..amounts import FieldError, token_amount
+from ..account_rows import add_balance
+from ..amounts import FieldError, joined, token_amount
+from ..market_rows import add_mark
 from ..symbols import account_id, instrument_id
 from ..transport import Payload
+from ..uncounted import Uncounted, tell_uncounted
 from . import mechanics
 from . import portfolio_margin as pm
-from .markets import FUNDING_HOURS, USDC, VENUE, Reading, Spec, add_mark
+from .markets import FUNDING_HOURS, USDC, VENUE, Reading, Spec
 from .parse import BALANCE, POSITIONS, Account, Held, Resting, read_accounts
 from .rules import (
+    OptionFee,
     OptionRates,
     PerpRates,
     PortfolioParameters,
@@ -81,8 +85,9 @@ def _add_account(reading: Reading, owner: str, account: Account, *, parent: Acco
         received_at=account.received_at,
         **account.reported,
     )
+    _tell_unknown_tokens(reading, account)
     with rows.guard(name, subject=identity, account_id=identity):
-        reading.asset(USDC, path="token")
+        reading.catalog.known_asset(USDC, path="token")
     _add_balances(reading, account)
     for held in (account.positions or {}).values():
         _add_position(reading, account, held)
@@ -97,8 +102,9 @@ def _add_account(reading: Reading, owner: str, account: Account, *, parent: Acco
             limit_price=order.price,
             reduce_only=order.reduce_only,
         )
-    components = cross_components((), {}, capped_fees=Decimal(0), order_margin=Decimal(0), has_tokens=False)
-    tokens = {token: token == USDC for token, size in (account.balances or {}).items() if size}
+    components = cross_components((), {}, order_margin=Decimal(0), has_tokens=False)
+    known = reading.context.assets.resolve
+    tokens = {token: token == USDC for token, size in (account.balances or {}).items() if size and known(token)}
     if account.is_read:
         with rows.guard(name, subject=identity, account_id=identity):
             build = _portfolio_rules if kind == "portfolio" else _cross_rules
@@ -109,17 +115,33 @@ def _add_account(reading: Reading, owner: str, account: Account, *, parent: Acco
     rows.rows["rule_sets"] += rule_set_rows(rule_set, components)
 
 
+def _tell_unknown_tokens(reading: Reading, account: Account) -> None:
+    """A finding for each unknown token that is held beside USDC: the venue requires its value in full, so that it backs
+    nothing, whatever it is worth. Without USDC in the list it may be what the account lives on, and fails it.
+    """
+    balances = account.balances or {}
+    for token, (payload, path) in sorted(account.unknown.items()):
+        if USDC in balances:
+            found = Uncounted("token", "tokens other than USDC are required in full")
+            tell_uncounted(
+                reading.rows,
+                found,
+                account=account.identity,
+                asset=token,
+                quantity=balances[token],
+                payload=payload,
+                path=path,
+            )
+            continue
+        account.is_read = False
+        with reading.rows.guard(payload, subject=account.identity, account_id=account.identity):
+            reading.catalog.known_asset(token, path=joined(path, "token"))
+
+
 def _add_balances(reading: Reading, account: Account) -> None:
     for token, size in sorted((account.balances or {}).items()):
         if size and reading.context.assets.resolve(token) is not None:
-            reading.rows.add(
-                "balances",
-                account_id=account.identity,
-                asset_id=token,
-                side="asset" if size > 0 else "liability",
-                quantity=size.copy_abs(),
-                collateral_enabled=True,
-            )
+            add_balance(reading.rows, account.identity, token, size)
 
 
 def _add_position(reading: Reading, account: Account, held: Held) -> None:
@@ -151,7 +173,7 @@ def _add_position(reading: Reading, account: Account, held: Held) -> None:
     if held.mark is not None:
         source = "average_entry_price + (unrealized_pnl - unrealized_funding_pnl) / size"
         as_of = account.received_at
-        add_mark(reading, identity, "mark", held.mark, as_of=as_of, source=source, account=account.identity)
+        add_mark(reading.rows, identity, "mark", held.mark, as_of=as_of, source=source, account_id=account.identity)
 
 
 def _decimal(value: Fraction) -> Decimal:
@@ -183,36 +205,39 @@ def _cross_rules(reading: Reading, account: Account, *, has_tokens: bool) -> tup
     for order in account.orders.values():
         orders_of.setdefault(order.spec.symbol, []).append(order)
     perps: list[PerpRates] = []
-    options: dict[str, tuple[OptionRates, OptionRates, Decimal]] = {}
-    order_margin = capped_fees = Fraction(0)
+    options: dict[str, tuple[OptionRates, OptionRates, OptionFee]] = {}
+    order_margin = Fraction(0)
     for symbol, spec in sorted(_specs(account).items()):
         fee = reading.taker_fee(spec, account.fees, path="positions")
         if symbol in held and spec.imf is not None and spec.mmf_factor is not None:
             perps.append(PerpRates(instrument_id(VENUE, symbol), spec.imf + fee, spec.imf * spec.mmf_factor + fee))
         elif symbol in held and spec.option is not None:
-            risk_symbol = _risk_symbol(reading, spec.base)
-            rates = OptionRates(*spec.option[0]), OptionRates(*spec.option[1]), fee
+            risk_symbol = reading.catalog.risk_symbol(spec.base)
+            rates = OptionRates(*spec.option[0]), OptionRates(*spec.option[1]), _option_fee(reading, fee)
             if options.setdefault(risk_symbol, rates) != rates:
                 message = f"options on {spec.base} with different margin parameters in one account"
                 raise FieldError("positions", FailureReason.UNSUPPORTED, message)
-            spot = Fraction(reading.base(spec.base, path="positions").spot)
-            cap = mechanics.OPTION_FEE_CAP * Fraction(_mark_of(reading, account, symbol))
-            capped_fees += abs(Fraction(held[symbol].quantity)) * max(Fraction(0), Fraction(fee) * spot - cap)
+            # Without its spot and mark it cannot be charged, which is said here.
+            reading.base(spec.base, path="positions")
+            _mark_of(reading, account, symbol)
         if symbol in orders_of:
             quantity = held[symbol].quantity if symbol in held else Decimal(0)
             order_margin += _order_margin(reading, account, spec, quantity, orders=orders_of[symbol], fee=fee)
     return perps, cross_components(
         perps,
         options,
-        capped_fees=_decimal(capped_fees),
         order_margin=_decimal(order_margin),
         has_tokens=has_tokens,
     )
 
 
-def _risk_symbol(reading: Reading, base: str) -> str:
-    known = reading.assets[base]
-    return known.risk_factor or known.peg_of or known.symbol
+def _option_fee(reading: Reading, rate: Decimal) -> OptionFee:
+    """Fee of an option at a taker rate; raises `FieldError(missing_parameter)` without the dated cap."""
+    cap = reading.parameters.option_fee_cap
+    if cap is None:
+        message = "no cap of an option's fee: `option_cap` of [fees] in configs/venues/paradex.toml"
+        raise FieldError("fees.option_cap", FailureReason.MISSING_PARAMETER, message)
+    return OptionFee(rate, cap)
 
 
 def _order_margin(
@@ -230,6 +255,7 @@ def _order_margin(
             imf=mechanics.OptionFractions(*map(Fraction, spec.option[0])),
             mmf=mechanics.OptionFractions(*map(Fraction, spec.option[1])),
             fee_rate=Fraction(fee),
+            fee_cap=Fraction(_option_fee(reading, fee).cap),
         )
     else:
         leverage = account.leverages.get(spec.symbol)
@@ -269,8 +295,9 @@ def _portfolio_rules(reading: Reading, account: Account, *, has_tokens: bool) ->
         if any(order.spec.base == base for order in account.orders.values()):
             order_margin += _portfolio_order_margin(reading, account, base, parameters, fees)
         if held:
-            symbol = _risk_symbol(reading, base)
-            units.append(PortfolioUnit(symbol, parameters, fees.get("perp", Decimal(0)), fees.get("option"), funding))
+            symbol = reading.catalog.risk_symbol(base)
+            of_options = _option_fee(reading, fees["option"]) if "option" in fees else None
+            units.append(PortfolioUnit(symbol, parameters, fees.get("perp", Decimal(0)), of_options, funding))
     amount = Decimal(repr(order_margin))
     return [], portfolio_components(units, order_margin=amount, has_tokens=has_tokens)
 
@@ -295,7 +322,8 @@ def _portfolio_order_margin(
                 message = "the time to expiry needs the receive time of the payload"
                 raise FieldError("received_at", FailureReason.MISSING_FIELD, message)
             days = max(0.0, (spec.expiry - now).total_seconds() / pm.SECONDS_PER_DAY)
-            option = pm.OptionTerms(float(spec.strike or 0), spec.option_type == "call", days, float(summary.vol))
+            cap = float(_option_fee(reading, fees[spec.kind]).cap)
+            option = pm.OptionTerms(float(spec.strike or 0), spec.option_type == "call", days, float(summary.vol), cap)
         limit = (mark if price is None else float(price)) if is_order else None
         return pm.Leg(float(size), mark, 1.0 if delta is None else float(delta), float(fees[spec.kind]), option, limit)
 

@@ -19,9 +19,10 @@ from ..amounts import (
     optional_time_at,
     positive_at,
 )
+from ..market_rows import add_mark, add_market_state
 from ..symbols import EXPIRY_HOUR_UTC, instrument_id
 from ..transport import Payload
-from .markets import FUNDING_HOURS, USDC, VENUE, OptionLevel, Problem, Reading, Spec, Summary, add_mark, add_state
+from .markets import FUNDING_HOURS, USDC, VENUE, OptionLevel, Problem, Reading, Spec, Summary
 from .rules import PortfolioParameters, portfolio_parameters
 
 _MONTHS = {
@@ -118,9 +119,7 @@ def _read_records(reading: Reading, payload: Payload, table: str, records: list[
         except FieldError as error:
             if isinstance(name, str):
                 reading.problems[table, name] = Problem(error.reason, f"{name}: {error.message}", error.path)
-            reading.rows.fail(
-                error.reason, error.message, payload=payload.name, path=error.path, subject=str(name or table)
-            )
+            reading.rows.refuse(error, payload=payload.name, subject=str(name or table))
 
 
 def expiry_of_symbol(digits: str, path: str = "") -> datetime:
@@ -277,7 +276,7 @@ def read_book_top(reading: Reading, payload: Payload) -> None:
             raise FieldError(
                 "market", FailureReason.UNKNOWN_MARKET, f"{str(symbol)[:60]!r} is in no /v1/markets payload"
             )
-        if read.value.kind == "spot" or reading.context.assets.resolve(read.value.base) is None:
+        if read.value.kind == "spot" or not reading.catalog.knows(read.value.base):
             return
         identity = instrument_id(VENUE, symbol)
         as_of = optional_time_at(body, "last_updated_at") or payload.received_at
@@ -285,9 +284,9 @@ def read_book_top(reading: Reading, payload: Payload) -> None:
         listed = reading.summaries.get(symbol)
         for name, (price, size) in sides.items():
             if price is not None and (listed is None or getattr(listed.value, name) is None):
-                add_mark(reading, identity, name, price, as_of=as_of, source=payload.request)
+                add_mark(reading.rows, identity, name, price, as_of=as_of, source=payload.request)
             if price is not None and size is not None:
-                add_mark(reading, identity, f"depth_{name}", price * size, as_of=as_of, source=payload.request)
+                add_mark(reading.rows, identity, f"depth_{name}", price * size, as_of=as_of, source=payload.request)
 
 
 def read_system_config(reading: Reading, payload: Payload) -> None:
@@ -298,4 +297,4 @@ def read_system_config(reading: Reading, payload: Payload) -> None:
             value = optional_decimal_at(payload.body, name)
             if value is not None:
                 non_negative_at(payload.body, name)
-                add_state(reading, VENUE, name, value, payload, as_of=payload.received_at)
+                add_market_state(reading.rows, VENUE, name, value, as_of=payload.received_at, source=payload.request)

@@ -7,7 +7,7 @@ incomplete. So does the holder of a market that cannot be read, or that two payl
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -18,7 +18,8 @@ from aggregator.errors import FailureReason
 
 from ..adapter import Context
 from ..amounts import FieldError
-from ..asset_book import Asset
+from ..catalog import Catalog
+from ..market_rows import add_mark, add_market_state
 from ..rows import Rows
 from ..symbols import expiry_subject, instrument_id
 from ..transport import Payload
@@ -105,24 +106,15 @@ class Reading:
 
     rows: Rows
     context: Context
+    catalog: Catalog
     parameters: ParameterFile
     specs: dict[str, _Read] = field(default_factory=dict)
     summaries: dict[str, _Read] = field(default_factory=dict)
     configurations: dict[str, _Read] = field(default_factory=dict)
     problems: dict[tuple[str, str], Problem] = field(default_factory=dict)
     """By table (`specs`, `summaries`, `configurations`) and key."""
-    assets: dict[str, Asset] = field(default_factory=dict)
-    instruments: set[str] = field(default_factory=set)
     bases: dict[str, Base | None] = field(default_factory=dict)
     symbols_by_base: dict[str, list[str]] = field(default_factory=dict)
-
-    def asset(self, symbol: str, *, path: str, reason: FailureReason = FailureReason.UNKNOWN_ASSET) -> str:
-        """Asset id of a symbol, noted for the table `assets`; raises `FieldError(reason)` if the book lacks it."""
-        known = self.context.assets.resolve(symbol)
-        if known is None:
-            raise FieldError(path, reason, f"{symbol!r} is not in the asset book")
-        self.assets[symbol] = known
-        return symbol
 
     def put(self, table: str, key: str, value: Any, payload: Payload) -> None:
         """Keeps what a payload says of a key; two payloads that say different things leave a problem."""
@@ -151,9 +143,15 @@ class Reading:
         spec: Spec = self._get("specs", symbol, path=path, absent=absent)
         if spec.kind == "spot":
             raise FieldError(path, FailureReason.UNSUPPORTED, f"{symbol} is a spot market, which has no positions")
-        self.asset(spec.base, path=path, reason=FailureReason.UNKNOWN_MARKET)
-        self.asset(USDC, path=path)
-        self.instruments.add(symbol)
+        self.catalog.instrument(
+            symbol,
+            kind=spec.kind,
+            underlying=self.catalog.known_asset(spec.base, path=path, reason=FailureReason.UNKNOWN_MARKET),
+            settlement_asset=self.catalog.known_asset(USDC, path=path),
+            strike=spec.strike,
+            expiry=spec.expiry,
+            option_type=spec.option_type,
+        )
         return spec
 
     def summary(self, symbol: str, *, path: str) -> Summary:
@@ -244,22 +242,22 @@ def add_market_rows(reading: Reading) -> None:
         if read is None or ("summaries", symbol) in reading.problems or ("specs", symbol) in reading.problems:
             continue
         spec: Spec = read.value
-        if spec.kind == "spot" or reading.context.assets.resolve(spec.base) is None:
+        if spec.kind == "spot" or not reading.catalog.knows(spec.base):
             continue
         with suppress(FieldError):  # without the settlement asset every holder is incomplete, here it is only noted
             reading.spec(symbol, path="symbol")
         _add_marks(reading, spec, summary, payload)
     for base in sorted({read.value.base for read in reading.specs.values()}):
         summary, _ = reading.spot_source(base)
-        if summary is None or reading.context.assets.resolve(base) is None:
+        if summary is None or not reading.catalog.knows(base):
             continue
         spot = summary.underlying if summary.underlying is not None else summary.mark
         if spot <= 0:
             continue
-        reading.asset(base, path="")
+        reading.catalog.asset(base)
         payload = reading.summaries[summary.symbol].payload
         as_of = summary.as_of or payload.received_at
-        add_mark(reading, base, "index", spot, as_of=as_of, source=payload.request)
+        add_mark(reading.rows, base, "index", spot, as_of=as_of, source=payload.request)
         _add_expiries(reading, base, as_of=as_of, source=payload.request)
 
 
@@ -276,11 +274,15 @@ def _add_marks(reading: Reading, spec: Spec, summary: Summary, payload: Payload)
     }
     for name, value in values.items():
         if value is not None:
-            add_mark(reading, identity, name, value, as_of=as_of, source=payload.request)
+            add_mark(reading.rows, identity, name, value, as_of=as_of, source=payload.request)
     if summary.open_interest is not None:
-        add_state(reading, identity, "open_interest", summary.open_interest, payload, as_of=as_of)
+        add_market_state(
+            reading.rows, identity, "open_interest", summary.open_interest, as_of=as_of, source=payload.request
+        )
     if spec.kind == "perp":
-        add_state(reading, identity, "funding_period_hours", spec.funding_hours, payload, as_of=as_of)
+        add_market_state(
+            reading.rows, identity, "funding_period_hours", spec.funding_hours, as_of=as_of, source=payload.request
+        )
 
 
 def _add_expiries(reading: Reading, base: str, *, as_of: datetime | None, source: str) -> None:
@@ -293,78 +295,5 @@ def _add_expiries(reading: Reading, base: str, *, as_of: datetime | None, source
         subject = expiry_subject(base, expiry)
         years = max(0.0, (expiry - as_of).total_seconds() / YEAR_S) if as_of is not None else 0.0
         forward = Decimal(repr(float(marks.spot) * math.exp(float(marks.rate) * years)))
-        add_mark(reading, subject, "forward", forward, as_of=as_of, source=source)
-        add_mark(reading, subject, "rate", marks.rate, as_of=as_of, source=source)
-
-
-def add_mark(
-    reading: Reading,
-    subject: str,
-    name: str,
-    value: Decimal,
-    *,
-    as_of: datetime | None,
-    source: str,
-    account: str | None = None,
-) -> None:
-    """One row of `marks`."""
-    reading.rows.add(
-        "marks",
-        venue=VENUE,
-        account_id=account,
-        subject=subject,
-        field=name,
-        value=float(value),
-        as_of=as_of,
-        source=source,
-    )
-
-
-def add_state(
-    reading: Reading, market: str, name: str, value: Decimal, payload: Payload, *, as_of: datetime | None
-) -> None:
-    """One row of `market_state`."""
-    reading.rows.add(
-        "market_state",
-        venue=VENUE,
-        market=market,
-        field=name,
-        value=float(value),
-        as_of=as_of,
-        source=payload.request,
-    )
-
-
-def add_shared_rows(reading: Reading) -> None:
-    """Assets and instruments that the rows so far refer to."""
-    rows = reading.rows
-    for symbol, known in sorted(reading.assets.items()):
-        rows.add(
-            "assets",
-            asset_id=symbol,
-            symbol=symbol,
-            risk_factor=known.risk_factor,
-            multiplier=known.multiplier,
-            peg_of=known.peg_of,
-            issuer=known.issuer,
-        )
-    for spec in _sorted_specs(reading):
-        rows.add(
-            "instruments",
-            instrument_id=instrument_id(VENUE, spec.symbol),
-            venue=VENUE,
-            symbol=spec.symbol,
-            kind=spec.kind,
-            underlying=spec.base,
-            settlement_asset=USDC,
-            payoff="linear",
-            contract_size=Decimal(1),
-            strike=spec.strike,
-            expiry=spec.expiry,
-            option_type=spec.option_type,
-        )
-
-
-def _sorted_specs(reading: Reading) -> Iterator[Spec]:
-    for symbol in sorted(reading.instruments):
-        yield reading.specs[symbol].value
+        add_mark(reading.rows, subject, "forward", forward, as_of=as_of, source=source)
+        add_mark(reading.rows, subject, "rate", marks.rate, as_of=as_of, source=source)

@@ -15,16 +15,6 @@ from typing import NamedTuple
 
 Exact = int | Decimal | Fraction
 
-OPTION_FEE_CAP = Fraction(1, 8)
-"""An option's fee is at most this share of its mark price."""
-TARGET_MARGIN_RATIO = Fraction(9, 10)
-"""A partial liquidation takes the smallest share that brings the margin ratio below this."""
-SHARE_INCREMENT = Fraction(1, 5)
-LIQUIDATION_FEE = Fraction(7, 10)
-"""Penalty of a full liquidation as a share of the maintenance requirement, as documented; the live value is
-`liquidation_fee` of system/config. The documentation's own example calculates with a half.
-"""
-
 
 class Order(NamedTuple):
     """What remains of a resting order: `size` positive for a buy and negative for a sell, and its limit price."""
@@ -59,7 +49,10 @@ class OptionFractions(NamedTuple):
 
 
 class OptionMarket(NamedTuple):
-    """An option with its marks and its fractions for the initial and the maintenance level."""
+    """An option with its marks and its fractions for the initial and the maintenance level.
+
+    Its fee is `fee_rate` of the spot, at most `fee_cap` of the mark (None for no such cap).
+    """
 
     mark: Fraction
     spot: Fraction
@@ -68,9 +61,22 @@ class OptionMarket(NamedTuple):
     imf: OptionFractions
     mmf: OptionFractions
     fee_rate: Fraction = Fraction(0)
+    fee_cap: Fraction | None = None
 
 
 Market = PerpMarket | OptionMarket
+
+
+class LiquidationTerms(NamedTuple):
+    """Governed terms of a liquidation: the penalty of a full one as a share of the maintenance requirement, the margin
+    ratio that a partial one must go below, and the step of the share that it takes.
+
+    The live penalty is `liquidation_fee` of system/config; the documentation's own example calculates with a half.
+    """
+
+    fee: Fraction
+    target_margin_ratio: Fraction
+    share_increment: Fraction
 
 
 class MarketMargin(NamedTuple):
@@ -129,10 +135,11 @@ def option_margin(fractions: OptionFractions, market: OptionMarket, *, is_long: 
 
 
 def fee_per_unit(market: Market) -> Fraction:
-    """Fee provision per unit of size: rate * mark, of an option min(rate * spot, 12.5 % of the mark)."""
+    """Fee provision per unit of size: rate * mark, of an option min(rate * spot, cap * mark)."""
     if isinstance(market, PerpMarket):
         return market.fee_rate * market.mark
-    return min(market.fee_rate * market.spot, OPTION_FEE_CAP * market.mark)
+    fee = market.fee_rate * market.spot
+    return fee if market.fee_cap is None else min(fee, market.fee_cap * market.mark)
 
 
 def market_margin(market: Market, position: Exact, orders: Sequence[Order] = ()) -> MarketMargin:
@@ -249,37 +256,29 @@ class Liquidation(NamedTuple):
     mmr: Fraction
 
 
-def liquidation_penalty(share: Exact, mmr: Exact, *, fee: Exact = LIQUIDATION_FEE) -> Fraction:
+def liquidation_penalty(share: Exact, mmr: Exact, *, fee: Exact) -> Fraction:
     """Share * fee * maintenance requirement, paid to the insurance fund."""
     return Fraction(share) * Fraction(fee) * Fraction(mmr)
 
 
-def liquidation(
-    value: Exact,
-    mmr: Exact,
-    *,
-    fee: Exact = LIQUIDATION_FEE,
-    target: Exact = TARGET_MARGIN_RATIO,
-    increment: Exact = SHARE_INCREMENT,
-) -> Liquidation | None:
+def liquidation(value: Exact, mmr: Exact, terms: LiquidationTerms) -> Liquidation | None:
     """The venue's liquidation of an account of this value and maintenance requirement; None for one that stands.
 
-    The smallest multiple of `increment` that brings the margin ratio below `target`, at most all of it. Positions go to
-    the insurance fund at the mark, so that the value falls by the penalty alone; a penalty beyond what is left takes
-    all that is left.
+    The smallest multiple of the share increment that brings the margin ratio below its target, at most all of it.
+    Positions go to the insurance fund at the mark, so that the value falls by the penalty alone; a penalty beyond what
+    is left takes all that is left.
     """
     worth, required = Fraction(value), Fraction(mmr)
     if not is_liquidatable(required, worth):
         return None
-    step = Fraction(increment)
     share = Fraction(0)
     while share < 1:
-        share = min(Fraction(1), share + step)
-        penalty = liquidation_penalty(share, required, fee=fee)
+        share = min(Fraction(1), share + terms.share_increment)
+        penalty = liquidation_penalty(share, required, fee=terms.fee)
         left, needed = worth - penalty, required * (1 - share)
-        if left > 0 and needed < Fraction(target) * left:
+        if left > 0 and needed < terms.target_margin_ratio * left:
             return Liquidation(share, penalty, left, needed)
-    paid = min(liquidation_penalty(1, required, fee=fee), max(Fraction(0), worth))
+    paid = min(liquidation_penalty(1, required, fee=terms.fee), max(Fraction(0), worth))
     return Liquidation(Fraction(1), paid, worth - paid, Fraction(0))
 
 

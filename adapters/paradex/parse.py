@@ -75,6 +75,8 @@ class Account:
     rejected: set[str] = field(default_factory=set)
     """Symbols and order ids that are listed twice."""
     balances: dict[str, Decimal] | None = None
+    unknown: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """Held tokens that the asset book does not know, with payload and path of their record."""
     fees: dict[str, Decimal] = field(default_factory=dict)
     leverages: dict[str, Decimal] = field(default_factory=dict)
     methodology: str | None = None
@@ -216,7 +218,7 @@ def _read_payload(
                 account = _of(accounts, _address(record, path) or asked, joined(path, "account"))
                 _start_list(request, account, payload)
                 with reading.rows.guard(payload.name, subject=account.identity, account_id=account.identity):
-                    _read_record(reading, request, account, record, path)
+                    _read_record(reading, request, account, record, path, payload)
     broken = {failure.account_id for failure in reading.rows.failures[before:]}
     for account in accounts.values():
         if account.identity in broken:
@@ -236,7 +238,7 @@ def _start_list(request: str, account: Account, payload: Payload) -> None:
         account.balances = {}
 
 
-def _read_record(reading: Reading, request: str, account: Account, record: Any, path: str) -> None:
+def _read_record(reading: Reading, request: str, account: Account, record: Any, path: str, payload: Payload) -> None:
     if request == POSITIONS:
         held = _position(reading, record, path)
         positions = account.positions if account.positions is not None else {}
@@ -265,8 +267,10 @@ def _read_record(reading: Reading, request: str, account: Account, record: Any, 
         if token in balances:
             raise FieldError(path, FailureReason.DUPLICATE, f"{token} is listed twice")
         balances[token] = size
-        if size:
-            reading.asset(token, path=joined(path, "token"))
+        if size > 0 and token != USDC and reading.context.assets.resolve(token) is None:
+            account.unknown[token] = payload.name, path
+        elif size:
+            reading.catalog.known_asset(token, path=joined(path, "token"))
 
 
 def _read_summary(account: Account, record: Any, path: str, payload: Payload) -> None:

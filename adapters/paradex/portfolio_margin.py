@@ -18,7 +18,6 @@ SETTLEMENT_WINDOW_S = 1800.0
 DAYS_PER_YEAR = 365.0
 SECONDS_PER_DAY = 86400.0
 FUNDING_RATE_HOURS = 8.0
-OPTION_FEE_CAP = 0.125
 _REFERENCE_DAYS = 30.0
 
 
@@ -51,12 +50,15 @@ class Configuration(NamedTuple):
 
 
 class OptionTerms(NamedTuple):
-    """What makes an instrument an option; `dte` in days, `mark_iv` annual as a fraction."""
+    """What makes an instrument an option; `dte` in days, `mark_iv` annual as a fraction, `fee_cap` the largest fee as a
+    share of its mark (none by default).
+    """
 
     strike: float
     is_call: bool
     dte: float
     mark_iv: float
+    fee_cap: float = math.inf
 
 
 class Leg(NamedTuple):
@@ -181,10 +183,12 @@ def scenario_profit(leg: Leg, price: float) -> float:
 
 
 def fee_provision(leg: Leg, spot: float) -> float:
-    """rate * |size| * mark, of an option min(rate * spot, 12.5 % of the mark) * |size|."""
+    """rate * |size| * mark, of an option min(rate * spot, cap * mark) * |size|."""
     per_unit = leg.fee_rate * leg.mark
     if leg.option is not None:
-        per_unit = min(leg.fee_rate * spot, OPTION_FEE_CAP * leg.mark)
+        per_unit = leg.fee_rate * spot
+        if math.isfinite(leg.option.fee_cap):
+            per_unit = min(per_unit, leg.option.fee_cap * leg.mark)
     return abs(leg.size) * per_unit
 
 

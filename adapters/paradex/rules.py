@@ -5,9 +5,9 @@ rates, chosen leverages and open orders are its own. What orders add to the init
 `mechanics` and `portfolio_margin` and enters as a fixed amount, since the engine's scenarios need maintenance only.
 
 Cross margin: notional tiers with one tier per perpetual (rate plus fee) and a formula per option contract, fee
-included; what the cap of an option's fee at 12.5 % of its mark takes off today is a fixed amount. Portfolio margin: one
-grid per base asset with the minimum delta requirement as its floor, funding and perpetual fee per unit of the
-perpetual, and the option fee, min(rate * spot, 12.5 % of the mark), as a formula per contract. Tokens other than USDC
+included. Portfolio margin: one grid per base asset with the minimum delta requirement as its floor, funding and
+perpetual fee per unit of the perpetual, and the option fee as a formula per contract. The fee of an option is
+min(rate * spot, cap * mark), the cap a dated parameter. Tokens other than USDC
 count in the equity and in full in the requirement. Sources: see `mechanics` and `portfolio_margin`.
 """
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -38,9 +39,10 @@ from aggregator.rule_forms import (
 )
 
 from ..amounts import FieldError, decimal_at, joined, member, members, non_negative_at
+from ..collateral import weight_row
+from .mechanics import LiquidationTerms
 
 SOURCE = "Paradex docs: cross-margin-requirement, portfolio-margin, dated-options/margin-requirements (@9b82a75a)"
-OPTION_FEE_CAP = Decimal("0.125")
 SETTLEMENT_WINDOW_S = Decimal(1800)
 
 _ONE, _ZERO = Decimal(1), Decimal(0)
@@ -77,6 +79,13 @@ class OptionRates(NamedTuple):
     short_put_cap: Decimal
 
 
+class OptionFee(NamedTuple):
+    """The fee of an option: a share of the spot, at most a share of the option's mark."""
+
+    rate: Decimal
+    cap: Decimal
+
+
 class PerpRates(NamedTuple):
     """What one perpetual or future of a cross account is charged per unit of notional."""
 
@@ -94,7 +103,7 @@ class PortfolioUnit(NamedTuple):
     risk_symbol: str
     parameters: PortfolioParameters
     perp_fee: Decimal
-    option_fee: Decimal | None
+    option_fee: OptionFee | None
     funding: Decimal
 
 
@@ -104,16 +113,12 @@ class PortfolioUnit(NamedTuple):
 
 def cross_components(
     perps: Sequence[PerpRates],
-    options: Mapping[str, tuple[OptionRates, OptionRates, Decimal]],
+    options: Mapping[str, tuple[OptionRates, OptionRates, OptionFee]],
     *,
-    capped_fees: Decimal,
     order_margin: Decimal,
     has_tokens: bool,
 ) -> list[Component]:
-    """Components of a cross or isolated account; `options` has (initial, maintenance, fee rate) by risk symbol.
-
-    `capped_fees`: how much less than rate * spot the fees of its options are today, at 12.5 % of the mark.
-    """
+    """Components of a cross or isolated account; `options` has (initial, maintenance, fee) by risk symbol."""
     components = [_EQUITY]
     if perps:
         tiers = TieredNotional(initial="tier_rate")
@@ -121,9 +126,6 @@ def cross_components(
     for symbol, (initial, maintenance, fee) in sorted(options.items()):
         formula = _contract_margin(symbol, initial, maintenance, fee=fee)
         components.append(Component(side="requirement", parameters=formula, group_by="risk_unit"))
-    if capped_fees:
-        fixed = Fixed(initial=-capped_fees, maintenance=-capped_fees, basis="computed cap of option fees")
-        components.append(Component(side="requirement", parameters=fixed))
     return [*components, *_tail(order_margin, has_tokens=has_tokens)]
 
 
@@ -144,7 +146,7 @@ def portfolio_components(units: Iterable[PortfolioUnit], *, order_margin: Decima
                         maintenance_rate=rate,
                     )
                 )
-        if unit.option_fee:
+        if unit.option_fee and unit.option_fee.rate:
             parts.append(_option_fee(unit.risk_symbol, unit.option_fee))
         components += [Component(side="requirement", parameters=part, group_by="risk_unit") for part in parts]
     return [*components, *_tail(order_margin, has_tokens=has_tokens)]
@@ -158,17 +160,25 @@ def _tail(order_margin: Decimal, *, has_tokens: bool) -> list[Component]:
     return [*tail, _VERDICT]
 
 
-def _contract_margin(symbol: str, initial: OptionRates, maintenance: OptionRates, *, fee: Decimal) -> ContractMargin:
+def _contract_margin(symbol: str, initial: OptionRates, maintenance: OptionRates, *, fee: OptionFee) -> ContractMargin:
     """The option formula: a long one min(mark * multiplier, long_itm * spot), a short one max(short_itm * spot - OTM,
-    short_otm * spot), capped for a put; plus the fee rate on the spot.
+    short_otm * spot), capped for a put; plus the fee, the rate on the spot up to its cap on the mark.
     """
+    fee_cap = fee.cap if fee.rate else None
 
     def long(rates: OptionRates) -> ContractRate:
-        return ContractRate(mark_rate=rates.premium_multiplier, cap_rate=rates.long_itm, fee_rate=fee)
+        return ContractRate(
+            mark_rate=rates.premium_multiplier, cap_rate=rates.long_itm, fee_rate=fee.rate, fee_cap=fee_cap
+        )
 
     def short(rates: OptionRates, *, cap: Decimal | None = None) -> ContractRate:
         return ContractRate(
-            spot_rate=rates.short_itm, otm_weight=_ONE, floor_rate=rates.short_otm, cap_rate=cap, fee_rate=fee
+            spot_rate=rates.short_itm,
+            otm_weight=_ONE,
+            floor_rate=rates.short_otm,
+            cap_rate=cap,
+            fee_rate=fee.rate,
+            fee_cap=fee_cap,
         )
 
     return ContractMargin(
@@ -184,11 +194,11 @@ def _contract_margin(symbol: str, initial: OptionRates, maintenance: OptionRates
     )
 
 
-def _option_fee(symbol: str, rate: Decimal) -> ContractMargin:
-    """min(rate * spot, 12.5 % of the mark) of every contract, at both levels."""
-    fee = ContractRate(mark_rate=OPTION_FEE_CAP, cap_rate=rate)
+def _option_fee(symbol: str, fee: OptionFee) -> ContractMargin:
+    """min(rate * spot, cap * mark) of every contract, at both levels."""
+    rate = ContractRate(fee_rate=fee.rate, fee_cap=fee.cap)
     sides = [f"{side}_{kind}_{level}" for side in ("short", "long") for kind in ("call", "put") for level in _LEVELS]
-    return ContractMargin.model_validate(dict.fromkeys(sides, fee) | {"underlyings": (symbol,)})
+    return ContractMargin.model_validate(dict.fromkeys(sides, rate) | {"underlyings": (symbol,)})
 
 
 def _grid(unit: PortfolioUnit) -> PriceVolGrid:
@@ -242,18 +252,9 @@ def token_weight_rows(rule_set: str, tokens: Mapping[str, bool]) -> list[dict[st
     which a debt is required once more).
     """
     return [
-        {
-            "rule_set": rule_set,
-            "asset_id": asset,
-            "emode": "",
-            "tier": 1,
-            "floor": _ZERO,
-            "asset_weight_initial": _ONE if counts else _ZERO,
-            "asset_weight_maintenance": _ONE if counts else _ZERO,
-            "liability_weight_initial": _ONE if counts else Decimal(2),
-            "liability_weight_maintenance": _ONE if counts else Decimal(2),
-            "source": SOURCE,
-        }
+        weight_row(rule_set, asset, _ONE, source=SOURCE)
+        if counts
+        else weight_row(rule_set, asset, _ZERO, liability=(Decimal(2), Decimal(2)), source=SOURCE)
         for asset, counts in sorted(tokens.items())
     ]
 
@@ -318,6 +319,7 @@ class _Fees(_Part):
     source: str
     perp: Number | None = None
     option: Number | None = None
+    option_cap: Number | None = None
 
 
 class _Vol(_Part):
@@ -338,25 +340,39 @@ class _Portfolio(_Part):
     scenarios: tuple[tuple[Number, Number, Number], ...]
 
 
+class _Liquidation(_Part):
+    as_of: str
+    source: str
+    target_margin_ratio: Number
+    share_increment: Number
+    fee: Number
+
+
 class _File(_Part):
     as_of: str = ""
     source: str = ""
     fees: _Fees | None = None
+    liquidation: _Liquidation | None = None
     portfolio_margin: Mapping[str, _Portfolio] = {}
 
 
 class ParameterFile(NamedTuple):
-    """What stands in for payloads that are not there: taker fees by kind, configurations by base asset."""
+    """What stands in for payloads that are not there: taker fees by kind, configurations by base asset; and what no
+    payload has: the cap of an option's fee as a share of its mark, and the terms of a liquidation.
+    """
 
     fees: Mapping[str, Decimal]
     portfolio_margin: Mapping[str, PortfolioParameters]
+    option_fee_cap: Decimal | None = None
+    liquidation: LiquidationTerms | None = None
 
 
 def read_parameter_file(parameters: Mapping[str, Any]) -> ParameterFile:
     """The parsed parameter file; raises `ConfigurationError` naming the first key that is wrong."""
     try:
         file = _File.model_validate(parameters)
-        fees = {} if file.fees is None else {"perp": file.fees.perp, "option": file.fees.option}
+        stated = file.fees
+        fees = {} if stated is None else {"perp": stated.perp, "option": stated.option, "option_cap": stated.option_cap}
         portfolio = {
             base: portfolio_parameters(
                 {**entry.model_dump(exclude={"scenarios"}), "scenarios": [list(row) for row in entry.scenarios]},
@@ -374,4 +390,13 @@ def read_parameter_file(parameters: Mapping[str, Any]) -> ParameterFile:
     negative = [kind for kind, fee in fees.items() if fee is not None and not 0 <= fee <= 1]
     if negative:
         raise ConfigurationError(f"parameters of paradex: fees.{negative[0]}: a fee rate must lie in 0..1")
-    return ParameterFile({kind: fee for kind, fee in fees.items() if fee is not None}, portfolio)
+    cap = fees.pop("option_cap", None)
+    terms = file.liquidation
+    return ParameterFile(
+        {kind: fee for kind, fee in fees.items() if fee is not None},
+        portfolio,
+        cap,
+        None
+        if terms is None
+        else LiquidationTerms(*map(Fraction, (terms.fee, terms.target_margin_ratio, terms.share_increment))),
+    )

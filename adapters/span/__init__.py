@@ -43,10 +43,13 @@ from typing import Any, NamedTuple
 
 from aggregator.errors import FailureReason
 
+from ..account_rows import add_balance
 from ..adapter import Context, Normalized
 from ..amounts import FieldError, joined
-from ..asset_book import Asset
+from ..catalog import Catalog
 from ..facts import VenueFacts
+from ..market_rows import add_mark, add_market_state
+from ..questions import in_order, owner_of, reject_copies
 from ..rows import Rows
 from ..symbols import account_id, expiry_subject, instrument_id
 from ..transport import Payload
@@ -75,28 +78,15 @@ class _Reading:
     """One snapshot while it is read."""
 
     rows: Rows
-    context: Context
+    catalog: Catalog
     houses: dict[str, House] = field(default_factory=dict)
     lost_houses: dict[str, FieldError] = field(default_factory=dict)
-    assets: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def asset(self, symbol: str, path: str, reason: FailureReason = FailureReason.UNKNOWN_ASSET) -> Asset:
-        """The asset book's entry, noted for the table `assets`; raises `FieldError(reason)` when it has none."""
+    def asset(self, symbol: str, path: str, reason: FailureReason = FailureReason.UNKNOWN_ASSET) -> str:
+        """Asset id, noted for the table `assets`; raises `FieldError(reason)` where the asset book has none."""
         if symbol == USD:
-            self.assets[USD] = {"asset_id": USD, "symbol": USD, "multiplier": Decimal(1)}
-            return Asset(USD, None, Decimal(1), None, None)
-        known = self.context.assets.resolve(symbol)
-        if known is None:
-            raise FieldError(path, reason, f"{symbol!r} is not in the asset book")
-        self.assets[symbol] = {
-            "asset_id": symbol,
-            "symbol": symbol,
-            "risk_factor": known.risk_factor,
-            "multiplier": known.multiplier,
-            "peg_of": known.peg_of,
-            "issuer": known.issuer,
-        }
-        return known
+            return self.catalog.dollar()
+        return self.catalog.known_asset(symbol, path=path, reason=reason)
 
 
 @dataclass(frozen=True)
@@ -108,7 +98,7 @@ class SpanAdapter:
 
     def normalize(self, payloads: Sequence[Payload], context: Context) -> Normalized:
         """Canonical tables of one snapshot, and what could not be read; the order of `payloads` does not matter."""
-        reading = _Reading(Rows(VENUE), context)
+        reading = _Reading(Rows(VENUE), Catalog(VENUE, context.assets))
         by_kind = _sorted_out(reading, payloads)
         for payload in by_kind[PARAMETERS]:
             _read_parameters(reading, payload)
@@ -119,7 +109,7 @@ class SpanAdapter:
         for (owner, part), found in sorted(documents.items()):
             _add_account(reading, owner, part, found)
         rows = reading.rows
-        rows.rows["assets"] += [reading.assets[symbol] for symbol in sorted(reading.assets)]
+        reading.catalog.write(rows)
         return Normalized(rows.batches(), rows.failures)
 
 
@@ -141,31 +131,25 @@ def _sorted_out(reading: _Reading, payloads: Sequence[Payload]) -> dict[str, lis
     """Payloads to read by kind; what is unknown, of nobody, or answers one question twice becomes a failure."""
     rows = reading.rows
     groups: dict[tuple[str, str, Part], list[Payload]] = defaultdict(list)
-    for payload in sorted(payloads, key=lambda p: (p.request, p.account, p.name, p.sha256)):
+    for payload in in_order(payloads):
         kind = payload.request.partition(":")[0].strip().rpartition("/")[2]
         # What an unreadable document would have told of its owner is unknown.
         owner = account_id(VENUE, payload.account) if kind != PARAMETERS and payload.account else None
         with rows.guard(payload.name, subject=payload.account or payload.request, account_id=owner):
-            if kind not in ADAPTER.requests:
-                known = ", ".join(ADAPTER.requests)
-                raise FieldError("request", FailureReason.UNSUPPORTED, f"{payload.request!r} is none of {known}")
-            if kind != PARAMETERS and not payload.account:
-                message = f"{payload.request} needs the owner's label in the configuration"
-                raise FieldError("account", FailureReason.MISSING_FIELD, message)
+            label = owner_of(payload, kind, requests=ADAPTER.requests, owned=(POSITIONS, ACCOUNT))
             part = _part(payload.body)
-            key = (kind, "", part._replace(account="")) if kind == PARAMETERS else (kind, payload.account, part)
-            groups[key].append(payload)
+            groups[kind, label, part if label else part._replace(account="")].append(payload)
     kinds: dict[str, list[Payload]] = defaultdict(list)
     for (kind, owner, part), copies in groups.items():
         if len(copies) == 1:
             kinds[kind].append(copies[0])
             continue
-        message = f"{kind} of {part.text} came {len(copies)} times, all copies are rejected"
+        what = f"{kind} of {part.text}"
         if kind == PARAMETERS:
+            message = f"{what} came {len(copies)} times, all copies are rejected"
             reading.lost_houses[part.house] = FieldError("", FailureReason.DUPLICATE, message)
         account = account_id(VENUE, owner, part.text) if kind != PARAMETERS else None
-        for payload in copies:
-            rows.fail(FailureReason.DUPLICATE, message, payload=payload.name, subject=part.text, account_id=account)
+        reject_copies(rows, copies, what, subject=part.text, account_id=account)
     return kinds
 
 
@@ -176,7 +160,7 @@ def _read_parameters(reading: _Reading, payload: Payload) -> None:
     rows, code = reading.rows, _part(payload.body).house
 
     def note(error: FieldError, subject: str) -> None:
-        rows.fail(error.reason, error.message, payload=payload.name, path=error.path, subject=subject)
+        rows.refuse(error, payload=payload.name, subject=subject)
 
     try:
         reading.houses[code] = read_house(payload.body, payload.received_at, note)
@@ -192,7 +176,7 @@ def _read_parameters(reading: _Reading, payload: Payload) -> None:
         commodity_of = house.commodities.get(contract.commodity) if isinstance(contract, Contract) else None
         if isinstance(contract, Contract) and isinstance(commodity_of, Commodity):
             # A contract on something that the asset book does not know is a failure of those who hold it.
-            if reading.context.assets.resolve(commodity_of.underlying) is None:
+            if not reading.catalog.knows(commodity_of.underlying):
                 continue
             with rows.guard(payload.name, subject=contract.symbol):
                 _add_contract(reading, house, commodity_of, contract, payload)
@@ -212,15 +196,8 @@ def _add_market(reading: _Reading, house: House, commodity: Commodity, payload: 
     }
     for name, value in figures.items():
         if value is not None:
-            reading.rows.add(
-                "market_state",
-                venue=VENUE,
-                market=f"{VENUE}:{house.code}:{commodity.code}",
-                field=name,
-                value=float(value),
-                as_of=house.as_of,
-                source=payload.request,
-            )
+            market = f"{VENUE}:{house.code}:{commodity.code}"
+            add_market_state(reading.rows, market, name, value, as_of=house.as_of, source=payload.request)
     if commodity.index_price is not None:
         with reading.rows.guard(payload.name, subject=commodity.code):
             reading.asset(commodity.underlying, "underlying", FailureReason.UNKNOWN_MARKET)
@@ -254,16 +231,7 @@ def _add_contract(reading: _Reading, house: House, commodity: Commodity, contrac
 def _add_mark(
     reading: _Reading, subject: str, name: str, value: Decimal, house: House, payload: Payload, account: str = ""
 ) -> None:
-    reading.rows.add(
-        "marks",
-        venue=VENUE,
-        account_id=account or None,
-        subject=subject,
-        field=name,
-        value=float(value),
-        as_of=house.as_of,
-        source=payload.request,
-    )
+    add_mark(reading.rows, subject, name, value, as_of=house.as_of, source=payload.request, account_id=account or None)
 
 
 # ---- an account ------------------------------------------------------------------------------------------------------
@@ -310,9 +278,7 @@ def _add_account(reading: _Reading, owner: str, part: Part, found: Mapping[str, 
     with rows.guard(held.name, subject=identity, account_id=identity):
 
         def note(error: FieldError, subject: str) -> None:
-            rows.fail(
-                error.reason, error.message, payload=held.name, path=error.path, subject=subject, account_id=identity
-            )
+            rows.refuse(error, payload=held.name, subject=subject, account_id=identity)
 
         lines = read_lines(held.body, note)
     collateral: list[tuple[str, Collateral]] = []
@@ -340,8 +306,8 @@ def _risk_symbols(reading: _Reading, margin: PortfolioMargin, account: Account) 
         if commodity.currency != account.currency:
             message = f"{commodity.code} is in {commodity.currency}, the account in {account.currency}"
             raise FieldError(path, FailureReason.UNSUPPORTED, message)
-        known = reading.asset(commodity.underlying, path, FailureReason.UNKNOWN_MARKET)
-        found[commodity.code] = known.risk_factor or known.peg_of or commodity.underlying
+        reading.asset(commodity.underlying, path, FailureReason.UNKNOWN_MARKET)
+        found[commodity.code] = reading.catalog.risk_symbol(commodity.underlying)
     return found
 
 
@@ -378,25 +344,19 @@ def _add_balances(
     reading.asset(account.currency, "currency")
     rows = reading.rows
     if account.cash:
-        rows.add(
-            "balances",
-            account_id=identity,
-            asset_id=account.currency,
-            side="asset" if account.cash > 0 else "liability",
-            quantity=abs(account.cash),
-            collateral_enabled=True,
-        )
+        add_balance(rows, identity, account.currency, account.cash)
     listed = []
     for number, entry in enumerate(account.collateral):
         path = joined("collateral", number)
-        known = reading.asset(entry.symbol, joined(path, "asset"))
+        asset = reading.asset(entry.symbol, joined(path, "asset"))
+        is_stable = reading.catalog.assets[asset]["risk_factor"] is None
         if entry.symbol == account.currency:
             message = f"{entry.symbol} is the account's currency: its cash"
             raise FieldError(joined(path, "asset"), FailureReason.INCONSISTENT, message)
-        if entry.price is None and known.risk_factor is not None:
+        if entry.price is None and not is_stable:
             raise FieldError(joined(path, "price"), FailureReason.MISSING_MARK, f"no price of {entry.symbol}")
         if entry.price is not None:
-            name = "stable_price" if known.risk_factor is None else "index"
+            name = "stable_price" if is_stable else "index"
             _add_mark(reading, entry.symbol, name, entry.price, house, payload, identity)
         rows.add(
             "balances",

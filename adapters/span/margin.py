@@ -10,9 +10,10 @@ from typing import NamedTuple, TypeVar
 from aggregator.errors import FailureReason
 
 from ..amounts import FieldError
+from ..findings import Problem
 from . import mechanics
 from .mechanics import MonthDelta, Option, PriceRisk, Scan, Scenario
-from .parse import Commodity, Contract, House, Line, Problem, tier_of
+from .parse import Commodity, Contract, House, Line, tier_of
 
 T = TypeVar("T")
 _DAY_S = 86_400

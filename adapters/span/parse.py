@@ -27,6 +27,7 @@ from ..amounts import (
     positive_at,
     time_of,
 )
+from ..findings import Problem
 from .mechanics import (
     SCAN_POINTS,
     SCENARIO_COUNT,
@@ -38,13 +39,6 @@ from .mechanics import (
 )
 
 T = TypeVar("T")
-
-
-class Problem(NamedTuple):
-    """Why a contract or commodity cannot be used; whoever holds it becomes incomplete for this reason."""
-
-    reason: FailureReason
-    message: str
 
 
 class Contract(NamedTuple):

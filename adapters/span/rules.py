@@ -28,6 +28,7 @@ from aggregator.rule_forms import (
     component_rows,
 )
 
+from ..collateral import weight_row
 from .margin import CommodityMargin, PortfolioMargin, scan_points, vol_range
 from .parse import Collateral, Commodity, House
 
@@ -90,19 +91,7 @@ def rule_rows(
     return {
         "rule_sets": component_rows(rule_set, components, source=SOURCE, read_at=house.as_of),
         "collateral_tiers": [
-            {
-                "rule_set": rule_set,
-                "asset_id": asset_id,
-                "emode": "",
-                "tier": 1,
-                "floor": Decimal(0),
-                "asset_weight_initial": 1 - entry.haircut,
-                "asset_weight_maintenance": 1 - entry.haircut,
-                "liability_weight_initial": Decimal(1),
-                "liability_weight_maintenance": Decimal(1),
-                "source": house.code,
-            }
-            for asset_id, entry in collateral
+            weight_row(rule_set, asset_id, 1 - entry.haircut, source=house.code) for asset_id, entry in collateral
         ],
     }
 

@@ -1,0 +1,88 @@
+"""What the unified requirement needs to know of portfolios beside their rows: arrays in the shapes of their bucket."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import equinox as eqx
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from .batch import Bucket
+from .policy import Requirement
+from .portfolio import PackedPortfolio
+from .unit_batch import column
+
+_DAYS_PER_YEAR = 365.0
+
+
+class UnifiedArrays(eqx.Module):
+    """One portfolio (a bucket has a leading axis). Money in USD; L lines, N nodes, padded like the bucket."""
+
+    line_factor: Int[Array, " L"]
+    """Number of the price factor that moves the line; 0 where none does."""
+    line_has_factor: Bool[Array, " L"]
+    line_simulated: Bool[Array, " L"]
+    """Whether the line moves in the scenarios; collateral at a haircut does not."""
+    node_venue: Int[Array, " N"]
+    """Nodes of equal number are at one venue, where an asset has one price."""
+    node_gross: Float[Array, " N"]
+    node_wrong_way: Float[Array, " N"]
+    """Collateral in tokens that fall with their own venue."""
+    node_venue_loss: Float[Array, " N"]
+    """Expected loss over the horizon by failure of the venue."""
+
+
+def unified_arrays(
+    bucket: Bucket,
+    portfolios: Sequence[PackedPortfolio],
+    factors: Sequence[str],
+    policy: Requirement,
+    *,
+    horizon_days: float,
+) -> UnifiedArrays:
+    """The arrays (NumPy) of a bucket; `portfolios` is the sequence that its members refer to."""
+    count, lines = bucket.arrays.line_node.shape
+    nodes = bucket.arrays.node_is_real.shape[1]
+    index = {name: number for number, name in enumerate(factors)}
+    one = [_arrays(portfolios[position], lines, nodes, index, policy, horizon_days) for position in bucket.members]
+    empty = _arrays(PackedPortfolio(""), lines, nodes, index, policy, horizon_days)
+    members = one + [empty] * (count - len(one))
+    return UnifiedArrays(*(np.stack([getattr(m, name) for m in members]) for name in UnifiedArrays.__annotations__))
+
+
+def _arrays(
+    portfolio: PackedPortfolio,
+    lines: int,
+    nodes: int,
+    index: Mapping[str, int],
+    policy: Requirement,
+    horizon_days: float,
+) -> UnifiedArrays:
+    held = portfolio.lines
+    venues = sorted({venue for _, venue in portfolio.nodes})
+    own = {venue: frozenset(policy.venue(venue).own_tokens) for venue in venues}
+    fixed_collateral = policy.collateral == "haircut"
+    gross: list[list[float]] = [[] for _ in portfolio.nodes]
+    equity: list[list[float]] = [[] for _ in portfolio.nodes]
+    wrong_way: list[list[float]] = [[] for _ in portfolio.nodes]
+    for line, node, value in zip(held, portfolio.line_node, portfolio.line_equity, strict=True):
+        gross[node].append(line.gross_usd)
+        equity[node].append(value)
+        if line.kind == "collateral" and line.symbol in own[line.venue]:
+            wrong_way[node].append(max(value, 0.0))
+    loss = []
+    for (_, venue), values in zip(portfolio.nodes, equity, strict=True):
+        failure = policy.venue(venue)
+        probability = -math.expm1(-failure.hazard_per_year * horizon_days / _DAYS_PER_YEAR)
+        loss.append(probability * failure.loss_given_default * max(math.fsum(values), 0.0))
+    return UnifiedArrays(
+        line_factor=column([index.get(line.factor, 0) for line in held], lines, np.int32),
+        line_has_factor=column([line.factor in index for line in held], lines, np.bool_),
+        line_simulated=column([not (fixed_collateral and line.kind == "collateral") for line in held], lines, np.bool_),
+        node_venue=column([venues.index(venue) for _, venue in portfolio.nodes], nodes, np.int32),
+        node_gross=column([math.fsum(g) for g in gross], nodes, np.float64),
+        node_wrong_way=column([math.fsum(w) for w in wrong_way], nodes, np.float64),
+        node_venue_loss=column(loss, nodes, np.float64),
+    )

@@ -1,0 +1,512 @@
+"""Runs whose reports are tested: one desk, many, one with hostile names, one without anything.
+
+They are small desks simulated here with plain NumPy, so that their figures belong together: contributions add up to the
+pooled expected shortfall, the histogram is the one that VaR and ES come from. Run as a program
+(`python tests/report_samples.py FOLDER`) this file writes the sample reports into a folder, to be looked at.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import cache
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from aggregator.report import write_report
+from aggregator.schema import RESULTS
+
+RUN = "20240630T120000Z-0a1b2c3d"
+SCENARIOS = 4096
+SEED = 20240630
+HOSTILE = "<script>alert(1)</script>"
+HOSTILE_NAMES = (
+    HOSTILE,
+    "\"'><img src=x onerror=alert(1)>",
+    "</title></svg></style><iframe src='https://evil.example/'>",
+    "{{ 7 * 7 }}{% raw %}",
+    "javascript://alert(1)",
+    "line\nbreak\x00\x1b and \u202egnp.exe",
+    "x" * 400,
+    "&lt;b&gt;",
+)
+
+VENUES = ("aave_v3", "binance", "deribit", "derive", "hyperliquid")
+ASSETS = ("BTC", "ETH", "SOL", "USDC")
+DAILY_VOL = {"BTC": 0.028, "ETH": 0.036, "SOL": 0.052, "USDC": 0.0004}
+
+
+def _tail_mean(losses: np.ndarray, confidence: float, of: np.ndarray | None = None) -> float:
+    """Mean over the worst scenarios of `losses`, of the losses themselves or of `of` (its Euler contribution)."""
+    count = round(len(losses) * (1 - confidence))
+    worst = np.argsort(-losses, kind="stable")[:count]
+    return float((losses if of is None else of)[worst].mean())
+
+
+def _quantile(losses: np.ndarray, confidence: float) -> float:
+    return float(np.sort(losses)[::-1][round(len(losses) * (1 - confidence)) - 1])
+
+
+def drawn_portfolio(name: str, rng: np.random.Generator, size_usd: float) -> dict[str, list[dict[str, Any]]]:
+    """Result rows of one complete portfolio of about `size_usd` over all venues and assets."""
+    common = rng.standard_t(4, SCENARIOS) / np.sqrt(2)
+    moves = {
+        asset: np.expm1(DAILY_VOL[asset] * (0.85 * common + 0.53 * rng.standard_t(4, SCENARIOS) / np.sqrt(2)))
+        for asset in ASSETS
+    }
+    accounts = [(venue, f"{venue}:{name}-{k}") for venue in VENUES for k in range(1 if venue == "derive" else 2)]
+    positions: list[tuple[str, str, str, float]] = []
+    for number, (venue, account) in enumerate(accounts):
+        positions.append((venue, account, "USDC", size_usd * float(rng.uniform(0.05, 0.2))))
+        for asset in ASSETS[:3]:
+            if rng.uniform() < 0.75:
+                sign = 1 if (number + len(asset)) % 2 else -1
+                positions.append((venue, account, asset, sign * size_usd * float(rng.lognormal(-2.2, 0.8))))
+    losses = [-value * moves[asset] for _, _, asset, value in positions]
+    total = np.sum(losses, axis=0)
+    by_account = {
+        a: np.sum([x for x, p in zip(losses, positions, strict=True) if p[1] == a], axis=0) for _, a in accounts
+    }
+    equity = {a: sum(p[3] for p in positions if p[1] == a and p[2] == "USDC") for _, a in accounts}
+    maintenance = {a: 0.03 * sum(abs(p[3]) for p in positions if p[1] == a) for _, a in accounts}
+    gross = {a: sum(abs(p[3]) for p in positions if p[1] == a) for _, a in accounts}
+    liquidated = {a: by_account[a] > equity[a] - maintenance[a] for _, a in accounts}
+    health = {a: equity[a] / maintenance[a] for _, a in accounts}
+    weakest = min(health, key=lambda a: health[a])
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in RESULTS}
+    isolated = {c: sum(max(_tail_mean(x, c), 0.0) for x in losses) for c in (0.99, 0.995)}
+    silo = {c: sum(max(_tail_mean(x, c), 0.0) for x in by_account.values()) for c in (0.99, 0.995)}
+    pooled = {c: _tail_mean(total, c) for c in (0.99, 0.995)}
+    likeliest = max(liquidated, key=lambda account: float(np.mean(liquidated[account])))
+    rows["portfolio_margin"].append(
+        {
+            "portfolio_id": name,
+            "complete": True,
+            "accounts_left_out": "[]",
+            "left_out_gross_usd": 0.0,
+            "status": "ok",
+            "accounts": len(accounts),
+            "positions": len(positions),
+            "equity_usd": sum(equity.values()),
+            "gross_notional_usd": sum(gross.values()),
+            "native_initial_usd": 1.6 * sum(maintenance.values()),
+            "native_maintenance_usd": sum(maintenance.values()),
+            "health_minimum": health[weakest],
+            "health_minimum_account": weakest,
+            "p_liquidation_any_at_horizon": float(np.mean(np.any(list(liquidated.values()), axis=0))),
+            "p_liquidation_largest": float(np.mean(liquidated[likeliest])),
+            "p_liquidation_largest_account": likeliest,
+            "mean_loss_usd": float(total.mean()),
+            "worst_loss_usd": float(total.max()),
+            "var_99_pooled_usd": _quantile(total, 0.99),
+            "es_99_pooled_usd": pooled[0.99],
+            "var_995_pooled_usd": _quantile(total, 0.995),
+            "es_995_pooled_usd": pooled[0.995],
+            "var_99_silo_sum_usd": sum(_quantile(x, 0.99) for x in by_account.values()),
+            "es_99_silo_sum_usd": silo[0.99],
+            "var_995_silo_sum_usd": sum(_quantile(x, 0.995) for x in by_account.values()),
+            "es_995_silo_sum_usd": silo[0.995],
+            "es_99_isolated_sum_usd": isolated[0.99],
+            "es_995_isolated_sum_usd": isolated[0.995],
+            "offset_within_nodes_99_usd": isolated[0.99] - silo[0.99],
+            "offset_across_nodes_99_usd": silo[0.99] - pooled[0.99],
+            "pooled_to_silo_99": pooled[0.99] / silo[0.99],
+            "equity_to_es_99": sum(equity.values()) / pooled[0.99],
+        }
+    )
+    for venue, account in accounts:
+        reports = venue in ("binance", "hyperliquid")
+        rows["account_margin"].append(
+            {
+                "portfolio_id": name,
+                "account_id": account,
+                "node": account,
+                "venue": venue,
+                "margin_mode": "lending" if venue == "aave_v3" else "cross",
+                "status": "ok",
+                "unit": "USDC",
+                "unit_price_usd": 1.0,
+                "equity": equity[account],
+                "initial_requirement": 1.6 * maintenance[account],
+                "maintenance_requirement": maintenance[account],
+                "health": health[account],
+                "trigger": 1.05 if venue == "binance" else 1.0,
+                "liquidatable": False,
+                "near_boundary": False,
+                "p_liquidation_at_horizon": float(np.mean(liquidated[account])),
+                "equity_usd": equity[account],
+                "gross_notional_usd": gross[account],
+                "reported_equity": equity[account] if reports else None,
+                "reported_maintenance_margin": maintenance[account] * 1.000021 if reports else None,
+                "reported_parts": False if reports else None,
+                "equity_difference": 0.0 if reports else None,
+                "maintenance_difference": -0.000021 * maintenance[account] if reports else None,
+            }
+        )
+        rows["reconciliation"] += [
+            _compared(name, venue, account, "equity", equity[account], equity[account] if reports else None),
+            _compared(
+                name, venue, account, "maintenance_margin", maintenance[account],
+                maintenance[account] * 1.000021 if reports else None,
+            ),
+        ]  # fmt: skip
+        rows["node_margin"].append(
+            {
+                "portfolio_id": name,
+                "node": account,
+                "venue": venue,
+                "equity_usd": equity[account],
+                "var_99_usd": _quantile(by_account[account], 0.99),
+                "es_99_usd": _tail_mean(by_account[account], 0.99),
+                "var_995_usd": _quantile(by_account[account], 0.995),
+                "es_995_usd": _tail_mean(by_account[account], 0.995),
+            }
+        )
+    for (venue, account, asset, value), own in zip(positions, losses, strict=True):
+        rows["allocation"].append(
+            {
+                "portfolio_id": name,
+                "level": "position",
+                "key": f"{account} {asset}-PERP" if asset != "USDC" else f"{account} USDC",
+                "venue": venue,
+                "asset": asset,
+                "account_id": account,
+                "value_usd": value,
+                "es_99_usd": _tail_mean(total, 0.99, own),
+                "es_995_usd": _tail_mean(total, 0.995, own),
+                "es_99_isolated_usd": _tail_mean(own, 0.99),
+                "es_995_isolated_usd": _tail_mean(own, 0.995),
+                "var_99_isolated_usd": _quantile(own, 0.99),
+                "var_995_isolated_usd": _quantile(own, 0.995),
+            }
+        )
+    for rank, scenario in enumerate(np.argsort(-total, kind="stable")[:10].tolist(), start=1):
+        drivers = sorted(
+            (
+                {"key": f"{p[1]} {p[2]}-PERP", "loss_usd": float(x[scenario])}
+                for p, x in zip(positions, losses, strict=True)
+            ),
+            key=lambda driver: -float(str(driver["loss_usd"])),
+        )
+        rows["scenarios_worst"].append(
+            {
+                "portfolio_id": name,
+                "rank": rank,
+                "scenario": scenario,
+                "weight": 1 / SCENARIOS,
+                "loss_usd": float(total[scenario]),
+                "drivers": json.dumps(drivers[:5]),
+                "moves": json.dumps(
+                    {f"price:{a}": float(moves[a][scenario]) for a in ASSETS[:3]}
+                    | {"vol:BTC": 0.31, "vol:ETH": 0.27, "peg:USDC": float(moves["USDC"][scenario])}
+                ),
+                "liquidated": json.dumps([a for _, a in accounts if liquidated[a][scenario]]),
+            }
+        )
+    for asset in ASSETS[:3]:
+        delta = sum(p[3] for p in positions if p[2] == asset)
+        rows["greeks"].append(
+            {
+                "portfolio_id": name,
+                "underlying": asset,
+                "delta_usd": delta,
+                "gamma_usd": 0.002 * delta,
+                "vega_usd": -0.0011 * delta,
+                "theta_usd": 0.0004 * delta,
+            }
+        )
+    counts, edges = np.histogram(total, bins=60)
+    for number, count in enumerate(counts.tolist()):
+        rows["loss_histogram"].append(
+            {
+                "portfolio_id": name,
+                "bin": number,
+                "loss_from_usd": float(edges[number]),
+                "loss_to_usd": float(edges[number + 1]),
+                "probability": count / SCENARIOS,
+            }
+        )
+    return rows
+
+
+def _compared(
+    portfolio: str, venue: str, account: str, figure: str, ours: float, reported: float | None
+) -> dict[str, Any]:
+    """A row of `reconciliation`: a difference is unexplained and beyond the bound from one dollar on."""
+    difference = None if reported is None else ours - reported
+    row = {
+        "portfolio_id": portfolio,
+        "account_id": account,
+        "venue": venue,
+        "figure": figure,
+        "unit": "USDC",
+        "ours": ours,
+        "reported": reported,
+        "difference": difference,
+        "difference_relative": difference / reported if difference is not None and reported else None,
+        "difference_usd": difference,
+        "status": "match" if reported is not None else "not_reported",
+        "message": "equal" if reported is not None else "no payload states it",
+        "beyond_bound": difference is not None and abs(difference) > 1.0,
+    }
+    return row | ({"status": "unexplained", "message": "nothing accounts for it"} if difference else {})
+
+
+def run_row(**changes: Any) -> dict[str, Any]:
+    row = {
+        "started_at": datetime(2024, 6, 30, 12, 0, 0, tzinfo=UTC),
+        "finished_at": datetime(2024, 6, 30, 12, 0, 21, tzinfo=UTC),
+        "duration_s": 21.4,
+        "as_of": datetime(2024, 6, 30, 11, 59, 30, tzinfo=UTC),
+        "snapshot_hash": "5" * 64,
+        "configuration_digest": "c" * 64,
+        "run_digest": "0a1b2c3d" * 8,
+        "configuration": json.dumps(
+            {"run": {"scenarios": SCENARIOS}, "venues": {"binance": "https://fapi.example/v2"}}
+        ),
+        "inputs": json.dumps(
+            [
+                {
+                    "venue": v,
+                    "request": f"GET https://{v}.example/account",
+                    "name": f"{v}/account.json",
+                    "sha256": "ab" * 32,
+                }
+                for v in VENUES
+            ]
+        ),
+        "code_version": "0.1.0",
+        "versions": json.dumps({"python": "3.11.2", "jax": "0.10.2", "pyarrow": "26.0.0"}),
+        "device": "cpu x 2",
+        "seed": SEED,
+        "generator": "student_t_filtered",
+        "scenarios": SCENARIOS,
+        "horizon_days": 1.0,
+        "shards": 1,
+        "portfolios": 0,
+        "portfolios_incomplete": 0,
+        "accounts": 0,
+        "failures": 0,
+        "conditions": "[]",
+    }
+    return {**row, **changes}
+
+
+def tables_of(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, pa.Table]:
+    """Result tables from rows without run ids, in the canonical schemas."""
+    out = {}
+    for name, schema in RESULTS.items():
+        full_rows = [{"run_id": RUN, **row} for row in rows.get(name, [])]
+        unknown = {column for row in full_rows for column in row} - set(schema.names)
+        assert not unknown, (name, unknown)
+        out[name] = pa.Table.from_pylist(full_rows, schema=schema)
+        for f in schema:
+            assert f.nullable or out[name][f.name].null_count == 0, (name, f.name)
+    return out
+
+
+def merged_rows(*parts: Mapping[str, list[dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
+    return {name: [row for part in parts for row in part.get(name, [])] for name in RESULTS}
+
+
+def _factors() -> list[dict[str, Any]]:
+    rows = [
+        {"factor": f"price:{a}", "std_horizon": DAILY_VOL[a], "filled_share": 0.0, "source": "history"}
+        for a in ASSETS[:3]
+    ]
+    rows.append({"factor": "vol:ETH", "std_horizon": 0.061, "filled_share": 0.31, "source": "proxy"})
+    rows.append({"factor": "peg:USDC", "std_horizon": 0.0004, "filled_share": 0.0, "source": "figures"})
+    return rows
+
+
+@cache
+def one_desk() -> dict[str, pa.Table]:
+    """One complete portfolio without any condition."""
+    rows = drawn_portfolio("quickstart", np.random.default_rng(SEED), 900_000.0)
+    rows["runs"] = [run_row(portfolios=1, accounts=9)]
+    rows["factors"] = _factors()
+    return tables_of(rows)
+
+
+def uncomputed_portfolio(name: str, account: str) -> dict[str, list[dict[str, Any]]]:
+    """A portfolio whose only account could not be computed: no figure but what is left out."""
+    portfolio = {
+        "portfolio_id": name,
+        "complete": False,
+        "accounts_left_out": json.dumps([account]),
+        "left_out_gross_usd": 1_234_567.0,
+        "status": "no_complete_account",
+        "accounts": 0,
+        "positions": 0,
+    }
+    margin = {
+        "portfolio_id": name,
+        "account_id": account,
+        "node": account,
+        "venue": "deribit",
+        "margin_mode": "portfolio",
+        "status": "incomplete",
+        "unit": "BTC",
+    }
+    return {"portfolio_margin": [portfolio], "account_margin": [margin]}
+
+
+@cache
+def many_desks(count: int = 15) -> dict[str, pa.Table]:
+    """Portfolios of all sizes, one without any figure, one incomplete, one to be liquidated, a limit breached."""
+    rng = np.random.default_rng(SEED)
+    names = [f"desk {chr(ord('A') + k % 26)}{k // 26 or ''}" for k in range(count - 1)]
+    parts = [drawn_portfolio(name, rng, float(10 ** rng.uniform(4.5, 7.5))) for name in names]
+    parts[1]["account_margin"][0].update(liquidatable=True, health=0.97, near_boundary=True)
+    parts[2]["portfolio_margin"][0].update(
+        complete=False, status="incomplete", accounts_left_out='["okx:lost"]', left_out_gross_usd=310_000.0
+    )
+    parts[2]["account_margin"].append(
+        {
+            "portfolio_id": names[2],
+            "account_id": "okx:lost",
+            "node": "okx:lost",
+            "venue": "okx",
+            "margin_mode": "cross",
+            "status": "incomplete",
+            "unit": "USDT",
+        }
+    )
+    for extra in range(60):  # a long list of positions that do not matter much
+        parts[0]["allocation"].append(
+            {
+                **parts[0]["allocation"][-1],
+                "key": f"small {extra:02d}",
+                "es_99_usd": 0.5 - extra / 100,
+                "value_usd": 10.0,
+            }
+        )
+    rows = merged_rows(*parts, uncomputed_portfolio("desk without marks", "deribit:unknown"))
+    conditions = [
+        {"condition": "limit_breached", "code": 4, "message": "equity_to_es_99 of desk B is 0.9, the bound is 1.0"},
+        {"condition": "bad_data", "code": 3, "message": "2 accounts are incomplete"},
+    ]
+    rows["runs"] = [
+        run_row(portfolios=count, portfolios_incomplete=2, failures=2, conditions=json.dumps(conditions), shards=4)
+    ]
+    rows["factors"] = _factors()
+    rows["failures"] = [
+        {
+            "venue": "okx",
+            "payload": "okx/account.json",
+            "path": "data[0].positions[3].markPx",
+            "subject": "okx:lost",
+            "account_id": "okx:lost",
+            "reason": "missing_mark",
+            "message": "no mark of WIF-USDT-SWAP and no proxy for it",
+        },
+        {
+            "venue": None,
+            "payload": None,
+            "path": None,
+            "subject": "SOL",
+            "reason": "stale",
+            "message": "mark is 3 h old",
+        },
+    ]
+    return tables_of(rows)
+
+
+@cache
+def hostile_run() -> dict[str, pa.Table]:
+    """Every text column of every table holds text that must not be believed."""
+    rows = drawn_portfolio("p", np.random.default_rng(SEED), 50_000.0)
+    rows = {name: list(part) for name, part in rows.items()}
+    for k, name in enumerate(HOSTILE_NAMES):
+        extra = drawn_portfolio(name, np.random.default_rng(k), 20_000.0)
+        rows = merged_rows(rows, extra)
+    rows["failures"] = [
+        {"venue": n, "payload": n, "path": n, "subject": n, "account_id": n, "reason": "malformed", "message": n}
+        for n in HOSTILE_NAMES
+    ]
+    rows["factors"] = [
+        {"factor": f"price:{n}", "std_horizon": 0.1, "filled_share": 0.5, "source": "rule"} for n in HOSTILE_NAMES
+    ]
+    rows["runs"] = [
+        run_row(
+            configuration=json.dumps({n: n for n in HOSTILE_NAMES}),
+            inputs=json.dumps([{"venue": n, "request": n, "name": n, "sha256": n} for n in HOSTILE_NAMES]),
+            versions=json.dumps({n: n for n in HOSTILE_NAMES}),
+            conditions=json.dumps([{"condition": n, "code": 99, "message": n} for n in HOSTILE_NAMES]),
+            device=HOSTILE,
+            generator=HOSTILE,
+            code_version=HOSTILE,
+        )
+    ]
+    for table, columns in {
+        "allocation": ("venue", "asset", "key"),
+        "greeks": ("underlying",),
+        "account_margin": ("venue", "unit"),
+        "reconciliation": ("account_id", "unit", "reason", "message"),
+        "portfolio_margin": ("health_minimum_account",),
+    }.items():
+        for number, row in enumerate(rows[table]):
+            row.update(dict.fromkeys(columns, HOSTILE_NAMES[number % len(HOSTILE_NAMES)]))
+    for row in rows["scenarios_worst"]:
+        row["drivers"] = json.dumps([{"key": n, "loss_usd": 1.0} for n in HOSTILE_NAMES])
+        row["moves"] = json.dumps(dict.fromkeys(HOSTILE_NAMES, -0.5))
+        row["liquidated"] = json.dumps(HOSTILE_NAMES)
+    rows["portfolio_margin"][1].update(complete=False, status="incomplete", accounts_left_out=json.dumps(HOSTILE_NAMES))
+    return tables_of(rows)
+
+
+def empty_run() -> dict[str, pa.Table]:
+    return tables_of({"runs": [run_row(inputs="[]", configuration="{}")]})
+
+
+SAMPLES: dict[str, Callable[[], dict[str, pa.Table]]] = {
+    "one desk": one_desk,
+    "many desks": many_desks,
+    "hostile": hostile_run,
+    "empty": empty_run,
+}
+
+
+class Page(HTMLParser):
+    """A page taken apart: tags must be balanced; text, tags and attributes are kept."""
+
+    VOID = ("meta", "line", "rect", "polygon", "br")
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.errors: list[str] = []
+        self.feed(html)
+        self.close()
+        self.errors += [f"{tag} is not closed" for tag in self.open]
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        if not self.open or self.open.pop() != tag:
+            self.errors.append(f"</{tag}> at line {self.getpos()[0]} closes something else")
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", " ".join(self.words))
+
+
+if __name__ == "__main__":
+    for label, sample in SAMPLES.items():
+        write_report(sample(), Path(sys.argv[1]) / f"{label.replace(' ', '_')}.html")
