@@ -39,7 +39,12 @@ from .snapshot import Row
 
 
 class Line(NamedTuple):
-    """One balance or position for reporting: its key, where it is, and the asset that drives it."""
+    """One balance or position for reporting: its key, where it is, and the asset that drives it.
+
+    `factor` is the price factor that moves it, empty for stable tokens; `kind` is collateral, debt, linear (perps and
+    futures) or option; `symbol` is the token's own, or the instrument's name. `funding_rate` is a perpetual's, for the
+    venue's own interval, positive when longs pay; None without one.
+    """
 
     key: str
     account_id: str
@@ -48,6 +53,10 @@ class Line(NamedTuple):
     asset: str
     value_usd: float
     gross_usd: float
+    factor: str
+    kind: str
+    symbol: str
+    funding_rate: float | None
 
 
 class AccountInfo(NamedTuple):
@@ -56,11 +65,13 @@ class AccountInfo(NamedTuple):
     account_id: str
     node: str
     venue: str
+    chain: str
     margin_mode: str
     unit: str
     unit_price_usd: float
     trigger: float
     at_or_below: bool
+    needs_requirement: bool
     health: str
     """Definition of the venue's own health, see rule_forms.Verdict."""
     reported: Mapping[str, float | None]
@@ -78,11 +89,13 @@ def account_info(row: Row, unit_price: float, verdict: Verdict, *, reported_part
         account_id=row["account_id"],
         node=row["node"],
         venue=row["venue"],
+        chain=row["chain"] or "",
         margin_mode=row["margin_mode"],
         unit=row["settlement_asset"],
         unit_price_usd=unit_price,
         trigger=float(verdict.trigger),
         at_or_below=verdict.liquidates_when == "at_or_below",
+        needs_requirement=verdict.needs_requirement,
         health=verdict.health,
         reported={name: None if row[name] is None else float(row[name]) for name in names},
         reported_parts=reported_parts,
@@ -110,6 +123,13 @@ PLAIN_GROUP = ValueGroup((0.0,), 0, (1.0,), (1.0,), 1.0, 1.0, 0.0, 0.0)
 """Counts at its value."""
 
 
+class OwnMark(NamedTuple):
+    """The mark of one perpetual or future, and the power with which it moves a row: 1, or -1 of an inverse one."""
+
+    instrument_id: str
+    power: float
+
+
 class TierEntry(NamedTuple):
     """One position under notional tiers: notional (settlement asset) and what moves it, and its packed tables.
 
@@ -126,6 +146,8 @@ class TierEntry(NamedTuple):
     minimum: float
     initial_at_least_maintenance: bool
     tables: PackedTiers
+    mark: OwnMark | None
+    """What moves the notional apart from the rest of the account; None where nothing does."""
 
 
 class _Holding(NamedTuple):
@@ -141,6 +163,7 @@ class _Holding(NamedTuple):
     usd_coefficient: float
     counts: bool
     balance_side: str | None
+    mark: OwnMark | None = None
 
 
 class AccountDraft:
@@ -154,6 +177,8 @@ class AccountDraft:
         self.holdings: list[_Holding] = []
         self.groups: list[ValueGroup] = []
         self.native_legs: list[tuple[int, int, float]] = []
+        self.leg_marks: dict[int, OwnMark] = {}
+        """The mark that moves a native leg, by the leg's number."""
         self.requirements: list[tuple[int, float, float]] = []
         self.tiers: list[TierEntry] = []
         self.fixed = [0.0, 0.0, 0.0]
@@ -200,7 +225,25 @@ class AccountDraft:
             unit_price=self.unit_price,
             unit_exponents=self.unit_exponents,
         )
+        self._keep_marks_that_move_alone()
         self.info = account_info(self.row, self.unit_price, verdicts[0], reported_parts=self.reported_parts)
+
+    def _keep_marks_that_move_alone(self) -> None:
+        """Forget the marks that no venue moves alone: those of a risk unit, whose scenarios move its underlying as a
+        whole, and that of an isolated position, whose collateral may be the coin itself.
+        """
+        isolated = self.row["margin_mode"] == "isolated"
+        in_units = {unit.underlying for unit in self.units if unit.grid is not None or unit.contingencies}
+
+        def moves_alone(mark: OwnMark) -> bool:
+            underlying = self.market.instruments[mark.instrument_id]["underlying"]
+            return not isolated and self.market.risk_symbol(underlying) not in in_units
+
+        self.leg_marks = {leg: mark for leg, mark in self.leg_marks.items() if moves_alone(mark)}
+        self.tiers = [
+            entry if entry.mark is None or moves_alone(entry.mark) else entry._replace(mark=None)
+            for entry in self.tiers
+        ]
 
     def _row(self, exponents: Mapping[str, float]) -> int:
         try:
@@ -218,13 +261,22 @@ class AccountDraft:
         counts: bool = True,
         side: str | None = None,
         instrument: Row | None = None,
+        mark: OwnMark | None = None,
     ) -> None:
         """A factor-row leg worth `usd` today, whose USD value moves with `exponents`."""
         native = combined((exponents, 1.0), (self.unit_exponents, -1.0))
         rows = self._row(native), self._row(exponents)
         self.holdings.append(
-            _Holding(line, asset_id, instrument, rows[0], usd / self.unit_price, rows[1], usd, counts, side)
+            _Holding(line, asset_id, instrument, rows[0], usd / self.unit_price, rows[1], usd, counts, side, mark)
         )
+
+    def _line(
+        self, key: str, asset_id: str, value: float, gross: float, kind: str, symbol: str, rate: float | None = None
+    ) -> Line:
+        """The line of a balance of an asset, or of a position in an underlying."""
+        factor = next((name for name in self.market.exponents(asset_id) if name.startswith("price:")), "")
+        asset = self.market.risk_symbol(asset_id)
+        return Line(key, self.account_id, self.venue, self.row["node"], asset, value, gross, factor, kind, symbol, rate)
 
     def _balance(self, balance: Row) -> None:
         market, asset_id = self.market, balance["asset_id"]
@@ -233,9 +285,8 @@ class AccountDraft:
         amount = balance["quantity"] + (balance["accrued_interest"] or 0)
         usd = sign * float(amount) * price
         key = f"{self.account_id}/{asset_id}" + ("" if sign > 0 else "/debt")
-        self.lines.append(
-            Line(key, self.account_id, self.venue, self.row["node"], market.risk_symbol(asset_id), usd, abs(usd))
-        )
+        kind = "collateral" if sign > 0 else "debt"
+        self.lines.append(self._line(key, asset_id, usd, abs(usd), kind, market.assets[asset_id]["symbol"]))
         self.line_equity.append(usd)
         counts = bool(balance["collateral_enabled"]) or sign < 0
         self._leg(len(self.lines) - 1, asset_id, market.exponents(asset_id), usd, counts=counts, side=balance["side"])
@@ -289,12 +340,13 @@ class AccountDraft:
                 value = -size * settlement_price / mark
                 exponents = combined((underlying_exponents, -1.0), (settlement_exponents, 1.0))
                 cash += size * settlement_price / entry
-            self._leg(line, settlement, exponents, value, instrument=instrument)
+            self._leg(line, settlement, exponents, value, instrument=instrument, mark=_own_mark(instrument))
         # The value leg of an inverse perp or future is what it owes in coins; an option's is its worth.
         shown = -value if instrument["payoff"] == "inverse" and instrument["kind"] != "option" else value
-        self.lines.append(
-            Line(key, self.account_id, self.venue, self.row["node"], market.risk_symbol(underlying), shown, abs(value))
-        )
+        kind = "option" if instrument["kind"] == "option" else "linear"
+        funding = market.mark(self.venue, self.account_id, position["instrument_id"], "funding_rate")
+        rate = float(funding["value"]) if funding is not None and instrument["kind"] == "perp" else None
+        self.lines.append(self._line(key, underlying, shown, abs(value), kind, position["instrument_id"], rate))
         if cash:
             self._leg(line, settlement, settlement_exponents, cash, instrument=instrument)
         self.line_equity.append(value + cash)
@@ -411,7 +463,12 @@ class AccountDraft:
             if key not in group_of:
                 group_of[key] = len(self.groups)
                 self.groups.append(PLAIN_GROUP if form.weights == "unit" else self._weighted_group(holding, form))
-            self.native_legs.append((group_of[key], holding.native_row, holding.native_coefficient))
+            self._native_leg(group_of[key], holding)
+
+    def _native_leg(self, group: int, holding: _Holding) -> None:
+        if holding.mark is not None:
+            self.leg_marks[len(self.native_legs)] = holding.mark
+        self.native_legs.append((group, holding.native_row, holding.native_coefficient))
 
     def _weighted_group(self, holding: _Holding, form: WeightedValue) -> ValueGroup:
         asset_id, rule_set = holding.asset_id, self.row["rule_set"]
@@ -467,7 +524,7 @@ class AccountDraft:
             if holding.asset_id not in group_of:
                 group_of[holding.asset_id] = len(self.groups)
                 self.groups.append(ValueGroup((0.0,), 0, (0.0,), (0.0,), 0.0, 0.0, initial, maintenance))
-            self.native_legs.append((group_of[holding.asset_id], holding.native_row, holding.native_coefficient))
+            self._native_leg(group_of[holding.asset_id], holding)
 
     def _haircut(self, form: WeightedValue) -> None:
         """`value * (1 - weight)` of every counting balance, as linear requirement rows."""
@@ -569,6 +626,7 @@ class AccountDraft:
                 minimum=float(form.minimum) if isinstance(form, TieredNotional) and quantity else 0.0,
                 initial_at_least_maintenance=isinstance(form, TieredNotional) and form.initial_at_least_maintenance,
                 tables=tables,
+                mark=_own_mark(instrument) if exponents else None,
             )
         )
 
@@ -637,6 +695,10 @@ class AccountDraft:
             [float(rate) for rate in initial_rates],
             initial_is_integral=integral,
         )
+
+
+def _own_mark(instrument: Row) -> OwnMark:
+    return OwnMark(instrument["instrument_id"], 1.0 if instrument["payoff"] == "linear" else -1.0)
 
 
 def _worst_side(quantity: Decimal, orders: Sequence[Row]) -> Decimal:

@@ -29,6 +29,7 @@ class PortfolioArrays(eqx.Module):
 
     trigger: Float[Array, " A"]
     at_or_below: Bool[Array, " A"]
+    needs_requirement: Bool[Array, " A"]
     account_is_real: Bool[Array, " A"]
     fixed_initial: Float[Array, " A"]
     fixed_maintenance: Float[Array, " A"]
@@ -179,6 +180,7 @@ def _arrays(portfolio: PackedPortfolio, sizes: _Sizes, index: Mapping[str, int])
     return PortfolioArrays(
         trigger=column([a.trigger for a in accounts], sizes.accounts, np.float64, 1.0),
         at_or_below=column([a.at_or_below for a in accounts], sizes.accounts, np.bool_),
+        needs_requirement=column([a.needs_requirement for a in accounts], sizes.accounts, np.bool_),
         account_is_real=column([True] * len(accounts), sizes.accounts, np.bool_),
         fixed_initial=numbers(portfolio.fixed, 0, sizes.accounts),
         fixed_maintenance=numbers(portfolio.fixed, 1, sizes.accounts),

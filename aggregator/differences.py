@@ -1,7 +1,8 @@
 """Our figures of today beside the venues' own: what matches, what explains a difference, and what nothing explains.
 
 Four figures per account: equity, initial and maintenance margin in the account's unit, health as the venue states it.
-A difference is ours minus reported. It is explained only by evidence that covers its size; what merely stands beside it
+Ours are those of the account's own time, to which the venue's figures belong: an option loses value until the run's. A
+difference is ours minus reported. It is explained only by evidence that covers its size; what merely stands beside it
 is named in the sentence and explains nothing. Sweep, report and `crossmargin reconcile` all read these rows.
 """
 
@@ -53,7 +54,7 @@ class Native(NamedTuple):
 
 def reconciliation_rows(computed: Sequence[Native], evidence: Evidence, bound: Reconcile) -> list[Row]:
     """Rows of `reconciliation`: one for every figure of every account of the portfolios, read or not."""
-    accounts = [account for native in computed for account in _accounts(native, evidence)]
+    accounts = _at_own_time([account for native in computed for account in _accounts(native, evidence)], evidence)
     open_ones = {a.account_id for a in accounts if any(a.is_open(figure) for figure in FIGURES)}
     again = _at_own_marks(sorted(open_ones), evidence)
     rows = []
@@ -78,7 +79,7 @@ class _Account(NamedTuple):
     """An account with both sides' figures; `ours` is None where nothing was computed, `info` where nothing was read.
 
     `base`: what health is over, in the account's unit: the requirement, of a lender the debt. `half_places`: half a
-    unit in the last place of each reported figure.
+    unit in the last place of each reported figure. `seconds`: how far behind the run's time the figures are taken.
     """
 
     portfolio_id: str
@@ -88,6 +89,7 @@ class _Account(NamedTuple):
     base: float
     reported: Mapping[str, Decimal | None]
     half_places: Mapping[str, float]
+    seconds: float = 0.0
 
     def difference(self, figure: str) -> float | None:
         """Ours minus reported, None when either is not there; the subtraction is exact."""
@@ -109,6 +111,13 @@ class _Account(NamedTuple):
         """USD of an amount of a figure's unit; a ratio counts as the equity that would make up for it."""
         assert self.info is not None
         return amount * self.info.unit_price_usd * (self.base if figure == "health" else 1.0)
+
+    @property
+    def _time(self) -> str:
+        if not self.seconds:
+            return ""
+        side = "after" if self.seconds > 0 else "before"
+        return f"; at the account's own time, {abs(self.seconds):g} s {side} the run's"
 
     def row(self, figure: str, found: _Finding, bound: Reconcile) -> Row:
         difference, reported = self.difference(figure), self.reported[figure]
@@ -132,7 +141,7 @@ class _Account(NamedTuple):
             "difference_usd": size,
             "status": str(found.status),
             "reason": None if found.reason is None else str(found.reason),
-            "message": found.sentence,
+            "message": found.sentence + (self._time if difference is not None else ""),
             "beyond_bound": beyond,
         }
 
@@ -147,8 +156,7 @@ def _accounts(native: Native, evidence: Evidence) -> list[_Account]:
     for n, info in enumerate(portfolio.accounts):
         ours, base = None, 0.0
         if figures is not None and finite[n]:
-            ours = _figures(portfolio, figures, n)
-            base = portfolio.debts.get(n, 0.0) if info.lender else float(figures.maintenance[n])
+            ours, base = _figures(portfolio, figures, n), _base(portfolio, figures, n)
         out.append(_account(portfolio, info, ours, base, evidence))
     out += [_account(portfolio, info, None, 0.0, evidence) for info in portfolio.left_out]
     unread = sorted(set(portfolio.accounts_left_out) - {account.account_id for account in out})
@@ -167,6 +175,46 @@ def _figures(portfolio: PackedPortfolio, native: NativeMargin, account: int) -> 
     if ratio is not None and not math.isfinite(ratio):
         ratio = None
     return {"equity": equity, "initial_margin": initial, "maintenance_margin": maintenance, "health": ratio}
+
+
+def _base(portfolio: PackedPortfolio, native: NativeMargin, account: int) -> float:
+    lender = portfolio.accounts[account].lender
+    return portfolio.debts.get(account, 0.0) if lender else float(native.maintenance[account])
+
+
+def _at_own_time(accounts: Sequence[_Account], evidence: Evidence) -> list[_Account]:
+    """The accounts, those that hold something that expires and that the venue reports figures of at their own time."""
+    seconds = {
+        account.account_id: apart
+        for account in accounts
+        if account.ours is not None and any(value is not None for value in account.reported.values())
+        if (apart := evidence.seconds_apart(account.account_id))
+    }
+    again = _alone({account_id: {} for account_id in seconds}, evidence)
+    return [
+        account._replace(ours=found[0], base=found[1], seconds=seconds[account.account_id])
+        if (found := again.get(account.account_id)) is not None
+        else account
+        for account in accounts
+    ]
+
+
+def _alone(
+    marks: Mapping[str, Mapping[str, float]], evidence: Evidence
+) -> dict[str, tuple[Mapping[str, float | None], float]]:
+    """(Figures, base) of accounts by themselves at their own times, with these marks by instrument; those that are
+    finite.
+    """
+    if not marks:
+        return {}
+    out: dict[str, tuple[Mapping[str, float | None], float]] = {}
+    book = evidence.book_at(marks)
+    for portfolio, native in zip(book.portfolios, native_today(book), strict=True):
+        for n, info in enumerate(portfolio.accounts if native is not None else ()):
+            assert native is not None
+            if all(math.isfinite(values[n]) for values in native):
+                out[info.account_id] = _figures(portfolio, native, n), _base(portfolio, native, n)
+    return out
 
 
 def _account(
@@ -217,11 +265,15 @@ def _why_incomplete(account: _Account, evidence: Evidence) -> _Finding:
 
 
 def _match(account: _Account, figure: str, evidence: Evidence) -> _Finding:
-    amount, basis = evidence.reported_part(account.account_id, _LEVELS.get(figure, figure))
+    levels = ("equity", "maintenance") if figure == "health" else (_LEVELS.get(figure, figure),)
+    parts = [part for level in levels if (part := evidence.reported_part(account.account_id, level))[1]]
     difference, place = abs(account.difference(figure) or 0.0), 2 * account.half_places[figure]
-    if amount:
+    if parts:
         unit = account.info.unit if account.info else ""
-        sentence = f"by construction, as far as {amount:.10g} {unit} of it are taken as reported ({basis})"
+        amount, basis = math.fsum(amount for amount, _ in parts), "; ".join(basis for _, basis in parts)
+        of = "what it is made of" if figure == "health" else "it"
+        gaps = "".join(f"; {gap}" for gap in evidence.price_gaps(account.account_id))
+        sentence = f"by construction, as far as {amount:.10g} {unit} of {of} are taken as reported ({basis}){gaps}"
         return _Finding(Status.MATCH, Reason.REPORTED_PARTS, sentence)
     if difference > RELATIVE * account.size(figure):
         return _Finding(Status.MATCH, Reason.VENUE_ROUNDING, f"within half a unit of the last place, {place:g}")
@@ -417,15 +469,5 @@ class _AtOwnMarks(NamedTuple):
 def _at_own_marks(account_ids: Sequence[str], evidence: Evidence) -> dict[str, _AtOwnMarks]:
     """The accounts whose marks are of another time than they are, recomputed where their own margins imply marks."""
     implied: dict[str, Prices] = {a: p for a in account_ids if (p := evidence.implied_marks(a)) is not None}
-    if not implied:
-        return {}
-    book = evidence.book_at({account: prices.marks for account, prices in implied.items()})
-    out = {}
-    for portfolio, native in zip(book.portfolios, native_today(book), strict=True):
-        for n, info in enumerate(portfolio.accounts if native is not None else ()):
-            assert native is not None
-            prices = implied[info.account_id]
-            if all(math.isfinite(values[n]) for values in native):
-                figures = _figures(portfolio, native, n)
-                out[info.account_id] = _AtOwnMarks(figures, prices.slack, prices.sentence)
-    return out
+    again = _alone({account: prices.marks for account, prices in implied.items()}, evidence)
+    return {a: _AtOwnMarks(figures, implied[a].slack, implied[a].sentence) for a, (figures, _) in again.items()}

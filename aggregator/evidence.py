@@ -3,12 +3,13 @@
 Nothing here knows a venue. What a venue does otherwise than its published rules its adapter says in rows of
 `market_state` whose market is the account: `reconciliation_note` (or `reconciliation_note.<figure>`) with the size that
 it accounts for, in the account's unit, as value and the words as text; `order_margin` with what the account states that
-its orders take.
+its orders take. A price that the adapter works out of other figures of the account has the formula as its source.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -17,10 +18,10 @@ from functools import cached_property
 from typing import NamedTuple
 
 from .cube import CubeBuilder
-from .errors import Failure
+from .errors import Failure, FailureReason
 from .market import Market
 from .portfolio import Book, pack_book
-from .rule_forms import Fixed, Form, TieredNotional, parse_parameters
+from .rule_forms import Fixed, Form, TieredNotional, WeightedValue, parse_parameters
 from .snapshot import Row, Snapshot
 
 NOTE = "reconciliation_note"
@@ -35,6 +36,8 @@ _OUTDATED = timedelta(days=1)
 _ROUNDING_USD = 0.005
 _ROUNDING_RELATIVE = 1e-7
 _ROUNDING_RATIO = 0.005
+# Two accounts' marks of one instant that differ by more are no roundings of one price.
+_SAME_MARK = 1e-6
 
 
 class Note(NamedTuple):
@@ -127,8 +130,13 @@ class Evidence:
         return {name: self._row(account_id)[name] for name in _REPORTED} if account_id in self._accounts else {}
 
     def reported_part(self, account_id: str, level: str) -> tuple[float, str]:
-        """(Amount, basis) of what a level (equity, initial, maintenance) takes from the venue as reported."""
-        total, bases = 0.0, []
+        """(Amount in the account's unit, basis) of what a level (equity, initial, maintenance) takes from the venue as
+        reported; the basis is empty where it takes nothing.
+
+        Of equity that is also what stands at prices that follow from other figures of the account: a profit, or a
+        balance's worth, from which the price was worked out comes back as it was stated.
+        """
+        total, bases = self._worked_out(account_id) if level == "equity" else (0.0, [])
         for row, form in self._components(account_id):
             if not isinstance(form, Fixed) or not form.basis.startswith("reported"):
                 continue
@@ -138,6 +146,37 @@ class Evidence:
                 total += amount
                 bases.append(form.basis)
         return total, "; ".join(bases)
+
+    def _worked_out(self, account_id: str) -> tuple[float, list[str]]:
+        """(Sum of absolute amounts in the account's unit, bases) that prices worked out of the account's own figures
+        bring into its equity.
+        """
+        market, row = self.market(account_id), self._row(account_id)
+        unit_price, _ = market.asset_price(row["venue"], account_id, row["settlement_asset"])
+        at_mark = any(
+            isinstance(form, WeightedValue) and form.options == "mark" for _, form in self._components(account_id)
+        )
+        amounts, sources = [], Counter[str]()
+        for position in market.positions.get(account_id, ()):
+            instrument = market.instruments[position["instrument_id"]]
+            mark = market.mark(row["venue"], account_id, position["instrument_id"], "mark")
+            is_option = instrument["kind"] == "option"
+            if mark is None or not _is_worked_out(mark) or (is_option and not at_mark):
+                continue
+            size = float(position["quantity"]) * float(instrument["contract_size"])
+            entry = 0.0 if is_option else float(position["entry_price"])
+            linear = is_option or instrument["payoff"] == "linear"
+            gain = mark["value"] - entry if linear else 1 / entry - 1 / mark["value"]
+            price, _ = market.asset_price(row["venue"], account_id, instrument["settlement_asset"])
+            amounts.append(abs(size * gain) * price / unit_price)
+            sources[mark["source"]] += 1
+        for balance in market.balances.get(account_id, ()):
+            mark = market.asset_mark(row["venue"], account_id, balance["asset_id"])
+            if mark is not None and _is_worked_out(mark):
+                amount = balance["quantity"] + (balance["accrued_interest"] or 0)
+                amounts.append(abs(float(amount)) * mark["value"] / unit_price)
+                sources[mark["source"]] += 1
+        return math.fsum(amounts), [f"{count} prices from {source}" for source, count in sorted(sources.items())]
 
     # ---- rounding ----------------------------------------------------------------------------------------------------
 
@@ -241,7 +280,49 @@ class Evidence:
         if orders and (count := self.orders(account_id)):
             out.append(f"{count} open orders")
         out += [row["text"] for (market, _), row in self._state.items() if market == account_id and row["text"]]
+        out += self.price_gaps(account_id)
         return out + [f"a finding: {failure.message}" for failure in self.failures(account_id)[:1]]
+
+    def price_gaps(self, account_id: str) -> list[str]:
+        """That prices of what the account holds are not one price: other accounts' marks of the same instant, and the
+        snapshot's findings of prices further apart than a run allows.
+        """
+        market, row = self.market(account_id), self._row(account_id)
+        assets = [balance["asset_id"] for balance in market.balances.get(account_id, ())]
+        out = []
+        for position in market.positions.get(account_id, ()):
+            instrument_id = position["instrument_id"]
+            assets.append(market.instruments[instrument_id]["underlying"])
+            own = market.mark(row["venue"], account_id, instrument_id, "mark")
+            if own is None:
+                continue
+            others = self._marks[row["venue"], instrument_id, own["as_of"]]
+            other = max(others, key=lambda mark: (abs(mark["value"] - own["value"]), mark["account_id"] or ""))
+            if abs(other["value"] - own["value"]) > _SAME_MARK * own["value"]:
+                place = other["account_id"] or "the venue's own mark"
+                out.append(
+                    f"inconsistent marks of {instrument_id}: {own['value']:.8g} here, {other['value']:.8g} of the same "
+                    f"instant for {place}"
+                )
+        symbols = {market.assets[asset]["symbol"] for asset in assets if asset in market.assets}
+        return out + [
+            f"a finding: {failure.message}"
+            for symbol in sorted(symbols)
+            for failure in self._failures.get(symbol, ())
+            if failure.reason is FailureReason.INCONSISTENT and failure.path == "marks"
+        ]
+
+    @cached_property
+    def _marks(self) -> Mapping[tuple[str, str, datetime | None], list[Row]]:
+        """The lowest and the highest mark by venue, instrument and instant."""
+        out: dict[tuple[str, str, datetime | None], list[Row]] = {}
+        for snapshot in self.snapshots.values():
+            for row in snapshot.tables["marks"]:
+                if row["field"] == "mark":
+                    key = row["venue"], row["subject"], row["as_of"]
+                    ends = sorted([*out.get(key, ()), row], key=lambda mark: (mark["value"], mark["account_id"] or ""))
+                    out[key] = [ends[0], ends[-1]]
+        return out
 
     # ---- the venue's own figures of the positions --------------------------------------------------------------------
 
@@ -313,8 +394,20 @@ class Evidence:
         )
         return Prices(marks, slack, sentence)
 
+    # ---- the accounts by themselves ----------------------------------------------------------------------------------
+
+    def seconds_apart(self, account_id: str) -> float:
+        """Seconds by which the account's own time lies behind the run's (negative: before it), as far as its figures
+        depend on the time: 0 for an account that holds nothing that expires.
+        """
+        market, moment = self.market(account_id), _moment(self._row(account_id))
+        held = (market.instruments[p["instrument_id"]] for p in market.positions.get(account_id, ()))
+        if moment is None or all(instrument["expiry"] is None for instrument in held):
+            return 0.0
+        return (moment - self.as_of).total_seconds()
+
     def book_at(self, marks: Mapping[str, Mapping[str, float]]) -> Book:
-        """The accounts alone, as one portfolio, with these marks by instrument for each."""
+        """The accounts alone, as one portfolio, each at its own time and with these marks by instrument."""
         snapshots = {}
         for name, snapshot in self.snapshots.items():
             members = {a for a in marks if self._accounts[a][0] == name}
@@ -323,7 +416,8 @@ class Evidence:
                 tables[table] = tuple(row for row in tables[table] if row["account_id"] in members)
             tables["marks"] = (*_without(tables["marks"], marks), *self._own_marks(sorted(members), marks))
             snapshots[name] = replace(snapshot, tables=tables, incomplete=frozenset())
-        book, _ = pack_book(snapshots, {"": sorted(marks)}, as_of=self.as_of)
+        moments = {account: moment for account in marks if (moment := _moment(self._row(account))) is not None}
+        book, _ = pack_book(snapshots, {"": sorted(marks)}, as_of=self.as_of, moments=moments)
         return book
 
     def _own_marks(self, account_ids: Iterable[str], marks: Mapping[str, Mapping[str, float]]) -> list[Row]:
@@ -346,6 +440,11 @@ class Evidence:
 def _without(rows: Iterable[Row], marks: Mapping[str, Mapping[str, float]]) -> list[Row]:
     """`rows` without an account's own marks of the instruments that get other ones."""
     return [r for r in rows if r["field"] != "mark" or r["subject"] not in marks.get(r["account_id"] or "", {})]
+
+
+def _is_worked_out(mark: Row) -> bool:
+    """Whether an account's own price was worked out of its other figures; one that was stated has its request there."""
+    return mark["account_id"] is not None and any(sign in mark["source"] for sign in (" / ", " over "))
 
 
 def _largest_rounding(value: float, unit_price: float) -> float:

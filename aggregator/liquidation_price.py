@@ -1,21 +1,20 @@
 """Liquidation prices: how far one price must move, all else as it is today, for a venue to liquidate an account.
 
-For every account and every price factor that moves something of its rules: the smallest log move down and up at which
-the venue's own verdict changes, found on the engine's margin itself, in float64, without time passing. A factor moves
-everything that depends on it: collateral in the same coin, every position, options of the underlying.
+For every account and everything that moves its rules: the smallest log move down and up at which the venue's own
+verdict changes, found on the engine's margin itself, in float64, without time passing. Two definitions stand side by
+side. The mark of one instrument moves its own positions alone: the price that venues display of a position. A price
+factor moves everything that depends on it: collateral in the same coin, every position, options of the underlying.
 
-An account under one factor is a small portfolio of its own: what the factor does not move is summed on the host to
-constants, so the search costs what the factor moves, however large the account and the book. A search works in columns
-of log moves: a geometric grid on both sides at first, then evenly spaced points inside the step in which the verdict
-changes, until that step is narrower than 1e-13; the secant of its ends is the answer. One traced evaluation serves all
-passes, and whatever depends on more than one column is a selection, so padding and neighbors change no bit.
+A search is over a small portfolio (condensed.py), in columns of log moves: a geometric grid on both sides at first,
+then evenly spaced points inside the step in which the verdict changes, until that step is narrower than 1e-13; the
+secant of its ends is the answer. One traced evaluation serves all passes, and whatever depends on more than one column
+is a selection, so padding and neighbors change no bit.
 """
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -25,14 +24,13 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from .account import AccountInfo, TierEntry, ValueGroup
 from .batch import PortfolioArrays, bucketed
+from .condensed import MARK, MOVED, POWERS, PRICE, STILL, BookCube, Condensed, accounts_of, condensed
 from .cube import TERMS, CubeRows
 from .engine import Cube, map_bucket
 from .margin import liquidated, scenario_margin
 from .market import IncompleteAccountError, Market
 from .portfolio import PackedPortfolio
-from .risk_units import UnitRow
 from .rounding import rounded
 from .snapshot import Row
 from .unit_batch import rounded_up
@@ -46,15 +44,12 @@ BRACKET = 1e-13
 
 _POINTS = 256  # columns of one side; both sides are whole tiles, which risk units are computed in
 _MOST_PASSES = 12
-_POWERS = 8  # powers of one factor that rows can have: of -3 .. 3, padded
-_STILL, _MOVED = "still", "moved"
-_PRICE = "price:"
 _SEARCHES_PER_SHAPE = 64
 _MOST_BUCKETS = 6
 
 
 class Moves(NamedTuple):
-    """Log moves of one price factor at which the verdict on an account changes; None where it does not change within
+    """Log moves of one price at which the verdict on an account changes; None where it does not change within
     `LARGEST_MOVE`.
     """
 
@@ -65,13 +60,17 @@ class Moves(NamedTuple):
 
 
 class Subject(NamedTuple):
-    """Something with a price that one factor moves in proportion: what a liquidation price is stated of."""
+    """Something with a price that one mover moves in proportion: what a liquidation price is stated of."""
 
     name: str
     """Instrument (with `/long` or `/short` where an account holds both sides), or asset."""
     kind: str
-    """position, balance, or underlying: that of options, whose own price no factor moves in proportion."""
+    """position: a perpetual or future, by its mark. balance: an asset that is held or owed. underlying: the asset under
+    options, whose own price no mover moves in proportion. factor: the asset under perpetuals and futures."""
     factor: str
+    """Price factor behind the price."""
+    mark: str | None
+    """Name in `liquidation_moves` of a position's own mark; the factor stands for it where no mark moves alone."""
     price: float | None
     """Today's: an instrument's mark in its quote, an asset's price in USD."""
     reported: float | None
@@ -82,14 +81,25 @@ class Subject(NamedTuple):
 
 
 def account_subjects(market: Market, account_id: str) -> list[Subject]:
-    """Positions, balances and underlyings of options of one account whose price a price factor moves, by name."""
+    """Positions, balances and underlyings of one account whose price a price factor moves, by name.
+
+    An asset is one subject, however often it stands in the account: a balance before the underlying of options before
+    that of other positions.
+    """
     row = market.accounts[account_id]
     found: dict[str, Subject] = {}
 
-    def add(name: str, kind: str, asset_id: str, price: float | None, reported: float | None = None) -> None:
-        factor = next((f for f in market.exponents(asset_id) if f.startswith(_PRICE)), None)
+    def add(
+        name: str,
+        kind: str,
+        asset_id: str,
+        price: float | None,
+        mark: str | None = None,
+        reported: float | None = None,
+    ) -> None:
+        factor = next((f for f in market.exponents(asset_id) if f.startswith(PRICE)), None)
         if factor is not None:
-            found.setdefault(name, Subject(name, kind, factor, price, reported))
+            found.setdefault(name, Subject(name, kind, factor, mark, price, reported))
 
     def usd(asset_id: str) -> float | None:
         try:
@@ -99,11 +109,12 @@ def account_subjects(market: Market, account_id: str) -> list[Subject]:
 
     for balance in market.balances.get(account_id, ()):
         add(balance["asset_id"], "balance", balance["asset_id"], usd(balance["asset_id"]))
+    underlyings: dict[str, list[str]] = {"underlying": [], "factor": []}
     for position in market.positions.get(account_id, ()):
         instrument = market.instruments[position["instrument_id"]]
         underlying = instrument["underlying"]
+        underlyings["underlying" if instrument["kind"] == "option" else "factor"].append(underlying)
         if instrument["kind"] == "option":
-            add(underlying, "underlying", underlying, usd(underlying))
             continue
         mark = market.mark(row["venue"], account_id, position["instrument_id"], "mark")
         add(
@@ -111,8 +122,12 @@ def account_subjects(market: Market, account_id: str) -> list[Subject]:
             "position",
             underlying,
             None if mark is None else mark["value"],
+            MARK + position["instrument_id"],
             _number(position["reported_liquidation_price"]),
         )
+    for kind, assets in underlyings.items():
+        for asset_id in assets:
+            add(asset_id, kind, asset_id, usd(asset_id))
     return [found[name] for name in sorted(found)]
 
 
@@ -123,181 +138,6 @@ def _position_name(position: Row) -> str:
 
 def _number(value: object) -> float | None:
     return None if value is None else float(str(value))
-
-
-# ---- one account under one factor ------------------------------------------------------------------------------------
-
-
-class _Book(NamedTuple):
-    """The book's cube on the host (NumPy leaves) and its factors."""
-
-    factors: Sequence[str]
-    rows: CubeRows
-    today: np.ndarray
-
-    @property
-    def factor_rows(self) -> int:
-        return int(self.rows.exponent_factor.shape[0])
-
-    def _products(self, row: int) -> Iterable[tuple[str, float]]:
-        """Factors of a row's product: of the row itself, or of an option's conversion."""
-        option = row - self.factor_rows
-        factor, weight = (
-            (self.rows.exponent_factor[row], self.rows.exponent_weight[row])
-            if option < 0
-            else (self.rows.conversion_factor[option], self.rows.conversion_weight[option])
-        )
-        return ((self.factors[int(f)], float(w)) for f, w in zip(factor, weight, strict=True) if w != 0.0)
-
-    def factors_of(self, row: int) -> set[str]:
-        """Factors that move a row, implied vols aside."""
-        names = {name for name, _ in self._products(row)}
-        if row >= self.factor_rows:
-            names.add(self.factors[int(self.rows.price_factor[row - self.factor_rows])])
-        return names
-
-    def power(self, row: int, factor: str) -> float:
-        """Power of a factor in a row's product."""
-        return math.fsum(weight for name, weight in self._products(row) if name == factor)
-
-
-class _Account(NamedTuple):
-    """One account's rows; rows are those of the book's cube."""
-
-    info: AccountInfo
-    groups: list[tuple[ValueGroup, list[tuple[int, float]]]]
-    """(group, its legs as (row, coefficient))"""
-    requirements: list[tuple[int, float]]
-    tiers: list[TierEntry]
-    units: list[UnitRow]
-    maintenance: float
-    equity: float
-
-    def rows(self) -> set[int]:
-        """Every row that the account's rules refer to."""
-        out = {row for _, legs in self.groups for row, _ in legs} | {row for row, _ in self.requirements}
-        out |= {group.floor_row for group, _ in self.groups}
-        out |= {row for tier in self.tiers for row in (tier.row, tier.conversion_row)}
-        return out | {token[4] for unit in self.units for token in unit.collateral}
-
-    def price_factors(self, exposed: Mapping[int, set[str]]) -> list[str]:
-        """Price factors that move something of the account, sorted; `exposed` are the factors of its rows."""
-        names = {name for of_row in exposed.values() for name in of_row}
-        for unit in self.units:
-            names |= {name for name, power in unit.stable_exponents if power}
-            names |= {unit.price_factor} if unit.price_factor else set()
-        return sorted(name for name in names if name.startswith(_PRICE))
-
-
-def _accounts(portfolio: PackedPortfolio) -> list[_Account]:
-    legs: dict[int, list[tuple[int, float]]] = defaultdict(list)
-    for group, row, coefficient in portfolio.native_legs:
-        legs[group].append((row, coefficient))
-    out = [
-        _Account(info, [], [], [], [], fixed[1], fixed[2])
-        for info, fixed in zip(portfolio.accounts, portfolio.fixed, strict=True)
-    ]
-    for number, (account, value_group) in enumerate(portfolio.groups):
-        out[account].groups.append((value_group, legs[number]))
-    for account, row, _, maintenance in portfolio.requirements:
-        out[account].requirements.append((row, maintenance))
-    for account, tier in portfolio.tiers:
-        out[account].tiers.append(tier)
-    for unit in portfolio.units:
-        out[unit.account].units.append(unit)
-    return out
-
-
-class _Search(NamedTuple):
-    """One account under one factor: its condensed portfolio, and the cube rows that the factor moves."""
-
-    place: tuple[int, int, str]
-    """(portfolio, account, factor)"""
-    portfolio: PackedPortfolio
-    powers: list[float]
-    options: list[int]
-    """Rows of the book's cube."""
-
-
-def _search(
-    book: _Book, account: _Account, exposed: Mapping[int, set[str]], factor: str, place: tuple[int, int, str]
-) -> _Search:
-    """What the factor moves as rows of a small cube, everything else as constants.
-
-    The small cube has the powers of the factor in its first rows, power 0 first, and behind them the options that it
-    moves; row 0 stands for whatever stays.
-    """
-    moving = {row for row, factors in exposed.items() if factor in factors}
-    options = sorted(row for row in moving if row >= book.factor_rows)
-    powers = [0.0, *sorted({book.power(row, factor) for row in moving if row < book.factor_rows} - {0.0})]
-    if len(powers) > _POWERS:
-        raise ValueError(f"{factor} in {len(powers)} different powers, at most {_POWERS} are possible")
-    number = {row: _POWERS + place for place, row in enumerate(options)}
-
-    def local(row: int) -> int:
-        if row not in moving:
-            return 0
-        return number[row] if row in number else powers.index(book.power(row, factor))
-
-    def summed(rows: Iterable[tuple[int, float]]) -> dict[int, float]:
-        """Coefficients by local row; what stays is its worth today, on row 0."""
-        parts: dict[int, list[float]] = defaultdict(list)
-        for row, coefficient in rows:
-            at = local(row)
-            parts[at].append(coefficient if at else coefficient * float(book.today[row]))
-        return {at: math.fsum(of) for at, of in sorted(parts.items())}
-
-    equity, maintenance = [account.equity], [account.maintenance]
-    small = PackedPortfolio("", accounts=[account.info])
-    for group, rows in account.groups:
-        legs = summed(rows)
-        if any(legs) or local(group.floor_row):
-            small.native_legs += [(len(small.groups), at, coefficient) for at, coefficient in legs.items()]
-            small.groups.append((0, group._replace(floor_row=local(group.floor_row))))
-        else:
-            equity.append(_counted(group, legs.get(0, 0.0)))
-            maintenance.append(group.debt_maintenance * max(-legs.get(0, 0.0), 0.0))
-    required = summed(account.requirements)
-    maintenance.append(required.pop(0, 0.0))
-    small.requirements = [(0, at, 0.0, coefficient) for at, coefficient in required.items()]
-    for tier in account.tiers:
-        moved = tier._replace(row=local(tier.row), conversion_row=local(tier.conversion_row))
-        if moved.row or moved.conversion_row:
-            small.tiers.append((0, moved))
-        else:
-            maintenance.append(_tier_maintenance(tier))
-    small.units = [_unit(unit, factor, local) for unit in account.units]
-    small.fixed = [(0.0, math.fsum(maintenance), math.fsum(equity))]
-    return _Search(place, small, powers, options)
-
-
-def _counted(group: ValueGroup, net: float) -> float:
-    """What a constant net value counts; `rules.weighted_value` in plain numbers."""
-    steps = np.diff((0.0, *group.maintenance_weights))
-    parts = [float(step) * max(net - floor, 0.0) for floor, step in zip(group.floors, steps, strict=True)]
-    return math.fsum([*parts, min(net, 0.0) * group.liability_maintenance])
-
-
-def _tier_maintenance(tier: TierEntry) -> float:
-    """Requirement of a position that nothing moves; `rules.tiered_notional` in plain numbers."""
-    tables = tier.tables
-    above = np.maximum(tier.notional - tables.floor, 0.0)
-    parts = [*(tables.step * above), *np.where(above > 0.0, tables.jump, 0.0)]
-    return max(math.fsum(parts), tier.minimum) * tier.conversion
-
-
-def _unit(unit: UnitRow, factor: str, local: Callable[[int], int]) -> UnitRow:
-    return unit._replace(
-        account=0,
-        price_factor=None if unit.price_factor is None else _renamed(unit.price_factor, factor),
-        vol_factor=_STILL,
-        stable_exponents=tuple((_renamed(name, factor), power) for name, power in unit.stable_exponents),
-        collateral=tuple((*token[:4], local(token[4])) for token in unit.collateral),
-    )
-
-
-def _renamed(name: str, factor: str) -> str:
-    return _MOVED if name == factor else _STILL
 
 
 # ---- on the device ---------------------------------------------------------------------------------------------------
@@ -416,38 +256,53 @@ def _find(task: _Task, _: None) -> _Found:
 def liquidation_moves(
     portfolios: Sequence[PackedPortfolio], factors: Sequence[str], cube: Cube, *, devices: int = 1
 ) -> list[list[dict[str, Moves]]]:
-    """Moves by price factor of every account of every portfolio, in their order.
+    """Moves by mover (`price:ASSET`, `mark:INSTRUMENT`) of every account of every portfolio, in their order.
 
-    `factors` are those of the cube. A factor that moves nothing of an account's rules has no entry.
+    `factors` are those of the cube. A factor that moves nothing of an account's rules has no entry, and neither has a
+    mark that does not move alone.
     """
-    book = _Book(tuple(factors), jax.tree.map(np.asarray, cube.rows), np.asarray(cube.today))
+    book = BookCube(tuple(factors), jax.tree.map(np.asarray, cube.rows), np.asarray(cube.today))
     out: list[list[dict[str, Moves]]] = []
-    searches: list[_Search] = []
-    for number, portfolio in enumerate(portfolios):
-        accounts = _accounts(portfolio)
+    searches: list[Condensed] = []
+    # Where the answer of a search goes: the account's moves, and every mover that moves the same of it.
+    places: list[tuple[dict[str, Moves], list[str]]] = []
+    for portfolio in portfolios:
+        accounts = accounts_of(portfolio)
         out.append([{} for _ in accounts])
-        for place, account in enumerate(accounts):
+        for account, moves in zip(accounts, out[-1], strict=True):
             exposed = {row: book.factors_of(row) for row in account.rows()}
-            searches += [
-                _search(book, account, exposed, factor, (number, place, factor))
-                for factor in account.price_factors(exposed)
-            ]
+            first = len(searches)
+            for factor in account.price_factors(exposed):
+                searches.append(condensed(book, account, exposed, factor))
+                places.append((moves, [factor]))
+            last = len(searches)
+            for mark in account.marks():
+                search = condensed(book, account, exposed, MARK + mark.instrument_id)
+                same = next((n for n in range(first, last) if search.moves_the_same(searches[n])), None)
+                if same is None:
+                    searches.append(search)
+                    places.append((moves, [search.mover]))
+                else:
+                    places[same][1].append(search.mover)
     # A shape costs seconds to trace and compile: few searches share one, however unlike they are.
-    parts = [searches]
+    parts: list[Sequence[int]] = [range(len(searches))]
     if len(searches) > _SEARCHES_PER_SHAPE:
-        parts = [[s for s in searches if bool(s.portfolio.units) == with_units] for with_units in (False, True)]
+        numbers = range(len(searches))
+        parts = [
+            [n for n in numbers if bool(searches[n].portfolio.units) == with_units] for with_units in (False, True)
+        ]
     for part in parts:
-        for search, found in zip(part, _searched(part, book, devices), strict=True):
-            number, place, factor = search.place
-            out[number][place][factor] = found
+        for number, found in zip(part, _searched([searches[n] for n in part], book, devices), strict=True):
+            moves, movers = places[number]
+            moves |= dict.fromkeys(movers, found)
     return out
 
 
-def _searched(searches: Sequence[_Search], book: _Book, devices: int) -> list[Moves]:
+def _searched(searches: Sequence[Condensed], book: BookCube, devices: int) -> list[Moves]:
     out: list[Moves | None] = [None] * len(searches)
     portfolios = [search.portfolio for search in searches]
     most_buckets = max(1, min(_MOST_BUCKETS, len(searches) // _SEARCHES_PER_SHAPE))
-    for bucket in bucketed(portfolios, (_STILL, _MOVED), multiple=devices, most_buckets=most_buckets):
+    for bucket in bucketed(portfolios, (STILL, MOVED), multiple=devices, most_buckets=most_buckets):
         count = len(bucket.arrays.trigger)
         members = [searches[position] for position in bucket.members]
         rows, today = _small_cubes(members, book, count)
@@ -463,7 +318,7 @@ def _searched(searches: Sequence[_Search], book: _Book, devices: int) -> list[Mo
     return [moves for moves in out if moves is not None]
 
 
-def _small_cubes(searches: Sequence[_Search], book: _Book, count: int) -> tuple[CubeRows, Any]:
+def _small_cubes(searches: Sequence[Condensed], book: BookCube, count: int) -> tuple[CubeRows, Any]:
     """The cubes of all searches of a bucket and their rows today (NumPy), padded to `count` searches and to one number
     of options.
     """
@@ -481,22 +336,22 @@ def _small_cubes(searches: Sequence[_Search], book: _Book, count: int) -> tuple[
     columns: dict[str, Any] = {name: np.full((count, options), fill, kind) for name, (fill, kind) in neutral.items()}
     own = tuple(columns)
     columns |= {
-        "exponent_factor": np.ones((count, _POWERS, TERMS), np.int32),
-        "exponent_weight": np.zeros((count, _POWERS, TERMS)),
+        "exponent_factor": np.ones((count, POWERS, TERMS), np.int32),
+        "exponent_weight": np.zeros((count, POWERS, TERMS)),
         "price_factor": np.zeros((count, options), np.int32),
         "vol_factor": np.zeros((count, options), np.int32),
         "conversion_factor": np.ones((count, options, TERMS), np.int32),
         "conversion_weight": np.zeros((count, options, TERMS)),
     }
-    today = np.concatenate([np.ones((count, _POWERS)), np.zeros((count, options))], axis=1)
+    today = np.concatenate([np.ones((count, POWERS)), np.zeros((count, options))], axis=1)
     moved_by = np.asarray(book.rows.price_factor)
     for number, search in enumerate(searches):
-        factor, held = search.place[2], len(search.options)
+        factor, held = search.mover, len(search.options)
         columns["exponent_weight"][number, : len(search.powers), 0] = search.powers
         at = np.array(search.options, np.int64) - book.factor_rows
         for name in own:
             columns[name][number, :held] = np.asarray(getattr(book.rows, name))[at]
         columns["price_factor"][number, :held] = [book.factors[int(f)] == factor for f in moved_by[at]]
         columns["conversion_weight"][number, :held, 0] = [book.power(row, factor) for row in search.options]
-        today[number, _POWERS : _POWERS + held] = book.today[search.options]
+        today[number, POWERS : POWERS + held] = book.today[search.options]
     return CubeRows(**columns), today

@@ -8,7 +8,7 @@ are added one by one in their packed order: padding adds zeros behind them, and 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -133,15 +133,29 @@ def scenario_margin(
 
 
 def liquidated(portfolio: PortfolioArrays, margin: ScenarioMargin) -> Bool[Array, "A scenarios"]:
-    """Whether the venue liquidates each account at the horizon of each scenario.
-
-    With a requirement: equity < trigger * requirement (or <=, as the verdict says); without one: negative equity.
-    """
-    equity, requirement = margin
-    needed = portfolio.trigger[:, None] * requirement
-    short = jnp.where(portfolio.at_or_below[:, None], equity <= needed, equity < needed)
-    verdict = jnp.where(requirement > 0.0, short, equity < 0.0)
+    """Whether the venue liquidates each account at the horizon of each scenario."""
+    verdict = is_liquidated(
+        margin.equity,
+        margin.maintenance,
+        trigger=portfolio.trigger[:, None],
+        at_or_below=portfolio.at_or_below[:, None],
+        needs_requirement=portfolio.needs_requirement[:, None],
+    )
     return verdict & portfolio.account_is_real[:, None]
+
+
+def is_liquidated(equity: Any, requirement: Any, *, trigger: Any, at_or_below: Any, needs_requirement: Any) -> Any:
+    """The verdict of `rule_forms.Verdict` on figures in one unit: one account's floats and bools, or arrays of one
+    shape.
+
+    With a requirement: equity < trigger * requirement (or <=, as the verdict says). Without one: negative equity, or
+    nothing where the venue needs a requirement. A figure that is not finite is no requirement.
+    """
+    # Operators alone, so that a result row and a scenario are judged by the same line; `^ True` negates both kinds.
+    needed = trigger * requirement
+    required = requirement > 0.0
+    short = (equity < needed) | (at_or_below & (equity == needed))
+    return (required & short) | ((required ^ True) & (needs_requirement ^ True) & (equity < 0.0))
 
 
 def _group_values(portfolio: PortfolioArrays, today: Float[Array, " rows"]) -> Float[Array, " G"]:

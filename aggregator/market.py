@@ -4,6 +4,7 @@ asset.
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from datetime import datetime
@@ -49,6 +50,12 @@ class Market:
         for row in tables["collateral_tiers"]:
             self.collateral_tiers[row["rule_set"], row["asset_id"], row["emode"]].append(row)
 
+    def at(self, moment: datetime) -> Market:
+        """The same lookups at another instant, from which the time to an expiry is counted."""
+        out = copy.copy(self)
+        out.as_of = moment
+        return out
+
     def account_ids(self) -> list[str]:
         """Every account that has a row or a failure of its own."""
         return sorted(set(self.accounts) | set(self.snapshot.incomplete))
@@ -58,18 +65,22 @@ class Market:
         return self.marks.get((venue, account_id, subject, name)) or self.marks.get((venue, None, subject, name))
 
     def asset_price(self, venue: str, account_id: str, asset_id: str) -> tuple[float, float]:
-        """(USD per unit, confidence) of an asset; a stable without a price of its own counts at par. Raises
-        `IncompleteAccountError`.
+        """(USD per unit, confidence) of an asset; a stable without a price of its own counts at par, one that earns in
+        its own price at its configured index (both `multiplier`). Raises `IncompleteAccountError`.
         """
         if asset_id == USD:
             return 1.0, 1.0
-        for name in _ASSET_PRICE_FIELDS:
-            row = self.mark(venue, account_id, asset_id, name)
-            if row is not None:
-                return row["value"], 1.0 if row["confidence"] is None else row["confidence"]
+        row = self.asset_mark(venue, account_id, asset_id)
+        if row is not None:
+            return row["value"], 1.0 if row["confidence"] is None else row["confidence"]
         if self.assets[asset_id]["risk_factor"] is None:
-            return 1.0, 1.0
+            return float(self.assets[asset_id]["multiplier"]), 1.0
         raise IncompleteAccountError(FailureReason.MISSING_MARK, f"no price of {asset_id} on {venue}", asset_id)
+
+    def asset_mark(self, venue: str, account_id: str, asset_id: str) -> Row | None:
+        """The mark that prices an asset, by the first of its fields that is there."""
+        found = (self.mark(venue, account_id, asset_id, name) for name in _ASSET_PRICE_FIELDS)
+        return next((row for row in found if row is not None), None)
 
     def years(self, instrument: Row) -> float:
         """Years of 365 days until the instrument expires, never negative."""

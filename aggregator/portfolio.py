@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from .account import AccountDraft, AccountInfo, Line, TierEntry, ValueGroup, account_info
+from .account import AccountDraft, AccountInfo, Line, OwnMark, TierEntry, ValueGroup, account_info
 from .cube import CubeBuilder
 from .errors import ConfigurationError, Failure, FailureReason
 from .market import IncompleteAccountError, Market
@@ -38,6 +38,8 @@ class PackedPortfolio:
     line_node: list[int] = field(default_factory=list)
     legs: list[tuple[int, int, float]] = field(default_factory=list)
     native_legs: list[tuple[int, int, float]] = field(default_factory=list)
+    leg_marks: dict[int, OwnMark] = field(default_factory=dict)
+    """Marks that can move alone, by the number of the native leg that they move."""
     groups: list[tuple[int, ValueGroup]] = field(default_factory=list)
     requirements: list[tuple[int, int, float, float]] = field(default_factory=list)
     tiers: list[tuple[int, TierEntry]] = field(default_factory=list)
@@ -73,10 +75,12 @@ def pack_book(
     *,
     as_of: datetime,
     missing: frozenset[str] = frozenset(),
+    moments: Mapping[str, datetime] | None = None,
 ) -> tuple[Book, list[str]]:
     """The book of all snapshots, and the account ids that no portfolio claims (the caller refuses them).
 
-    Accounts that need one of the `missing` factors are left out: nothing can move what they hold.
+    Accounts that need one of the `missing` factors are left out: nothing can move what they hold. `moments` are the
+    instants at which some accounts are valued in place of `as_of`.
 
     A portfolio entry claims the account of that id and every account whose id starts with it and a colon. A portfolio
     whose entry finds no account is incomplete, with a failure that says so. An account that cannot be packed is left
@@ -95,6 +99,7 @@ def pack_book(
             owners[account_id] = market
     claimed: set[str] = set()
     packed = []
+    moments = moments or {}
     for portfolio_id, entries in sorted(portfolios.items()):
         portfolio = PackedPortfolio(portfolio_id)
         members: set[str] = set()
@@ -113,7 +118,10 @@ def pack_book(
             raise ConfigurationError(f"accounts in two portfolios: {', '.join(again)}")
         claimed |= members
         for account_id in sorted(members):
-            _pack_account(portfolio, owners[account_id], account_id, failures)
+            market = owners[account_id]
+            if account_id in moments:
+                market = market.at(moments[account_id])
+            _pack_account(portfolio, market, account_id, failures)
         packed.append(portfolio)
     for portfolio in packed:
         _resolve_rows(portfolio, cube)
@@ -169,7 +177,7 @@ def _leave_out(portfolio: PackedPortfolio, market: Market, account_id: str) -> N
 def _append(portfolio: PackedPortfolio, draft: AccountDraft) -> None:
     """Move the finished account into the portfolio, indices shifted."""
     account = len(portfolio.accounts)
-    first_line, first_group = len(portfolio.lines), len(portfolio.groups)
+    first_line, first_group, first_leg = len(portfolio.lines), len(portfolio.groups), len(portfolio.native_legs)
     node = (draft.row["node"], draft.venue)
     if node not in portfolio.nodes:
         portfolio.nodes.append(node)
@@ -179,6 +187,7 @@ def _append(portfolio: PackedPortfolio, draft: AccountDraft) -> None:
     portfolio.legs += [(first_line + h.line, h.usd_row, h.usd_coefficient) for h in draft.holdings]
     portfolio.groups += [(account, group) for group in draft.groups]
     portfolio.native_legs += [(first_group + group, row, coefficient) for group, row, coefficient in draft.native_legs]
+    portfolio.leg_marks |= {first_leg + leg: mark for leg, mark in draft.leg_marks.items()}
     portfolio.requirements += [(account, *entry) for entry in draft.requirements]
     portfolio.tiers += [(account, entry) for entry in draft.tiers]
     portfolio.fixed.append((draft.fixed[0], draft.fixed[1], draft.fixed[2]))

@@ -20,7 +20,7 @@ from .account import AccountInfo
 from .engine import Cube, Detail, Headline
 from .errors import Failure, FailureReason
 from .liquidation_price import Moves, Subject
-from .margin import NativeMargin
+from .margin import NativeMargin, is_liquidated
 from .portfolio import PackedPortfolio
 from .schema import RESULTS
 
@@ -193,9 +193,15 @@ def account_rows(evaluated: Evaluated) -> list[Row]:
 
 
 def _is_gone(info: AccountInfo, equity: float, maintenance: float) -> bool:
-    """Whether the venue liquidates at these figures; see `margin.liquidated`."""
-    needed = info.trigger * maintenance
-    return (equity <= needed if info.at_or_below else equity < needed) if maintenance > 0 else equity < 0
+    """Whether the venue liquidates at these figures."""
+    verdict = is_liquidated(
+        equity,
+        maintenance,
+        trigger=info.trigger,
+        at_or_below=info.at_or_below,
+        needs_requirement=info.needs_requirement,
+    )
+    return bool(verdict)
 
 
 def _account_base(portfolio: PackedPortfolio, info: Any) -> Row:
@@ -308,18 +314,28 @@ def worst_rows(evaluated: Evaluated, found: Detail, cube: Cube, factors: Sequenc
 def liquidation_price_rows(
     evaluated: Evaluated, moves: Sequence[Mapping[str, Moves]], subjects: Sequence[Sequence[Subject]]
 ) -> list[Row]:
-    """Rows of `liquidation_prices`: `moves` by price factor and `subjects` of every account of the portfolio."""
+    """Rows of `liquidation_prices`: `moves` by mover and `subjects` of every account of the portfolio.
+
+    A subject of kind `factor` has a row only where its price moves more of the account than each of its markets alone.
+    """
     portfolio, figures = evaluated
     assert figures is not None
     rows = []
     for account, info in enumerate(portfolio.accounts):
         finite = bool(figures.account_is_finite[account])
-        by_factor = moves[account]
-        gone = next((found.liquidatable_now for found in by_factor.values()), None)
+        by_mover = moves[account]
+        gone = next((found.liquidatable_now for found in by_mover.values()), None)
         if gone is None:
             gone = _is_gone(info, float(figures.native.equity[account]), float(figures.native.maintenance[account]))
-        for subject in subjects[account]:
-            found = by_factor.get(subject.factor, Moves(gone, None, None)) if finite else Moves(False, None, None)
+        movers = [_mover(subject, by_mover) for subject in subjects[account]]
+        marks: dict[str, set[str]] = defaultdict(set)
+        for subject, mover in zip(subjects[account], movers, strict=True):
+            if subject.kind == "position":
+                marks[subject.factor].add(mover)
+        for subject, mover in zip(subjects[account], movers, strict=True):
+            found = by_mover.get(mover, Moves(gone, None, None)) if finite else Moves(False, None, None)
+            if subject.kind == "factor" and all(by_mover.get(mark) == by_mover.get(mover) for mark in marks[mover]):
+                continue
             nothing = found.down is None and found.up is None
             prices = _moved(subject.price, found.down), _moved(subject.price, found.up)
             row: Row = {
@@ -328,7 +344,7 @@ def liquidation_price_rows(
                 "venue": info.venue,
                 "subject": subject.name,
                 "kind": subject.kind,
-                "factor": subject.factor,
+                "factor": mover,
                 "status": "calculation" if not finite else "liquidatable_now" if gone else "none" if nothing else "ok",
                 "price": subject.price,
                 "log_move_down": found.down,
@@ -342,6 +358,10 @@ def liquidation_price_rows(
                 row["difference"] = None if own is None else own - subject.reported
             rows.append(row)
     return rows
+
+
+def _mover(subject: Subject, moves: Mapping[str, Moves]) -> str:
+    return subject.mark if subject.mark is not None and subject.mark in moves else subject.factor
 
 
 def _moved(price: float | None, log_move: float | None) -> float | None:

@@ -13,7 +13,15 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 Number = Annotated[Decimal, PlainSerializer(str, return_type=str, when_used="json")]
 """An exact number; travels as a decimal string."""
@@ -379,7 +387,8 @@ class ContractRate(Form):
 
     `charge = max(spot_rate * S - otm_weight * OTM, floor_rate * S, mark_rate * m)`, at most `cap_rate * S`
     and `premium_cap * m` where they are set, plus the premium (`"none"`, `"mark"`, or `"larger_of_entry_and_mark"`),
-    plus `fee_rate * S`. OTM = max(0, K - S) for a call, max(0, S - K) for a put.
+    plus the fee `fee_rate * S`, at most `fee_cap * m` where it is set. OTM = max(0, K - S) for a call, max(0, S - K)
+    for a put.
     """
 
     spot_rate: Number = Decimal(0)
@@ -390,6 +399,15 @@ class ContractRate(Form):
     premium_cap: Number | None = None
     premium: Literal["none", "mark", "larger_of_entry_and_mark"] = "none"
     fee_rate: Number = Decimal(0)
+    fee_cap: Number | None = None
+
+    @model_serializer(mode="wrap")
+    def _as_published(self, fields: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # The text of a rule set is part of a snapshot's hash: a fee without a cap is written as it always was.
+        text: dict[str, Any] = fields(self)
+        if self.fee_cap is None:
+            text.pop("fee_cap", None)
+        return text
 
 
 class ContractMargin(Form):
@@ -440,6 +458,9 @@ class Verdict(Form):
     the definition that the venue's reported health follows: `equity / maintenance requirement`, its inverse, or for a
     lender `sum weighted collateral / sum debt`. The engine's own health is never the inverse, so that the lowest is the
     worst.
+
+    Without a requirement an account with negative equity is liquidated all the same, unless the venue asks for a
+    requirement above zero (`needs_requirement`): then nothing happens to it.
     """
 
     liquidates_when: Literal["below", "at_or_below"]
@@ -447,6 +468,15 @@ class Verdict(Form):
     health: Literal["equity_over_requirement", "requirement_over_equity", "weighted_collateral_over_debt"] = (
         "equity_over_requirement"
     )
+    needs_requirement: bool = False
+
+    @model_serializer(mode="wrap")
+    def _as_published(self, fields: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # The text of a rule set is part of a snapshot's hash: what no rule set says must not change those that exist.
+        text: dict[str, Any] = fields(self)
+        if not self.needs_requirement:
+            text.pop("needs_requirement", None)
+        return text
 
 
 FORMS: dict[str, type[Form]] = {
