@@ -22,6 +22,8 @@ from . import __version__
 from .errors import ConfigurationError, CrossmarginError, ExitCode, nearest_name
 
 if TYPE_CHECKING:
+    from .backtest_request import Tested
+    from .calibrate import Written
     from .doctor import Adapters, Check
     from .reconcile import Reconciled
     from .sweep import Outcome
@@ -129,6 +131,45 @@ def reconcile(config: _ConfigArgument, as_json: _JsonOption = False, overrides: 
             outcome = run_reconcile(resolved, progress=say)
         _print_reconciled(outcome, as_json)
     raise typer.Exit(int(outcome.exit_code))
+
+
+@app.command()
+def calibrate(
+    config: Annotated[Path, typer.Argument(help="What to calibrate (TOML).", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="File to write; default calibrated/<as_of date>.toml beside CONFIG.")
+    ] = None,
+    as_json: _JsonOption = False,
+) -> None:
+    """Fit the scenario figures to a market history and write them to a dated TOML file."""
+    with _exit_codes(as_json):
+        from .calibrate import run_calibrate
+
+        written = run_calibrate(config, out=out)
+        _print_calibrated(written, as_json)
+    raise typer.Exit(int(written.exit_code))
+
+
+@app.command(name="backtest-margin")
+def backtest_margin(
+    config: Annotated[Path, typer.Argument(help="What to test (TOML with a section [backtest]).", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Daily forecasts and losses as .parquet or .csv; default none.")
+    ] = None,
+    as_json: _JsonOption = False,
+    overrides: _SetOption = None,
+) -> None:
+    """Hold every generator's margin against what happened the next day, over the whole history."""
+    with _exit_codes(as_json):
+        from .backtest_request import load_backtest, run_backtest, write_forecasts
+
+        figures, folder = load_backtest(config, overrides=overrides or ())
+        with _progress() as say:
+            tested = run_backtest(figures, folder, progress=say)
+        if out is not None:
+            write_forecasts(tested, out)
+        _print_tested(tested, as_json)
+    raise typer.Exit(int(tested.exit_code))
 
 
 @app.command()
@@ -269,6 +310,51 @@ def _print_reconciled(outcome: Reconciled, as_json: bool) -> None:
         typer.echo(f"{condition.condition}: {plain_text(condition.message)}", err=True)
     counts = ", ".join(f"{count} {status.replace('_', ' ')}" for status, count in outcome.counts.items() if count)
     typer.echo(f"figures  {counts or 'none'}, as of {outcome.as_of:%Y-%m-%dT%H:%M:%SZ}")
+
+
+def _print_calibrated(written: Written, as_json: bool) -> None:
+    file, failures = written.calibrated
+    if as_json:
+        document = {
+            "path": str(written.path),
+            "as_of": file.calibration.as_of.isoformat(),
+            "factors": list(file.factors),
+            "laws": {name: {"days": law.days, "nu": law.nu} for name, law in file.laws.items()},
+            "refused": file.refused,
+            "failures": [
+                {"reason": f.reason, "message": f.message, "payload": f.payload, "subject": f.subject} for f in failures
+            ],
+        }
+        typer.echo(json.dumps(document))
+        return
+    from .headline import plain_text
+
+    for asset, reason in file.refused.items():
+        typer.echo(plain_text(f"refused: {asset} {reason}"), err=True)
+    for failure in failures:
+        typer.echo(plain_text(f"{failure.reason}: {failure.message}"), err=True)
+    used = file.calibration
+    laws = ", ".join(f"{name} (nu {law.nu:g})" for name, law in file.laws.items())
+    typer.echo(f"factors  {len(file.factors)}, {used.days} days to {used.last_date}")
+    typer.echo(f"laws     {laws}")
+    typer.echo(f"file     {written.path}")
+
+
+def _print_tested(tested: Tested, as_json: bool) -> None:
+    from .backtest_request import backtest_document, backtest_table, failing
+
+    if as_json:
+        typer.echo(json.dumps(backtest_document(tested)))
+        return
+    from rich.console import Console
+
+    from .headline import plain_text
+
+    Console(width=None if sys.stdout.isatty() else 230).print(backtest_table(tested))
+    for failure in tested.failures:
+        typer.echo(f"{failure.reason}: {plain_text(failure.message)}", err=True)
+    for generator, books in failing(tested.verdicts).items():
+        typer.echo(f"misses   {generator}: {', '.join(books)}")
 
 
 def _print_checks(checks: Sequence[Check], as_json: bool) -> None:

@@ -140,6 +140,24 @@ class FilteredHistoryFigures(Section):
     """Last instant of the history; None: the run's as_of."""
 
 
+class CalibratedFigures(Section):
+    """Scenarios from a dated calibration file (see `calibration_file`).
+
+    `law` t_copula or multivariate_t takes scrambled Sobol points with thicker tails and weights (`points` "sobol"), or
+    independent draws ("random"). `factors` None takes every factor of the file. `stressed` names the file's stressed
+    laws that the requirement looks at; None takes all of them.
+    """
+
+    generator: Literal["calibrated"]
+    calibration: str
+    law: Literal["t_copula", "multivariate_t"] = "t_copula"
+    scenarios: int = Field(default=16_384, ge=256, le=10_000_000)
+    points: Literal["sobol", "random"] = "sobol"
+    factors: tuple[str, ...] | None = None
+    stressed: tuple[str, ...] | None = None
+    proxies: dict[str, Proxy] = {}
+
+
 class Engine(Section):
     """How it is computed; none of these changes a bit of the results."""
 
@@ -211,7 +229,7 @@ class Configuration(Section):
     run: Run = Run()
     data: Data = Data()
     reconcile: Reconcile = Reconcile()
-    scenarios: MultivariateTFigures | FilteredHistoryFigures = Field(discriminator="generator")
+    scenarios: MultivariateTFigures | FilteredHistoryFigures | CalibratedFigures = Field(discriminator="generator")
     requirement: Requirement = Requirement()
     stress: str | None = None
     """The library of named stresses, a TOML file."""
@@ -247,6 +265,7 @@ class Resolved(Section):
 _GENERATORS: Mapping[str, type[Section]] = {
     "multivariate_t": MultivariateTFigures,
     "filtered_history": FilteredHistoryFigures,
+    "calibrated": CalibratedFigures,
 }
 
 
@@ -356,4 +375,5 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
 
 MultivariateTFigures.model_rebuild()
 FilteredHistoryFigures.model_rebuild()
+CalibratedFigures.model_rebuild()
 Configuration.model_rebuild()

@@ -31,10 +31,14 @@ from .margin import (
     native_margin_today,
     scenario_margin,
 )
+from .policy import Requirement
 from .portfolio import PackedPortfolio
-from .risk import euler_allocation, tail_risk, tail_weights, tile_sum
+from .risk import euler_allocation, tail_rows, tail_weights, tile_sum
 from .rounding import rounded
 from .scenarios import ScenarioGenerator, draw_scenarios, padded_count, scenario_weights
+from .stress_margin import StressArrays, StressCube, StressFigures, binding_loss, stress_arrays, stress_figures
+from .unified import Unified, UnifiedMarket, unified_requirement
+from .unified_batch import UnifiedArrays, unified_arrays
 
 CONFIDENCES = (0.99, 0.995)
 HISTOGRAM_BINS = 48
@@ -54,6 +58,8 @@ class Cube(eqx.Module):
     shocks: Float[Array, "scenarios factors"]
     weights: Float[Array, " scenarios"]
     horizon_years: float = eqx.field(static=True)
+    unified: UnifiedMarket | None = None
+    stress: StressCube | None = None
 
 
 class Headline(NamedTuple):
@@ -76,6 +82,8 @@ class Headline(NamedTuple):
     """Whether the account's own figures, today and in every scenario, are finite and within float32's range."""
     finite: Bool[Array, ""]
     """Whether all figures of the portfolio are."""
+    unified: Unified | None = None
+    stress: StressFigures | None = None
 
 
 class Detail(NamedTuple):
@@ -112,7 +120,7 @@ def draw_cube(
         # A ragged last chunk is drawn whole and cut, so that one shape is compiled.
         block = draw_scenarios(generator, key, first, min(chunk, padded_count(total)))
         shocks.append(block)
-        changes.append(_price_rows(rows, block, horizon_years=horizon_years))
+        changes.append(price_rows(rows, block, horizon_years=horizon_years))
     shock = jnp.concatenate(shocks)[:total]
     return Cube(
         rows=rows,
@@ -125,10 +133,13 @@ def draw_cube(
 
 
 @functools.partial(jax.jit, static_argnames="horizon_years")
-def _price_rows(
+def price_rows(
     rows: CubeRows, shocks: Float[Array, "scenarios factors"], *, horizon_years: float
 ) -> Float[Array, "rows scenarios"]:
-    """Changes of all rows in every scenario, tile by tile: the compiled body never sees the length of the request."""
+    """Changes of all rows in every scenario, tile by tile: the compiled body never sees the length of the request.
+
+    The number of scenarios is a multiple of the tile.
+    """
     tiles = shocks.reshape(-1, TILE, shocks.shape[1])
     changes = lax.map(jax.vmap(lambda s: rows.changes(s, horizon_years=horizon_years)), tiles)
     return changes.reshape(shocks.shape[0], -1).T
@@ -160,32 +171,39 @@ def _evaluate(portfolio: PortfolioArrays, cube: Cube) -> _Evaluation:
     return _Evaluation(native, losses, nodes, pooled, margin, liquidated(portfolio, margin))
 
 
-def _tails(losses: Float[Array, "rows scenarios"], weights: Array) -> tuple[Array, Array]:
-    """(VaR, ES) of every row at every confidence, [rows, levels] each; one row at a time keeps the temporaries
-    small.
-    """
+class Member(NamedTuple):
+    """One portfolio of a bucket: its rows, and what unified requirement and stresses need beside them (or None)."""
 
-    def one(row: Array) -> tuple[Array, Array]:
-        found = [tail_risk(row, weights, confidence=level) for level in CONFIDENCES]
-        return jnp.stack([t.value_at_risk for t in found]), jnp.stack([t.expected_shortfall for t in found])
-
-    return lax.map(one, losses)
+    rows: PortfolioArrays
+    unified: UnifiedArrays | None
+    stress: StressArrays | None
 
 
-def headline(portfolio: PortfolioArrays, cube: Cube) -> Headline:
+def headline(member: Member, cube: Cube) -> Headline:
     """All headline figures of one portfolio."""
-    return _headline_of(_evaluate(portfolio, cube), cube)
+    return _headline_of(member, _evaluate(member.rows, cube), cube)
 
 
-def detail(portfolio: PortfolioArrays, cube: Cube, *, worst: int) -> Detail:
-    """Allocation, worst scenarios and histogram of one portfolio."""
-    return _detail_of(_evaluate(portfolio, cube), cube, worst=worst)
-
-
-def _headline_of(evaluation: _Evaluation, cube: Cube) -> Headline:
+def _headline_of(member: Member, evaluation: _Evaluation, cube: Cube) -> Headline:
     native, losses, nodes, pooled, margin, gone = evaluation
     rows = jnp.concatenate([losses, nodes, pooled[None, :]])
-    var, es = _tails(rows, cube.weights)
+    var, es = tail_rows(rows, cube.weights, CONFIDENCES)
+    unified, stress, binding = None, None, None
+    if member.stress is not None and cube.stress is not None:
+        stress = stress_figures(member.rows, member.stress, cube.stress, cube.rows, cube.today)
+        binding = binding_loss(stress, cube.stress)
+    if member.unified is not None and cube.unified is not None:
+        # Without routes configured collateral is taken to arrive: the offset cap alone limits the benefit.
+        unified = unified_requirement(
+            member.rows,
+            member.unified,
+            cube.unified,
+            losses,
+            cube.weights,
+            levels=CONFIDENCES,
+            fungibility=1.0,
+            binding_stress=binding,
+        )
     lines, count = losses.shape[0], nodes.shape[0]
     real = cube.weights > 0
     # Counted here because a comparison with NaN is a verdict of "not liquidated" that nobody would notice.
@@ -210,6 +228,8 @@ def _headline_of(evaluation: _Evaluation, cube: Cube) -> Headline:
         worst_loss=jnp.max(jnp.where(real, pooled, -jnp.inf)).astype(jnp.float64),
         account_is_finite=account_is_finite,
         finite=jnp.all(account_is_finite) & lines_are_finite & pooled_is_finite,
+        unified=unified,
+        stress=stress,
     )
 
 
@@ -251,20 +271,37 @@ def _detail_of(evaluation: _Evaluation, cube: Cube, *, worst: int) -> Detail:
 
 
 def evaluate_headlines(
-    portfolios: Sequence[PackedPortfolio], factors: Sequence[str], cube: Cube, *, devices: int
+    portfolios: Sequence[PackedPortfolio],
+    factors: Sequence[str],
+    cube: Cube,
+    *,
+    devices: int,
+    policy: Requirement | None = None,
+    venues: Sequence[str] = (),
 ) -> list[Headline | None]:
-    """Headline figures (NumPy) of every portfolio, None where it has no complete account."""
-    return _over_buckets(portfolios, factors, cube, devices, headline)
+    """Headline figures (NumPy) of every portfolio, None where it has no complete account.
+
+    The unified requirement is among them where a `policy` is given and the cube knows the market for it, the stresses
+    where the cube has them; `venues` are the numbers of the stress cube.
+    """
+    return _over_buckets(portfolios, factors, cube, devices, headline, policy, venues)
 
 
 def evaluate_details(
-    portfolios: Sequence[PackedPortfolio], factors: Sequence[str], cube: Cube, *, devices: int, worst: int
+    portfolios: Sequence[PackedPortfolio],
+    factors: Sequence[str],
+    cube: Cube,
+    *,
+    devices: int,
+    worst: int,
+    policy: Requirement | None = None,
+    venues: Sequence[str] = (),
 ) -> list[tuple[Headline, Detail] | None]:
     """Headline and detail figures (NumPy) of every portfolio in one pass; `worst` scenarios at most as many as there
     are.
     """
     scenarios = int(np.count_nonzero(np.asarray(cube.weights)))
-    return _over_buckets(portfolios, factors, cube, devices, _InDetail(min(worst, scenarios)))
+    return _over_buckets(portfolios, factors, cube, devices, _InDetail(min(worst, scenarios)), policy, venues)
 
 
 class _InDetail(NamedTuple):
@@ -272,19 +309,25 @@ class _InDetail(NamedTuple):
 
     worst: int
 
-    def __call__(self, portfolio: PortfolioArrays, cube: Cube) -> tuple[Headline, Detail]:
-        evaluation = _evaluate(portfolio, cube)
-        return _headline_of(evaluation, cube), _detail_of(evaluation, cube, worst=self.worst)
+    def __call__(self, member: Member, cube: Cube) -> tuple[Headline, Detail]:
+        evaluation = _evaluate(member.rows, cube)
+        return _headline_of(member, evaluation, cube), _detail_of(evaluation, cube, worst=self.worst)
 
 
-def _over_buckets(portfolios, factors, cube, devices, function):  # type: ignore[no-untyped-def]
+def _over_buckets(portfolios, factors, cube, devices, function, policy, venues):  # type: ignore[no-untyped-def]
     out = [None] * len(portfolios)
     # A shape costs seconds to trace and compile: few portfolios share one, however unlike they are.
     most_buckets = max(1, min(_MOST_BUCKETS, len(portfolios) // _PORTFOLIOS_PER_SHAPE))
     for bucket in bucketed(portfolios, factors, multiple=devices, most_buckets=most_buckets):
         # From the host: splitting what lies on one device takes a small program for every shape of an array.
         arrays = jax.tree.map(np.asarray, bucket.arrays)
-        results = jax.device_get(map_bucket(arrays, cube, function, devices))
+        unified, stress = None, None
+        if policy is not None and cube.unified is not None:
+            horizon_days = cube.horizon_years * _DAYS_PER_YEAR
+            unified = unified_arrays(bucket, portfolios, factors, policy, horizon_days=horizon_days)
+        if policy is not None and cube.stress is not None:
+            stress = stress_arrays(bucket, portfolios, venues, policy)
+        results = jax.device_get(map_bucket(Member(arrays, unified, stress), cube, function, devices))
         for place, position in enumerate(bucket.members):
             out[position] = jax.tree.map(lambda leaf, place=place: np.asarray(leaf[place]), results)
     return out
@@ -314,7 +357,7 @@ __all__ = [
     "Cube",
     "Detail",
     "Headline",
-    "detail",
+    "Member",
     "draw_cube",
     "evaluate_details",
     "evaluate_headlines",

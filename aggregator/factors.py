@@ -10,13 +10,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
 import numpy as np
 import pyarrow as pa
 
-from .config import FilteredHistoryFigures, MultivariateTFigures, Resolved
+from .calibrated import (
+    calibrated_factors,
+    calibrated_generator,
+    market_figures,
+    scenario_count,
+    stressed_names,
+)
+from .calibration_file import CURRENT, CalibrationFile, read_calibration
+from .config import CalibratedFigures, FilteredHistoryFigures, MultivariateTFigures, Resolved
 from .errors import ConfigurationError, DataError, Failure, FailureReason, nearest_name
 from .generators.filtered_historical import filtered_historical
 from .generators.multivariate_t import multivariate_t
@@ -43,8 +52,28 @@ class Origin(NamedTuple):
     filled_share: float
 
 
+class MarketSize(NamedTuple):
+    """Daily volume in USD, daily standard deviation and relative spread of an asset."""
+
+    daily_volume: float
+    daily_vol: float
+    spread: float
+
+
+class StressedLaw(NamedTuple):
+    """The law of a stressed period by name; its own scenario set when `scenarios` is None."""
+
+    name: str
+    generator: ScenarioGenerator
+    scenarios: int | None
+
+
 class Generation(NamedTuple):
-    """A generator over `factors` (sorted); `scenarios` None for a generator that has a scenario set of its own."""
+    """A generator over `factors` (sorted); `scenarios` None for a generator that has a scenario set of its own.
+
+    `stressed` are laws over the same factors, `sizes` and `basis` what is known of markets by price factor: see
+    `unified_market`.
+    """
 
     generator: ScenarioGenerator
     factors: tuple[str, ...]
@@ -52,6 +81,9 @@ class Generation(NamedTuple):
     origins: Mapping[str, Origin]
     missing: frozenset[str]
     failures: tuple[Failure, ...]
+    stressed: tuple[StressedLaw, ...] = ()
+    sizes: Mapping[str, MarketSize] = MappingProxyType({})
+    basis: Mapping[str, float] = MappingProxyType({})
 
 
 def build_generator(resolved: Resolved, needed: Sequence[str], as_of: datetime) -> Generation:
@@ -64,8 +96,65 @@ def build_generator(resolved: Resolved, needed: Sequence[str], as_of: datetime) 
     """
     figures = resolved.configuration.scenarios
     if isinstance(figures, MultivariateTFigures):
-        return _from_figures(resolved, figures, sorted(needed))
-    return _from_history(resolved, figures, sorted(needed), as_of)
+        generation = _from_figures(resolved, figures, sorted(needed))
+    elif isinstance(figures, CalibratedFigures):
+        generation = _from_calibration(resolved, figures, sorted(needed))
+    else:
+        generation = _from_history(resolved, figures, sorted(needed), as_of)
+    return generation._replace(sizes={**generation.sizes, **_own_sizes(resolved)})
+
+
+def _own_sizes(resolved: Resolved) -> dict[str, MarketSize]:
+    """Sizes of markets that the policy itself states."""
+    assets = resolved.configuration.requirement.liquidity.assets
+    return {f"price:{name}": MarketSize(a.adv_usd, a.daily_std, a.spread) for name, a in assets.items()}
+
+
+def _from_calibration(resolved: Resolved, figures: CalibratedFigures, needed: Sequence[str]) -> Generation:
+    configuration = resolved.configuration
+    file = read_calibration(resolved.path(figures.calibration))
+    factors = calibrated_factors(file, figures)
+    _, missing = _covered(needed, factors)
+
+    def built(law: str, scenarios: int) -> ScenarioGenerator:
+        return calibrated_generator(
+            file,
+            law,
+            factors,
+            figures,
+            seed=configuration.run.seed,
+            scenarios=scenarios,
+            horizon_days=configuration.run.horizon_days,
+        )
+
+    of_stress = configuration.requirement.stressed_scenarios
+    stressed = tuple(
+        StressedLaw(name, built(name, of_stress), scenario_count(figures, of_stress))
+        for name in stressed_names(file, figures)
+    )
+    known = market_figures(file)
+    origins = {
+        name: Origin("proxy" if name in figures.proxies else "figures", _filled(file, figures, name))
+        for name in factors
+    }
+    return Generation(
+        built(CURRENT, figures.scenarios),
+        factors,
+        scenario_count(figures, figures.scenarios),
+        origins,
+        missing,
+        tuple(_missing_failures(missing)),
+        stressed,
+        {name: MarketSize(*market[:3]) for name, market in known.items()},
+        {name: market.basis for name, market in known.items() if market.basis is not None},
+    )
+
+
+def _filled(file: CalibrationFile, figures: CalibratedFigures, name: str) -> float:
+    """Share of the history behind a price that was filled; 0 for what has none to fill."""
+    model = figures.proxies[name].factor if name in figures.proxies else name
+    check = file.diagnostics.factors.get(model)
+    return 0.0 if check is None else check.filled_share
 
 
 def _covered(needed: Sequence[str], covered: Sequence[str]) -> tuple[tuple[str, ...], frozenset[str]]:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +23,13 @@ import pyarrow.feather
 import pyarrow.parquet
 
 from .errors import ConfigurationError, DataError, Failure, FailureReason
+from .volatility_filter import (
+    FilteredVolatility,
+    VolatilityRecursion,
+    check_recursion,
+    exponential_weighting,
+    filter_volatility,
+)
 
 ANCHORS = ("BTC", "ETH")
 """Assets whose dates are the dates of the panel, and on which shorter histories are loaded."""
@@ -52,6 +59,9 @@ MAXIMUM_AGE_DAYS = 7
 FLAT_RUN = 3
 """That many equal closes in a row are a price that is no longer made; the repetitions are rejected."""
 
+JOINT_KINDS = ("funding", "basis", "peg", "discount", "depth")
+"""Kinds of factors, besides price and vol, whose changes a history may hold; they keep the dates of the panel."""
+
 _DAY_US = 86_400_000_000
 
 
@@ -68,6 +78,18 @@ class VolatilityRule(NamedTuple):
     underlying: str
     beta: float
     eta: float
+
+
+class JointSeries(NamedTuple):
+    """Where the daily values of a factor stand in a context table, and how they change.
+
+    "log" is for values that are positive (a depth, the price of a stablecoin), "difference" for those that may be zero
+    or negative (a funding rate, a basis).
+    """
+
+    asset: str
+    series: str
+    change: Literal["log", "difference"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,12 +137,18 @@ class FactorHistory:
     source; a missing implied volatility cell follows its entry of `fill_rules`. `columns` maps a factor to its source
     column and the factor on its volatility (1, or the scale of its proxy); `rules` are the implied volatilities without
     a history. Factors that are in neither have a failure.
+
+    What a path needs beyond one day, all [sources]: `variance_next` of the recursion (`sigma_next` is its root, but at
+    least `floor`), the `floor`, and the `recursions` that filtered the residuals and carry the variance on.
     """
 
     dates: np.ndarray
     sources: tuple[str, ...]
     residuals: np.ndarray
     sigma_next: np.ndarray
+    variance_next: np.ndarray
+    floor: np.ndarray
+    recursions: tuple[VolatilityRecursion, ...]
     anchor_residuals: np.ndarray
     loadings: np.ndarray
     own_residuals: tuple[np.ndarray, ...]
@@ -171,7 +199,7 @@ def return_panel(
     are rejected. Raises DataError when a column or an anchor is missing or the bars are not daily.
     """
     names = tuple(dict.fromkeys((*anchors, *assets)))
-    series, failures = _daily_series(
+    series, failures = daily_series(
         table, names, label="market", value="close", labels=markets, every_label=splice, as_of=as_of, payload=payload
     )
     if not series:
@@ -210,7 +238,7 @@ def implied_vol_changes(
 
     A value is dated like a bar: it closes the day that opens at ts. Underlyings without a row are absent.
     """
-    found, failures = _daily_series(
+    found, failures = daily_series(
         table, underlyings, label="series", value="value", labels=(series,), every_label=False, as_of=as_of,
         payload=payload,
     )  # fmt: skip
@@ -223,7 +251,38 @@ def implied_vol_changes(
     return changes, failures
 
 
-def _daily_series(
+def joint_changes(
+    table: pa.Table,
+    series: Mapping[str, JointSeries],
+    *,
+    dates: np.ndarray,
+    as_of: datetime | None = None,
+    payload: str = "market context",
+) -> tuple[dict[str, np.ndarray], tuple[Failure, ...]]:
+    """Daily changes [dates] of each factor of `series` that a context table (asset, series, ts, value) has.
+
+    Values are dated like those of `implied_vol_changes`. Factors without a row are absent.
+    """
+    positions = dates.astype("datetime64[D]").astype(np.int64)
+    first = int(positions[0])
+    changes: dict[str, np.ndarray] = {}
+    failures: list[Failure] = []
+    for factor, source in series.items():
+        if source.change not in ("log", "difference"):
+            raise ConfigurationError(f"change of {factor} is {source.change!r}; expected 'log' or 'difference'")
+        logarithmic = source.change == "log"
+        found, rejected = daily_series(
+            table, (source.asset,), label="series", value="value", labels=(source.series,), every_label=False,
+            as_of=as_of, payload=payload, positive=logarithmic,
+        )  # fmt: skip
+        failures.extend(rejected)
+        for days, values in found.values():
+            every_day = _daily_changes(days, values, first, int(positions[-1]) - first + 1, logarithmic=logarithmic)
+            changes[factor] = every_day[positions - first]
+    return changes, tuple(failures)
+
+
+def daily_series(
     table: pa.Table,
     assets: Sequence[str],
     *,
@@ -233,10 +292,15 @@ def _daily_series(
     every_label: bool,
     as_of: datetime | None,
     payload: str,
+    positive: bool = True,
 ) -> tuple[dict[tuple[str, str], tuple[np.ndarray, np.ndarray]], tuple[Failure, ...]]:
     """Days since 1970, ascending, and positive values of each (asset, label) in use; and what was rejected.
 
-    A rejected row keeps its day with the value NaN, so that a gap does not move.
+    `label` is the column that tells an asset's series apart, `labels` those wanted, most preferred first: without
+    `every_label` an asset has the first that it has rows of. Bars that are not complete at `as_of` are cut. A rejected
+    row keeps its day with the value NaN, so that a gap does not move. With `positive` False values may have any sign
+    and repeat (a rate at its cap), else both are rejected. Raises DataError when a column is missing or most rows do
+    not open at 00:00 UTC.
     """
     for column in ("asset", label, "ts", value):
         if column not in table.column_names:
@@ -244,8 +308,8 @@ def _daily_series(
             raise DataError(Failure(FailureReason.MISSING_FIELD, message, payload=payload, path=column))
     wanted = pa.array(list(dict.fromkeys(assets)), type=pa.string())
     table = table.filter(pc.is_in(pc.cast(table["asset"], pa.string()), value_set=wanted))
-    asset_of, label_of = _texts(table["asset"]), _texts(table[label])
-    opened = _microseconds(table["ts"])
+    asset_of, label_of = column_texts(table["asset"]), column_texts(table[label])
+    opened = column_microseconds(table["ts"])
     known = opened != np.iinfo(np.int64).min
     cut = np.iinfo(np.int64).max if as_of is None else _instant(as_of)
     complete = ~known | (opened <= cut - _DAY_US)
@@ -253,10 +317,10 @@ def _daily_series(
     if 2 * np.count_nonzero(off_grid) > max(1, len(opened)):
         message = "most rows do not open at 00:00 UTC; expected one bar per asset, market and UTC day"
         raise DataError(Failure(FailureReason.MALFORMED, message, payload=payload, path="ts"))
-    absent, numbers = _numbers(table[value])
+    absent, numbers = column_numbers(table[value])
     bars = None
     if "nbars" in table.column_names:
-        bars = _numbers(table["nbars"])[1]
+        bars = column_numbers(table["nbars"])[1]
 
     series = {}
     failures: list[Failure] = []
@@ -278,11 +342,12 @@ def _daily_series(
             _mark(reasons, _repeated(days), FailureReason.DUPLICATE)
             _mark(reasons, absent[rows], FailureReason.MISSING_FIELD)
             _mark(reasons, ~np.isfinite(values), FailureReason.NOT_A_NUMBER)
-            with np.errstate(invalid="ignore"):
-                _mark(reasons, values <= 0.0, FailureReason.OUT_OF_RANGE)
-            _mark(reasons, _flat(days, values, reasons == ""), FailureReason.STALE)
+            if positive:
+                with np.errstate(invalid="ignore"):
+                    _mark(reasons, values <= 0.0, FailureReason.OUT_OF_RANGE)
+                _mark(reasons, _flat(days, values, reasons == ""), FailureReason.STALE)
             failures.extend(
-                _row_failure(reasons[i], asset, name, value, opened[rows[i]], values[i], payload)
+                _row_failure(reasons[i], asset, name, value, opened[rows[i]], float(values[i]), payload)
                 for i in np.flatnonzero(reasons != "")
             )
             usable = known[rows] & ~off_grid[rows]
@@ -336,17 +401,19 @@ def _anchor_failure(anchor: str, payload: str) -> Failure:
     return Failure(FailureReason.MISSING_PARAMETER, message, payload=payload, subject=anchor)
 
 
-def _daily_changes(days: np.ndarray, values: np.ndarray, start: int, length: int) -> np.ndarray:
-    """Log-changes [length] from one calendar day to the next, position 0 being day `start`; NaN across a gap."""
+def _daily_changes(
+    days: np.ndarray, values: np.ndarray, start: int, length: int, *, logarithmic: bool = True
+) -> np.ndarray:
+    """Changes [length] from one calendar day to the next, position 0 being day `start`; NaN across a gap."""
     changes = np.full(length, np.nan)
-    change = np.diff(np.log(values))
+    change = np.diff(np.log(values) if logarithmic else values)
     position = days[1:] - start
     usable = (np.diff(days) == 1) & (position >= 0) & (position < length)
     changes[position[usable]] = change[usable]
     return changes
 
 
-def _microseconds(column: pa.ChunkedArray) -> np.ndarray:
+def column_microseconds(column: pa.ChunkedArray) -> np.ndarray:
     """Microseconds since 1970 UTC (naive times are UTC), the smallest int64 for null."""
     if pa.types.is_date(column.type) or pa.types.is_string(column.type):
         column = pc.cast(column, pa.timestamp("us"))
@@ -354,11 +421,12 @@ def _microseconds(column: pa.ChunkedArray) -> np.ndarray:
     return column.combine_chunks().to_numpy(zero_copy_only=False).astype("datetime64[us]").astype(np.int64)
 
 
-def _texts(column: pa.ChunkedArray) -> np.ndarray:
+def column_texts(column: pa.ChunkedArray) -> np.ndarray:
+    """The cells as an object array of texts, None for null."""
     return np.asarray(pc.cast(column, pa.string()).to_pylist(), dtype=object)
 
 
-def _numbers(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+def column_numbers(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     """Which cells are null, and the values as float64 with NaN for a null or a text that is no number."""
     absent = pc.is_null(column).combine_chunks().to_numpy(zero_copy_only=False)
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
@@ -396,34 +464,12 @@ def ewma_volatility(
 ) -> np.ndarray:
     """Daily volatility [dates + 1, columns] known before each date; the last row is that of the next day.
 
-    sigma2_{t+1} = decay sigma2_t + (1 - decay) r_t^2 (J.P. Morgan/Reuters, RiskMetrics Technical Document, 1996), from
-    the mean of the first `burn_in` squares of the column on; NaN before. A missing return leaves the variance as it is.
-    The result is floored at `floor_fraction` times the root mean square of the returns among the last `floor_window`
-    dates (when at least `burn_in` of them are there); the floor does not enter the recursion.
+    sigma2_{t+1} = decay sigma2_t + (1 - decay) r_t^2, floored: see `volatility_filter`.
     """
-    dates, columns = returns.shape
-    present = np.isfinite(returns)
-    squares = np.where(present, returns, 0.0) ** 2
-    variance = np.full((dates + 1, columns), np.nan)
-    count = np.zeros(columns, dtype=np.int64)
-    total = np.zeros(columns)
-    running = np.full(columns, np.nan)
-    for t in range(dates):
-        started = count >= burn_in
-        updated = np.where(started, decay * running + (1.0 - decay) * squares[t], running)
-        total = total + np.where(started, 0.0, squares[t])
-        count = count + present[t]
-        running = np.where(present[t], updated, running)
-        running = np.where(~started & (count >= burn_in), total / burn_in, running)
-        variance[t + 1] = running
-    begin = np.zeros((1, columns))
-    summed = np.concatenate([begin, np.cumsum(squares, axis=0)])
-    counted = np.concatenate([begin, np.cumsum(present, axis=0)])
-    earlier = np.maximum(np.arange(dates + 1) - floor_window, 0)
-    inside = counted - counted[earlier]
-    mean = (summed - summed[earlier]) / np.maximum(inside, 1.0)
-    floor = np.where(inside >= burn_in, floor_fraction * np.sqrt(np.maximum(mean, 0.0)), 0.0)
-    return np.maximum(np.sqrt(variance), floor, where=np.isfinite(variance), out=np.full_like(variance, np.nan))
+    weighting = [exponential_weighting(decay)] * returns.shape[1]
+    return filter_volatility(
+        returns, weighting, burn_in=burn_in, floor_fraction=floor_fraction, floor_window=floor_window
+    ).volatility
 
 
 def volatility_rule(
@@ -448,19 +494,30 @@ def factor_history(
     minimum_days: int = MINIMUM_DAYS,
     maximum_age_days: int = MAXIMUM_AGE_DAYS,
     decay: float = DECAY,
+    recursions: Mapping[str, VolatilityRecursion] | None = None,
+    joint: Mapping[str, np.ndarray] | None = None,
 ) -> FactorHistory:
-    """Residuals, volatilities and fill rules of the price and vol factors among `factors` (pegs are parametric).
+    """Residuals, volatilities and fill rules of the factors among `factors` (pegs without a history are parametric).
 
     A price with at least `minimum_days` returns, the last at most `maximum_age_days` before the end of the panel, has
     its own residuals, with the loadings of a regression on those of all anchors over the overlap. Else it takes its
     entry of `proxies`, else it has a failure (`stale` when long but ended, `missing_parameter` otherwise). An implied
     volatility (`implied_vols` [panel dates] by underlying) is treated alike with beta and eta from `volatility_rules`,
     else from its own history, else from the first anchor that has one; it needs the price factor of its underlying.
-    Residuals begin when every anchor has one. Raises ConfigurationError for a factor of another kind or a bad proxy.
+    Residuals begin when every anchor has one.
+
+    Factors of `JOINT_KINDS` take their changes from `joint` [panel dates] by factor name, with gaps filled like those
+    of a price; one that is short, ended or not there has a failure, but for a peg that is not there. A factor with an
+    entry in `recursions` is filtered by it, any other by exponential weighting with `decay`. Raises ConfigurationError
+    for a factor of another kind, a bad proxy or a bad recursion.
     """
     proxies = {} if proxies is None else proxies
     implied_vols = {} if implied_vols is None else implied_vols
     rules_given = {} if volatility_rules is None else volatility_rules
+    given_recursions = {} if recursions is None else recursions
+    joint = {} if joint is None else joint
+    for name, recursion in given_recursions.items():
+        check_recursion(recursion, name)
     price_names, vol_names = _named(factors, "price"), _named(factors, "vol")
     for asset, proxy in proxies.items():
         if not (math.isfinite(proxy.scale) and proxy.scale > 0.0):
@@ -468,8 +525,14 @@ def factor_history(
         if proxy.asset == asset:
             raise ConfigurationError(f"proxy of {asset} is {asset} itself")
 
-    volatility = ewma_volatility(panel.returns, decay=decay)
-    standardised = _standardised(panel.returns, volatility)
+    def filtered(changes: np.ndarray, names: Sequence[str]) -> FilteredVolatility:
+        own = [given_recursions.get(name, exponential_weighting(decay)) for name in names]
+        return filter_volatility(
+            changes, own, burn_in=BURN_IN_DAYS, floor_fraction=FLOOR_FRACTION, floor_window=FLOOR_WINDOW_DAYS
+        )
+
+    of_prices = filtered(panel.returns, [f"price:{asset}" for asset in panel.assets])
+    standardised = _standardised(panel.returns, of_prices.volatility)
     kept = np.isfinite(standardised[:, panel.anchors]).all(axis=1)
     if not kept.any():
         message = f"the anchors have {len(panel.dates)} common daily returns; more than {BURN_IN_DAYS} are needed"
@@ -481,7 +544,7 @@ def factor_history(
     )
     positions = {asset: panel.assets.index(asset) for asset, _ in origin.values()}
     sources = [
-        _price_source(asset, standardised[kept, position], float(volatility[-1, position]), anchor_residuals)
+        _loaded_source(f"price:{asset}", standardised[kept, position], of_prices, position, anchor_residuals)
         for asset, position in positions.items()
     ]
     order = list(positions)
@@ -512,16 +575,30 @@ def factor_history(
         if changes is None or _state(panel.dates, changes, minimum_days, maximum_age_days) != "own":
             rules[name] = rule
             continue
-        sigma = ewma_volatility(changes[:, None], decay=decay)
-        residuals = _standardised(changes[:, None], sigma)[kept, 0]
+        of_vol = filtered(changes[:, None], [name])
+        residuals = _standardised(changes[:, None], of_vol.volatility)[kept, 0]
         no_loading = np.full(len(panel.anchors), np.nan)
         fill_rules[name] = rule
         columns[name] = len(sources), 1.0
-        sources.append(_Source(name, residuals, float(sigma[-1, 0]), no_loading, np.zeros(0)))
+        sources.append(_Source(name, residuals, *_last(of_vol, 0), no_loading, np.zeros(0)))
+    for name in _joint_names(factors):
+        if name not in joint:
+            if not name.startswith("peg:"):
+                message = f"{name} has no history"
+                failures.append(Failure(FailureReason.MISSING_PARAMETER, message, subject=name))
+            continue
+        state = _state(panel.dates, joint[name], minimum_days, maximum_age_days)
+        if state != "own":
+            failures.append(_joint_failure(name, state, minimum_days))
+            continue
+        of_joint = filtered(joint[name][:, None], [name])
+        residuals = _standardised(joint[name][:, None], of_joint.volatility)[kept, 0]
+        columns[name] = len(sources), 1.0
+        sources.append(_loaded_source(name, residuals, of_joint, 0, anchor_residuals))
 
     for source in sources:
         if not (math.isfinite(source.sigma_next) and source.sigma_next > 0.0):
-            message = f"{source.name} has the volatility {source.sigma_next!r}; its returns are all zero"
+            message = f"{source.name} has the volatility {source.sigma_next!r}; its changes are all zero"
             raise DataError(Failure(FailureReason.CALCULATION, message, subject=source.name))
     dates = panel.dates[kept]
     history = FactorHistory(
@@ -529,6 +606,9 @@ def factor_history(
         sources=tuple(source.name for source in sources),
         residuals=np.array([source.residuals for source in sources]).reshape(len(sources), len(dates)).T.copy(),
         sigma_next=np.array([source.sigma_next for source in sources]),
+        variance_next=np.array([source.variance_next for source in sources]),
+        floor=np.array([source.floor for source in sources]),
+        recursions=tuple(given_recursions.get(source.name, exponential_weighting(decay)) for source in sources),
         anchor_residuals=anchor_residuals,
         loadings=np.array([source.loadings for source in sources]).reshape(len(sources), len(panel.anchors)),
         own_residuals=tuple(source.own_residuals for source in sources),
@@ -539,7 +619,9 @@ def factor_history(
         failures=tuple(failures),
     )
     listed = [name for name in factors if name in columns or name in rules]
-    return replace(history, diagnostics=tuple(_diagnostics(name, panel, history, implied_vols) for name in listed))
+    return replace(
+        history, diagnostics=tuple(_diagnostics(name, panel, history, implied_vols, joint) for name in listed)
+    )
 
 
 class _Source(NamedTuple):
@@ -548,6 +630,8 @@ class _Source(NamedTuple):
     name: str
     residuals: np.ndarray
     sigma_next: float
+    variance_next: float
+    floor: float
     loadings: np.ndarray
     own_residuals: np.ndarray
 
@@ -557,11 +641,22 @@ def _standardised(returns: np.ndarray, volatility: np.ndarray) -> np.ndarray:
         return np.where(volatility[:-1] > 0.0, returns / volatility[:-1], np.nan)
 
 
-def _price_source(asset: str, residuals: np.ndarray, sigma_next: float, anchor_residuals: np.ndarray) -> _Source:
+def _last(filtered: FilteredVolatility, column: int) -> tuple[float, float, float]:
+    """Volatility, variance of the recursion and floor of the day after the last date."""
+    return (
+        float(filtered.volatility[-1, column]),
+        float(filtered.variance[-1, column]),
+        float(filtered.floor[-1, column]),
+    )
+
+
+def _loaded_source(
+    name: str, residuals: np.ndarray, filtered: FilteredVolatility, column: int, anchor_residuals: np.ndarray
+) -> _Source:
     present = np.isfinite(residuals)
     loadings = np.linalg.lstsq(anchor_residuals[present], residuals[present], rcond=None)[0]
     own = residuals[present] - (anchor_residuals[present] * loadings).sum(axis=1)
-    return _Source(f"price:{asset}", residuals, sigma_next, loadings, own)
+    return _Source(name, residuals, *_last(filtered, column), loadings, own)
 
 
 def _price_origins(
@@ -602,11 +697,24 @@ def _named(factors: Sequence[str], wanted: str) -> list[str]:
     names = []
     for factor in factors:
         kind, separator, name = factor.partition(":")
-        if kind not in ("price", "vol", "peg") or not separator or not name:
-            raise ConfigurationError(f"factor {factor!r} is not of the form price:NAME, vol:NAME or peg:NAME")
+        if kind not in ("price", "vol", *JOINT_KINDS) or not separator or not name:
+            kinds = ", ".join(f"{kind}:NAME" for kind in ("vol", *JOINT_KINDS[:-1]))
+            raise ConfigurationError(
+                f"factor {factor!r} is not of the form price:NAME, {kinds} or {JOINT_KINDS[-1]}:NAME"
+            )
         if kind == wanted:
             names.append(name)
     return names
+
+
+def _joint_names(factors: Sequence[str]) -> list[str]:
+    return [name for name in dict.fromkeys(factors) if name.partition(":")[0] in JOINT_KINDS]
+
+
+def _joint_failure(name: str, state: str, minimum_days: int) -> Failure:
+    found = "ended before the end of the panel" if state == "stale" else f"has fewer than {minimum_days} daily changes"
+    reason = FailureReason.STALE if state == "stale" else FailureReason.MISSING_PARAMETER
+    return Failure(reason, f"the history of {name} {found}", subject=name)
 
 
 def _state(dates: np.ndarray, changes: np.ndarray, minimum_days: int, maximum_age_days: int) -> str:
@@ -630,7 +738,11 @@ def _price_failure(asset: str, state: str, proxy: Proxy | None, minimum_days: in
 
 
 def _diagnostics(
-    name: str, panel: ReturnPanel, history: FactorHistory, implied_vols: Mapping[str, np.ndarray]
+    name: str,
+    panel: ReturnPanel,
+    history: FactorHistory,
+    implied_vols: Mapping[str, np.ndarray],
+    joint: Mapping[str, np.ndarray],
 ) -> FactorDiagnostics:
     kind, _, asset = name.partition(":")
     if name in history.rules:
@@ -640,12 +752,15 @@ def _diagnostics(
         return FactorDiagnostics(name, "rule", "", "", "", 0, 1.0, sigma)
     column, scale = history.columns[name]
     source = history.sources[column].partition(":")[2]
-    changes = implied_vols[asset] if kind == "vol" else panel.returns[:, panel.assets.index(source)]
+    if name in joint:
+        changes = joint[name]
+    else:
+        changes = implied_vols[asset] if kind == "vol" else panel.returns[:, panel.assets.index(source)]
     present = panel.dates[np.isfinite(changes)]
     return FactorDiagnostics(
         factor=name,
         origin="own" if source == asset else "proxy",
-        market="" if kind == "vol" else panel.markets[panel.assets.index(source)],
+        market=panel.markets[panel.assets.index(source)] if kind == "price" else "",
         first_date=str(present[0]),
         last_date=str(present[-1]),
         days=len(present),

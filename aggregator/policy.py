@@ -15,16 +15,18 @@ from .section import Section
 
 
 class Grid(Section):
-    """The deterministic scenario grid: moves of all prices together (by beta) and of each underlying alone.
+    """The deterministic scenario grid: all prices together, each underlying alone, each peg alone.
 
-    `scan` is the largest ordinary move by asset, `default_scan` that of the others; points lie evenly between minus and
-    plus the scan. `vol_up` and `vol_down` move every implied volatility; an extreme point is `extreme` times the scan
-    at `extreme_weight` of its loss, with volatility unchanged.
+    `scan` is the largest ordinary move by asset, `default_scan` that of the others; `points` lie evenly between minus
+    and plus the scan, each with volatility down, unchanged and up. Extreme points are `extreme` scans away, with
+    volatility unchanged, and count at `extreme_weight` of their loss. See `scenario_grid`.
     """
 
     points: int = Field(default=7, ge=3, le=41)
-    scan: dict[str, float] = {"BTC": 0.15, "ETH": 0.15}
-    default_scan: float = Field(default=0.25, gt=0, lt=1)
+    scan: dict[str, float] = {"BTC": 0.15, "ETH": 0.15, "SOL": 0.25, "BNB": 0.25, "XRP": 0.25}
+    default_scan: float = Field(default=0.50, gt=0, lt=1)
+    peg: dict[str, float] = {}
+    default_peg: float = Field(default=0.05, gt=0, lt=1)
     vol_up: float = Field(default=0.45, ge=0)
     vol_down: float = Field(default=0.30, ge=0, lt=1)
     vol_power: float = Field(default=0.3, ge=0)
@@ -37,9 +39,9 @@ class Grid(Section):
     def _moves(self) -> Grid:
         if self.points % 2 == 0:
             raise ValueError(f"points is {self.points}; an odd number has the unchanged price in its middle")
-        for asset, scan in {**self.scan, "default_scan": self.default_scan}.items():
-            if not 0.0 < scan < 1.0:
-                raise ValueError(f"scan of {asset} is {scan}; expected a share between 0 and 1")
+        for name, move in [*self.scan.items(), *self.peg.items()]:
+            if not 0.0 < move < 1.0:
+                raise ValueError(f"the move of {name} is {move}; expected a share between 0 and 1")
         return self
 
 
@@ -86,6 +88,8 @@ class VenuePolicy(Section):
     hazard_per_year: float = Field(default=0.02, ge=0)
     loss_given_default: float = Field(default=0.6, ge=0, le=1)
     own_tokens: tuple[str, ...] = ()
+    funding_hours: float = Field(default=8.0, gt=0)
+    """Hours that the venue's funding rate is stated for."""
 
 
 class Haircut(Section):
@@ -97,16 +101,18 @@ class Haircut(Section):
     liquidity: float = Field(default=0.0, ge=0, le=1)
 
 
-_OWN_TOKENS = {
+# Own tokens and the hours of a funding rate are facts of the venues; hazards and losses stay at the defaults above.
+_VENUES = {
     "binance": VenuePolicy(own_tokens=("BNB",)),
     "okx": VenuePolicy(own_tokens=("OKB",)),
     "bybit": VenuePolicy(own_tokens=("MNT", "BIT")),
-    "hyperliquid": VenuePolicy(own_tokens=("HYPE",)),
-    "dydx_v4": VenuePolicy(own_tokens=("DYDX", "ethDYDX")),
-    "drift_v2": VenuePolicy(own_tokens=("DRIFT",)),
+    "hyperliquid": VenuePolicy(own_tokens=("HYPE",), funding_hours=1.0),
+    "dydx_v4": VenuePolicy(own_tokens=("DYDX", "ethDYDX"), funding_hours=1.0),
+    "drift_v2": VenuePolicy(own_tokens=("DRIFT",), funding_hours=1.0),
     "aave_v3": VenuePolicy(own_tokens=("AAVE", "GHO")),
     "compound_v3": VenuePolicy(own_tokens=("COMP",)),
     "gmx_v2": VenuePolicy(own_tokens=("GMX",)),
+    "derive": VenuePolicy(own_tokens=("DRV",), funding_hours=1.0),
 }
 
 
@@ -117,6 +123,8 @@ class Requirement(Section):
     """
 
     stress_weight: float = Field(default=0.25, ge=0, le=1)
+    stressed_scenarios: int = Field(default=4096, ge=256, le=1_000_000)
+    """Scenarios of each stressed law."""
     offset_cap: float = Field(default=0.80, ge=0, le=1)
     floor_rate: float = Field(default=0.01, ge=0, le=1)
     initial_scale: float = Field(default=1.25, ge=1)
@@ -125,7 +133,7 @@ class Requirement(Section):
     grid: Grid = Grid()
     liquidity: Liquidity = Liquidity()
     basis: Basis = Basis()
-    venues: dict[str, VenuePolicy] = _OWN_TOKENS
+    venues: dict[str, VenuePolicy] = _VENUES
     other_venues: VenuePolicy = VenuePolicy()
     opportunity_rate: float = Field(default=0.05, ge=0)
     """What capital that lies as margin could earn elsewhere, a year."""

@@ -14,6 +14,7 @@ the result is the same under jit, vmap, any batch size and any number of devices
 order of the scenarios.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -199,6 +200,19 @@ def expected_shortfall(
 ) -> Float[Array, ""]:
     """Expected shortfall of one loss row, USD, float64; `tail_risk` gives both measures for the same work."""
     return tail_risk(losses, weights, confidence=confidence).expected_shortfall
+
+
+def tail_rows(
+    losses: Float[Array, "rows scenarios"], weights: Float[Array, " scenarios"], levels: Sequence[float]
+) -> tuple[Float[Array, "rows levels"], Float[Array, "rows levels"]]:
+    """(VaR, ES) of every row at every level; one row at a time keeps the temporaries small."""
+
+    confidences = jnp.asarray(levels, jnp.float64)
+
+    def one(row: Array) -> tuple[Array, Array]:
+        return tuple(lax.map(lambda level: tail_risk(row, weights, confidence=level), confidences))
+
+    return lax.map(one, losses)
 
 
 def tail_weights(

@@ -2,8 +2,12 @@
 
 A scenario is a vector over `factors` (ordered names): `price:BTC` is the log-change of an asset's price, `vol:BTC` the
 change of the logarithm of an underlying's 30-day implied volatility, `peg:USDC` the log-change of a stablecoin's USD
-price relative to today. A path is a sequence of such vectors, one per step. Everything is float64. Axis words:
-`factors`, `scenarios`, `steps`, `dates`.
+price relative to today. A path is a sequence of such vectors, one per step, and every factor adds up along it. Further
+kinds, from `overlays` or from columns of a history: `discount:wstETH`, the log-change of a token's price over its share
+of the underlying; `basis:BTC`, the log-change of a perpetual or future over its underlying; `oracle:BTC` or
+`oracle:VENUE`, the log-change of the oracle's mark over the price; `depth:BTC`, the log-change of the depth of an order
+book; `funding:BTC`, what a long position pays over the step, a fraction of its notional. Everything is float64. Axis
+words: `factors`, `scenarios`, `steps`, `dates`.
 
 A generator (one law per module in `generators`) is built for the length of its step. `start` draws what a whole path
 shares (a regime, a member of a mixture), `step` the changes of one step and what the next one starts from. A one-step

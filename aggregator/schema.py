@@ -51,6 +51,11 @@ def _field(name: str, kind: pa.DataType, unit: str, *, nullable: bool = False) -
     return pa.field(name, kind, nullable=nullable, metadata={"unit": unit})
 
 
+def _information(field: pa.Field) -> pa.Field:
+    """The field marked as one that people and other programs may read and that no figure of a run looks at."""
+    return field.with_metadata({**field.metadata, "use": "information"})
+
+
 def _text(name: str, unit: str = "id", *, nullable: bool = False) -> pa.Field:
     return _field(name, pa.string(), unit, nullable=nullable)
 
@@ -80,7 +85,7 @@ ACCOUNTS = _schema(
     1,
     [
         _text("account_id"),
-        _text("parent_account_id", nullable=True),
+        _information(_text("parent_account_id", nullable=True)),
         _text("node"),
         _text("venue"),
         _text("chain", nullable=True),
@@ -89,7 +94,7 @@ ACCOUNTS = _schema(
         _text("rule_set"),
         _text("settlement_asset", "asset whose unit the venue's own numbers carry; USD for a plain dollar base"),
         _text("emode", "lending category", nullable=True),
-        _flag("multi_assets_mode", nullable=True),
+        _information(_flag("multi_assets_mode", nullable=True)),
         _time("event_at", nullable=True),
         _time("received_at", nullable=True),
         _decimal("reported_equity", "settlement asset", nullable=True),
@@ -109,7 +114,7 @@ BALANCES = _schema(
         _decimal("quantity", "tokens, positive"),
         _decimal("accrued_interest", "tokens not yet in quantity", nullable=True),
         _flag("collateral_enabled"),
-        _decimal("locked", "tokens not withdrawable", nullable=True),
+        _information(_decimal("locked", "tokens not withdrawable", nullable=True)),
     ],
 )
 
@@ -126,7 +131,7 @@ POSITIONS = _schema(
         _decimal("realized_pnl", "settlement asset, not yet in the balance", nullable=True),
         _decimal("leverage", "chosen leverage", nullable=True),
         _decimal("initial_rate_override", "fraction of notional", nullable=True),
-        _decimal("isolated_collateral", "settlement asset", nullable=True),
+        _information(_decimal("isolated_collateral", "settlement asset", nullable=True)),
         _decimal("reported_initial_margin", "settlement asset", nullable=True),
         _decimal("reported_maintenance_margin", "settlement asset", nullable=True),
         _decimal("reported_liquidation_price", "quote per unit", nullable=True),
@@ -234,7 +239,9 @@ MARGIN_TIERS = _schema(
         _text("market", "instrument_id"),
         _field("tier", pa.int32(), "1 is the smallest notional"),
         _decimal("notional_floor", "settlement asset, or contracts where the component says so"),
-        _decimal("notional_cap", "settlement asset, or contracts where the component says so", nullable=True),
+        _information(
+            _decimal("notional_cap", "settlement asset, or contracts where the component says so", nullable=True)
+        ),
         _decimal("initial_rate", "fraction of notional"),
         _decimal("maintenance_rate", "fraction of notional, marginal"),
         _decimal("deduction", "settlement asset"),
@@ -257,8 +264,8 @@ COLLATERAL_TIERS = _schema(
         _decimal("asset_weight_maintenance", "fraction of value that counts for maintenance margin"),
         _decimal("liability_weight_initial", "multiple of value that a debt counts for initial margin"),
         _decimal("liability_weight_maintenance", "multiple of value that a debt counts for maintenance margin"),
-        _decimal("liquidation_bonus", "fraction", nullable=True),
-        _decimal("cap", "tokens", nullable=True),
+        _information(_decimal("liquidation_bonus", "fraction", nullable=True)),
+        _information(_decimal("cap", "tokens", nullable=True)),
         _text("source"),
     ],
 )
@@ -345,7 +352,9 @@ class ArrowStream:
 
 
 def describe(schema: pa.Schema) -> list[dict[str, Any]]:
-    """Name, type, unit and nullability of every column, for people and for machines."""
+    """Name, type, unit and nullability of every column, and the use of one that is information alone, for people and
+    for machines.
+    """
     return [
         {
             "name": f.name,
@@ -353,6 +362,7 @@ def describe(schema: pa.Schema) -> list[dict[str, Any]]:
             "unit": (f.metadata or {}).get(b"unit", b"").decode(),
             "nullable": f.nullable,
         }
+        | ({"use": f.metadata[b"use"].decode()} if b"use" in (f.metadata or {}) else {})
         for f in schema
     ]
 
@@ -580,8 +590,8 @@ def failures_table(failures: Sequence[Failure]) -> pa.Table:
     )
 
 
-def _result(name: str, fields: Sequence[pa.Field]) -> pa.Schema:
-    return _schema(name, 1, [_text("run_id"), *fields])
+def _result(name: str, fields: Sequence[pa.Field], *, version: int = 1) -> pa.Schema:
+    return _schema(name, version, [_text("run_id"), *fields])
 
 
 RUNS = _result(
@@ -647,6 +657,68 @@ PORTFOLIO_MARGIN = _result(
         _float("offset_across_nodes_99_usd", "USD, silo sum minus pooled", nullable=True),
         _float("pooled_to_silo_99", "ratio", nullable=True),
         _float("equity_to_es_99", "equity over pooled ES", nullable=True),
+        _float("var_99_pooled_error_usd", "USD, standard error", nullable=True),
+        _float("es_99_pooled_error_usd", "USD, standard error", nullable=True),
+        _float("var_995_pooled_error_usd", "USD, standard error", nullable=True),
+        _float("es_995_pooled_error_usd", "USD, standard error", nullable=True),
+        _float("unified_equity_usd", "USD, collateral at its haircut where it is not simulated", nullable=True),
+        _float("requirement_silo_usd", "USD, sum of the nodes' requirements, each alone, maintenance", nullable=True),
+        _float("requirement_ideal_usd", "USD, everything pooled, maintenance", nullable=True),
+        _float("requirement_effective_usd", "USD, after the offset cap: the unified maintenance margin", nullable=True),
+        _float("requirement_initial_usd", "USD, the unified initial margin", nullable=True),
+        _float("offset_share", "fraction of the offset across nodes that is granted", nullable=True),
+        _float("offset_benefit_usd", "USD, silo minus effective, negative for hidden illiquidity", nullable=True),
+        _float("margin_efficiency", "effective over silo requirement", nullable=True),
+        _float("health_unified", "unified equity over the unified maintenance margin", nullable=True),
+        _float("unmeasured_usd", "USD, exposure to assets whose market is unknown to the add-ons", nullable=True),
+        _float("capital_cost_usd", "USD a year, of what the venues lock, borrow and fund", nullable=True),
+    ],
+    version=2,
+)
+
+STRESS = _result(
+    "stress",
+    [
+        _text("portfolio_id"),
+        _text("stress", "name in the library"),
+        _text("description", "what happens"),
+        _flag("binding"),
+        _float("loss_usd", "USD, prices, funding and failures of venues"),
+        _float("price_loss_usd", "USD, prices alone"),
+        _float("liquidity_usd", "USD, cost of liquidating everything at the depth of the stress", nullable=True),
+        _float("equity_after_usd", "USD, equity less the loss"),
+        _float("unavailable_usd", "USD of that which lies where nothing can be withdrawn"),
+        _float("uncovered_usd", "USD lacking at nodes whose loss exceeds their equity, if nothing can be moved"),
+        _float("uncovered_pooled_usd", "USD lacking if everything could be moved"),
+        _text("transfers", "open | shut"),
+        _text("liquidated", "JSON list of accounts that their venue liquidates"),
+        _text("insolvent", "JSON list of accounts whose equity, as the venue counts it, ends below zero"),
+        _text("drivers", "JSON list of the lines with the largest losses and gains: key, loss_usd"),
+    ],
+)
+
+REQUIREMENT = _result(
+    "requirement",
+    [
+        _text("portfolio_id"),
+        _text("scope", "node id, or unified: everything pooled"),
+        _text("level", "maintenance (99 %) | initial (99.5 %)"),
+        _float("es_current_usd", "USD, expected shortfall under current volatility"),
+        _float("es_horizon_usd", "USD, the same over the liquidity horizons of what is held"),
+        _float("es_stressed_usd", "USD, the largest over the stressed laws, at the same horizons", nullable=True),
+        _float("es_blend_usd", "USD"),
+        _float("grid_usd", "USD, worst of the scenario grid"),
+        _float("stress_usd", "USD, worst of the stresses that are binding"),
+        _float("floor_usd", "USD"),
+        _float("base_usd", "USD, the largest of blend, grid, binding stress and floor"),
+        _float("liquidity_usd", "USD"),
+        _float("concentration_usd", "USD"),
+        _float("basis_usd", "USD"),
+        _float("wrong_way_usd", "USD"),
+        _float("venue_usd", "USD"),
+        _float("requirement_usd", "USD, base and add-ons"),
+        _float("unmeasured_usd", "USD, exposure that the add-ons lack market figures for"),
+        _text("grid_point", "worst point of the grid", nullable=True),
     ],
 )
 
@@ -692,7 +764,13 @@ NODE_MARGIN = _result(
         _float("es_99_usd", "USD"),
         _float("var_995_usd", "USD"),
         _float("es_995_usd", "USD"),
+        _float("requirement_usd", "USD, the node alone, maintenance", nullable=True),
+        _float("locked_usd", "USD, initial margin that the venue itself asks for", nullable=True),
+        _float("opportunity_cost_usd", "USD a year on what is locked", nullable=True),
+        _float("borrow_cost_usd", "USD a year on debts at their rates of today", nullable=True),
+        _float("funding_cost_usd", "USD a year at the funding rates of today; negative is income", nullable=True),
     ],
+    version=2,
 )
 
 ALLOCATION = _result(
@@ -747,17 +825,18 @@ LIQUIDATION_PRICES = _result(
         _text("account_id"),
         _text("venue"),
         _text("subject", "instrument (with /long or /short where both sides are held) or asset"),
-        _text("kind", "position | balance | underlying"),
-        _text("factor", "price factor that is moved, with all that depends on it"),
+        _text("kind", "position | balance | underlying | factor"),
+        _text("factor", "what is moved: mark:INSTRUMENT alone, or price:ASSET with all that depends on it"),
         _text("status", "ok | none | liquidatable_now | calculation"),
         _float("price", "today's mark in its quote, or asset price in USD", nullable=True),
-        _float("log_move_down", "log move of the factor, negative; within 1e-6 of today's price", nullable=True),
+        _float("log_move_down", "log move of what is moved, negative; within 1e-6 of today's price", nullable=True),
         _float("price_down", "as price", nullable=True),
-        _float("log_move_up", "log move of the factor, positive; within 1e6 times today's price", nullable=True),
+        _float("log_move_up", "log move of what is moved, positive; within 1e6 times today's price", nullable=True),
         _float("price_up", "as price", nullable=True),
         _float("reported_liquidation_price", "as price, the venue's own", nullable=True),
         _float("difference", "as price, recomputed minus reported, on the reported one's side", nullable=True),
     ],
+    version=2,
 )
 
 LOSS_HISTOGRAM = _result(
@@ -808,6 +887,8 @@ RESULTS: Mapping[str, pa.Schema] = {
     "portfolio_margin": PORTFOLIO_MARGIN,
     "account_margin": ACCOUNT_MARGIN,
     "node_margin": NODE_MARGIN,
+    "requirement": REQUIREMENT,
+    "stress": STRESS,
     "allocation": ALLOCATION,
     "scenarios_worst": SCENARIOS_WORST,
     "greeks": GREEKS,
@@ -824,6 +905,8 @@ RESULT_KEYS: Mapping[str, tuple[str, ...]] = {
     "portfolio_margin": ("run_id", "portfolio_id"),
     "account_margin": ("run_id", "portfolio_id", "account_id"),
     "node_margin": ("run_id", "portfolio_id", "node"),
+    "requirement": ("run_id", "portfolio_id", "scope", "level"),
+    "stress": ("run_id", "portfolio_id", "stress"),
     "allocation": ("run_id", "portfolio_id", "level", "key"),
     "scenarios_worst": ("run_id", "portfolio_id", "rank"),
     "greeks": ("run_id", "portfolio_id", "underlying"),

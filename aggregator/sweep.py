@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import platform
 import re
 import tomllib
@@ -18,23 +19,36 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 
-from adapters.adapter import AssetBook, Context, find_adapter
+from adapters.adapter import AssetBook, Context, adapter_names, find_adapter
 from adapters.asset_book import read_asset_book
 from adapters.transport import Payload, PayloadRequest, RecordedTransport
 
 from . import __version__
-from .config import Configuration, FilteredHistoryFigures, Limit, Reconcile, Resolved, Run, Source
+from .config import (
+    TILE,
+    CalibratedFigures,
+    Configuration,
+    FilteredHistoryFigures,
+    Limit,
+    Reconcile,
+    Resolved,
+    Run,
+    Source,
+)
 from .differences import Native, reconciliation_rows
-from .engine import Cube, Detail, Headline, draw_cube, evaluate_details, evaluate_headlines
+from .engine import Cube, Detail, Headline, draw_cube, evaluate_details, evaluate_headlines, price_rows
 from .errors import PRECEDENCE, ConfigurationError, ExitCode, Failure, FailureReason, StoreError, nearest_name
 from .evidence import Evidence
 from .factors import Generation, build_generator
 from .greeks import greeks_by_underlying, row_sensitivities
 from .liquidation_price import account_subjects, liquidation_moves
+from .policy import Requirement
 from .portfolio import Book, PackedPortfolio, pack_book
 from .reconciliation import reconciliation_findings
 from .results import (
@@ -51,6 +65,11 @@ from .results import (
 )
 from .snapshot import Snapshot, take_snapshot
 from .store import ResultStore
+from .stress import StressLibrary, check_names, read_stress_library
+from .stress_margin import StressCube, stress_cube, stress_views
+from .stress_results import stress_rows
+from .unified_market import priced_grid, unified_market
+from .unified_results import node_columns, requirement_columns, requirement_rows, unmeasured_failures
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total) while the run goes on."""
@@ -106,6 +125,7 @@ def run_sweep(resolved: Resolved, *, fresh: bool = False, progress: Progress | N
     say = progress or (lambda stage, done, total: None)
     configuration = resolved.configuration
     started = datetime.now(UTC)
+    library = _library(resolved)
     inputs = read_inputs(resolved, say)
     say("book", 0, 1)
     book, unclaimed = pack_book(inputs.snapshots, configuration.portfolios, as_of=inputs.as_of)
@@ -134,6 +154,23 @@ def run_sweep(resolved: Resolved, *, fresh: bool = False, progress: Progress | N
         chunk=configuration.engine.scenario_chunk,
         horizon_days=configuration.run.horizon_days,
     )
+    grid = priced_grid(cube.rows, generation.factors, configuration.requirement)
+    market = unified_market(
+        cube.rows,
+        generation.factors,
+        grid,
+        configuration.requirement,
+        stressed=generation.stressed,
+        sizes=generation.sizes,
+        basis=generation.basis,
+        seed=configuration.run.seed,
+        chunk=configuration.engine.scenario_chunk,
+        horizon_days=configuration.run.horizon_days,
+    )
+    venues = sorted({info.venue for portfolio in book.portfolios for info in portfolio.accounts})
+    stresses, stressed = _stresses(library, cube, generation, venues)
+    both = (market, stressed)
+    cube = eqx.tree_at(lambda c: (c.unified, c.stress), cube, both, is_leaf=lambda leaf: leaf is None)
     devices = _devices(configuration)
     of_inputs = _ordered([*inputs.failures, *book.failures, *generation.failures])
     evidence = Evidence(inputs.snapshots, of_inputs, inputs.as_of)
@@ -146,6 +183,11 @@ def run_sweep(resolved: Resolved, *, fresh: bool = False, progress: Progress | N
         cube=cube,
         devices=devices,
         run=configuration.run,
+        policy=configuration.requirement,
+        grid_labels=grid.labels,
+        venues=venues,
+        library=library,
+        stresses=stresses,
         evidence=evidence,
         bound=configuration.reconcile,
         say=say,
@@ -338,6 +380,10 @@ def _file_hashes(resolved: Resolved) -> list[dict[str, str]]:
     configuration, figures = resolved.configuration, resolved.configuration.scenarios
     files = {("", "assets", configuration.assets)}
     files |= {(s.venue, "parameters", s.parameters) for s in configuration.sources if s.parameters}
+    if configuration.stress is not None:
+        files.add(("", "stress", configuration.stress))
+    if isinstance(figures, CalibratedFigures):
+        files.add(("", "calibration", figures.calibration))
     if isinstance(figures, FilteredHistoryFigures):
         files.add(("", "history", figures.history))
         if figures.context is not None:
@@ -394,6 +440,11 @@ class _Work(NamedTuple):
     cube: Cube
     devices: int
     run: Run
+    policy: Requirement
+    grid_labels: tuple[str, ...]
+    venues: Sequence[str]
+    library: StressLibrary | None
+    stresses: Sequence[str]
     evidence: Evidence
     bound: Reconcile
     say: Progress
@@ -417,19 +468,71 @@ def _write_portfolio_shards(work: _Work) -> dict[str, tuple[Headline, Detail]]:
             in_detail |= both
             headlines = [both[p.portfolio_id][0] if p.portfolio_id in both else None for p in members]
         else:
-            headlines = evaluate_headlines(members, work.generation.factors, work.cube, devices=work.devices)
+            headlines = evaluate_headlines(
+                members,
+                work.generation.factors,
+                work.cube,
+                devices=work.devices,
+                policy=work.policy,
+                venues=work.venues,
+            )
         evaluated = [Evaluated(p, h) for p, h in zip(members, headlines, strict=True)]
+        vols = _daily_vols(work)
+        stressed = bool(work.generation.stressed)
         rows = {
-            "portfolio_margin": [portfolio_row(e) for e in evaluated],
+            "portfolio_margin": [portfolio_row(e) | requirement_columns(e, work.policy, vols) for e in evaluated],
             "account_margin": [row for e in evaluated for row in account_rows(e)],
-            "node_margin": [row for e in evaluated for row in node_rows(e)],
+            "node_margin": [
+                row | more
+                for e in evaluated
+                for row, more in zip(node_rows(e), node_columns(e, work.policy), strict=True)
+            ],
+            "requirement": [row for e in evaluated for row in requirement_rows(e, work.grid_labels, stressed=stressed)],
+            "stress": _stress_rows(work, evaluated),
             "reconciliation": reconciliation_rows([_native(e) for e in evaluated], work.evidence, work.bound),
         }
-        found = [*calculation_failures(evaluated), *reconciliation_findings(rows["reconciliation"])]
+        found = [
+            *calculation_failures(evaluated),
+            *unmeasured_failures(evaluated, _without_market(work.generation)),
+            *reconciliation_findings(rows["reconciliation"]),
+        ]
         rows["failures"] = [asdict(failure) for failure in found]
         _write(work, shard, rows)
     work.say("portfolios", work.shards, work.shards)
     return in_detail
+
+
+def _library(resolved: Resolved) -> StressLibrary | None:
+    """The library of the configuration with every name in it checked; None without one."""
+    if resolved.configuration.stress is None:
+        return None
+    library = read_stress_library(resolved.path(resolved.configuration.stress))
+    book = read_asset_book(resolved.path(resolved.configuration.assets)).assets
+    known = {
+        *book,
+        *(a.risk_factor for a in book.values() if a.risk_factor),
+        *(a.peg_of for a in book.values() if a.peg_of),
+    }
+    check_names(library, assets=known, venues=adapter_names())
+    return library
+
+
+def _stresses(
+    library: StressLibrary | None, cube: Cube, generation: Generation, venues: Sequence[str]
+) -> tuple[list[str], StressCube | None]:
+    """The names of the stresses in order, and their cube; none without a library."""
+    if library is None:
+        return [], None
+    names = list(library.stress)
+    views = stress_views(library, names, generation.factors, venues, tile=TILE)
+    change = price_rows(cube.rows, jnp.asarray(views.shocks), horizon_years=0.0)
+    return names, stress_cube(library, names, views, change, venues)
+
+
+def _stress_rows(work: _Work, evaluated: Sequence[Evaluated]) -> list[dict[str, Any]]:
+    if work.library is None:
+        return []
+    return [dict(row) for e in evaluated for row in stress_rows(e, work.library, work.stresses)]
 
 
 def _native(evaluated: Evaluated) -> Native:
@@ -441,7 +544,13 @@ def _native(evaluated: Evaluated) -> Native:
 
 def _in_detail(work: _Work, members: Sequence[PackedPortfolio]) -> dict[str, tuple[Headline, Detail]]:
     found = evaluate_details(
-        members, work.generation.factors, work.cube, devices=work.devices, worst=work.run.worst_scenarios
+        members,
+        work.generation.factors,
+        work.cube,
+        devices=work.devices,
+        worst=work.run.worst_scenarios,
+        policy=work.policy,
+        venues=work.venues,
     )
     return {p.portfolio_id: both for p, both in zip(members, found, strict=True) if both is not None}
 
@@ -511,6 +620,19 @@ def _liquidation_price_rows(
         evaluated = Evaluated(portfolio, figures[portfolio.portfolio_id][0])
         rows += liquidation_price_rows(evaluated, of_portfolio, subjects)
     return rows
+
+
+def _without_market(generation: Generation) -> frozenset[str]:
+    """Price factors without market figures, where others have some; without any the add-ons are left out as a whole."""
+    if not generation.sizes:
+        return frozenset()
+    return frozenset(f for f in generation.factors if f.startswith("price:") and f not in generation.sizes)
+
+
+def _daily_vols(work: _Work) -> dict[str, float]:
+    """Daily standard deviation of every factor in the scenarios of the run."""
+    root = math.sqrt(work.run.horizon_days)
+    return {row["factor"]: row["std_horizon"] / root for row in _factor_rows(work.generation, work.cube)}
 
 
 def _factor_rows(generation: Generation, cube: Cube) -> list[dict[str, Any]]:

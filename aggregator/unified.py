@@ -82,6 +82,8 @@ class Components(NamedTuple):
     es_stressed: Float[Array, "scopes levels"]
     es_blend: Float[Array, "scopes levels"]
     grid: Float[Array, "scopes levels"]
+    stress: Float[Array, "scopes levels"]
+    """Largest loss under a binding stress."""
     floor: Float[Array, "scopes levels"]
     base: Float[Array, "scopes levels"]
     liquidity: Float[Array, "scopes levels"]
@@ -104,6 +106,8 @@ class Unified(NamedTuple):
     es_error: Float[Array, " levels"]
     grid_point: Int[Array, ""]
     """Number of the grid point with the largest pooled loss."""
+    spread_cost: Float[Array, " scopes"]
+    """The part of `liquidity` that is half the spread; the rest is impact."""
 
 
 def unified_requirement(
@@ -115,8 +119,12 @@ def unified_requirement(
     *,
     levels: tuple[float, ...],
     fungibility: float,
+    binding_stress: Float[Array, " scopes"] | None = None,
 ) -> Unified:
-    """The requirement from the losses of the lines in the current scenarios and the market's other scenario sets."""
+    """The requirement from the losses of the lines in the current scenarios and the market's other scenario sets.
+
+    `binding_stress` is a loss by scope that the base must cover like that of the grid.
+    """
     stack = market.stack
     simulated = unified.line_simulated
     losses = jnp.where(simulated[:, None], line_losses, 0.0)
@@ -130,8 +138,10 @@ def unified_requirement(
     ratio = jnp.where(es > 0.0, by_horizon / jnp.where(es > 0.0, es, 1.0), 1.0)
     stressed = stressed * ratio
     grid, point = _grid_loss(portfolio, unified, market)
+    stress = jnp.zeros_like(grid) if binding_stress is None else binding_stress
     floor = _with_total(rounded(stack.floor_rate * unified.node_gross))
-    liquidity, unmeasured = _liquidity(exposure, market)
+    liquidity, unmeasured = _liquidity(exposure, market, market.stack.impact)
+    spread, _ = _liquidity(exposure, market, 0.0)
     concentration = _concentration(portfolio, unified, losses, weights, scopes, of_scope, market, levels)
     basis = _basis(unified, exposure, market)
 
@@ -141,28 +151,25 @@ def unified_requirement(
     blend = jax.vmap(jax.vmap(lambda c, s: blended_shortfall(c, s, stress_weight=stack.stress_weight)))(
         by_horizon, stressed
     )
-    base = jax.vmap(jax.vmap(base_requirement))(blend, both(grid), both(floor))
-    totals = AddOnTotals(
-        liquidity=both(liquidity),
-        concentration=concentration,
-        basis=both(basis),
-        wrong_way=both(_with_total(unified.node_wrong_way)),
-        venue=both(_with_total(unified.node_venue_loss)),
-    )
-    requirement = jax.vmap(jax.vmap(ideal_requirement))(base, totals)
+    base = jax.vmap(jax.vmap(base_requirement))(blend, both(jnp.maximum(grid, stress)), both(floor))
+    costs, gaps = both(liquidity), both(basis)
+    wrong_way, venue = both(_with_total(unified.node_wrong_way)), both(_with_total(unified.node_venue_loss))
+    add_on_totals = AddOnTotals(costs, concentration, gaps, wrong_way, venue)
+    requirement = jax.vmap(jax.vmap(ideal_requirement))(base, add_on_totals)
     components = Components(
         es_current=es,
         es_horizon=by_horizon,
         es_stressed=stressed,
         es_blend=blend,
         grid=both(grid),
+        stress=both(stress),
         floor=both(floor),
         base=base,
-        liquidity=totals.liquidity,
-        concentration=totals.concentration,
-        basis=totals.basis,
-        wrong_way=totals.wrong_way,
-        venue=totals.venue,
+        liquidity=costs,
+        concentration=concentration,
+        basis=gaps,
+        wrong_way=wrong_way,
+        venue=venue,
         requirement=requirement,
         unmeasured=both(unmeasured),
     )
@@ -173,7 +180,7 @@ def unified_requirement(
         )
     )(requirement[-1], silo)
     var_error, es_error = _standard_errors(scopes[-1], weights, levels)
-    return Unified(components, silo, effective, var_error, es_error, point)
+    return Unified(components, silo, effective, var_error, es_error, point, spread)
 
 
 # ---- losses by scope -------------------------------------------------------------------------------------------------
@@ -211,19 +218,22 @@ def _stressed_shortfall(
     portfolio: PortfolioArrays, unified: UnifiedArrays, market: UnifiedMarket, levels: tuple[float, ...]
 ) -> Float[Array, "scopes levels"]:
     """The largest expected shortfall over the stressed laws; 0 without one."""
-    count = portfolio.node_is_real.shape[0] + 1
-    worst = jnp.zeros((count, len(levels)), jnp.float64)
-    for law in range(market.stressed_change.shape[0]):
-        losses = _moved(portfolio, unified, market.stressed_change[law])
-        worst = jnp.maximum(worst, tail_rows(losses, market.stressed_weights[law], levels)[1])
-    return worst
+    start = jnp.zeros((portfolio.node_is_real.shape[0] + 1, len(levels)), jnp.float64)
+    if market.stressed_change.shape[0] == 0:
+        return start
+
+    def worse(worst: Array, law: tuple[Array, Array]) -> tuple[Array, None]:
+        change, weights = law
+        return jnp.maximum(worst, tail_rows(_moved(portfolio, unified, change), weights, levels)[1]), None
+
+    return lax.scan(worse, start, (market.stressed_change, market.stressed_weights))[0]
 
 
 def _grid_loss(
     portfolio: PortfolioArrays, unified: UnifiedArrays, market: UnifiedMarket
 ) -> tuple[Float[Array, " scopes"], Int[Array, ""]]:
     """The worst weighted loss over the grid by scope, at least 0, and the point of the whole's."""
-    losses = _moved(portfolio, unified, market.grid_change).astype(jnp.float64) * market.grid_weight
+    losses = _moved(portfolio, unified, market.grid_change).astype(jnp.float64) * market.grid_weight[None, :]
     return jnp.maximum(jnp.max(losses, axis=1), 0.0), jnp.argmax(losses[-1])
 
 
@@ -248,10 +258,13 @@ def _forced(exposure: Float[Array, "N F"]) -> Float[Array, "scopes F"]:
 
 def _close_out_days(size: Float[Array, "scopes F"], market: UnifiedMarket) -> Float[Array, "scopes F"]:
     """Days to close each position out; the horizon of the run where the volume is unknown (reported as unmeasured)."""
-    found = add_ons.close_out(
-        size, market.daily_volume, participation=market.stack.participation, least_days=market.stack.horizons[0]
-    )
-    return jnp.where(found.measured, found.margin_period_days, market.stack.horizons[0])
+    stack = market.stack
+    found = jax.vmap(
+        lambda of_scope: add_ons.close_out(
+            of_scope, market.daily_volume, participation=stack.participation, least_days=stack.horizons[0]
+        )
+    )(size)
+    return jnp.where(found.measured, found.margin_period_days, stack.horizons[0])
 
 
 def _horizon_shortfall(
@@ -272,15 +285,16 @@ def _horizon_shortfall(
     of_node = jnp.where(moved, days[portfolio.line_node, unified.line_factor], base)
     of_whole = jnp.where(moved, days[-1, unified.line_factor], base)
 
-    def longer(horizon: float) -> Float[Array, "scopes levels"]:
-        """Shortfall of the lines that take longer than the horizon before this one."""
+    def longer(horizon: Array) -> Float[Array, "scopes levels"]:
+        """Shortfall of the lines that take longer than this horizon."""
         nodes = _scope_losses(portfolio, jnp.where((of_node > horizon)[:, None], losses, 0.0))[:-1]
         whole = _scope_losses(portfolio, jnp.where((of_whole > horizon)[:, None], losses, 0.0))[-1:]
         return tail_rows(jnp.concatenate([nodes, whole]), weights, levels)[1]
 
     def scaled() -> Float[Array, "scopes levels"]:
-        shortfalls = jnp.stack([es, *(jnp.maximum(longer(h), 0.0) for h in horizons[:-1])], axis=-1)
         lengths = jnp.asarray(horizons, jnp.float64)
+        slower = jnp.maximum(lax.map(longer, lengths[:-1]), 0.0)
+        shortfalls = jnp.moveaxis(jnp.concatenate([es[None], slower]), 0, -1)
         return jax.vmap(jax.vmap(lambda row: liquidity_horizon_shortfall(row, lengths, base_horizon=base)))(shortfalls)
 
     # A branch and not a selection: most portfolios close out within the horizon and need none of this.
@@ -289,13 +303,19 @@ def _horizon_shortfall(
 
 
 def _liquidity(
-    exposure: Float[Array, "N F"], market: UnifiedMarket
+    exposure: Float[Array, "N F"], market: UnifiedMarket, impact: float
 ) -> tuple[Float[Array, " scopes"], Float[Array, " scopes"]]:
     """Liquidation cost by scope over the assets whose market is known, and the exposure to the others."""
-    figures = {"daily_vol": market.daily_vol, "spread": market.spread, "impact": market.stack.impact}
-    alone = add_ons.liquidity_cost(exposure, market.daily_volume, **figures)
+    volume, vol, spread = market.daily_volume, market.daily_vol, market.spread
+
+    def cost(of_node: Array) -> add_ons.AddOn:
+        return add_ons.liquidity_cost(of_node, volume, daily_vol=vol, spread=spread, impact=impact)
+
+    alone = jax.vmap(cost)(exposure)
     pool = jnp.zeros(exposure.shape[0], jnp.int32)
-    whole = add_ons.pooled_liquidity_cost(exposure, pool, market.daily_volume[None, :], nets=False, **figures)
+    whole = add_ons.pooled_liquidity_cost(
+        exposure, pool, volume[None, :], daily_vol=vol, spread=spread, impact=impact, nets=False
+    )
     amount = jnp.concatenate([alone.amount, whole.amount[None]])
     measured = jnp.concatenate([alone.measured, whole.measured[None]])
     unknown = jnp.where(alone.measured, 0.0, jnp.abs(exposure))
@@ -314,7 +334,7 @@ def _concentration(
 ) -> Float[Array, "scopes levels"]:
     """Charge for positions that are large against their market: their part of the shortfall, scaled up."""
     limit = market.stack.concentration_share * market.daily_volume
-    ratio = add_ons.concentration_ratio(size, limit)
+    ratio = jax.vmap(lambda of_scope: add_ons.concentration_ratio(of_scope, limit))(size)
     large = ratio.measured & (ratio.amount > 1.0)
     nodes, factors = scopes.shape[0] - 1, size.shape[1]
 
@@ -322,14 +342,14 @@ def _concentration(
         inside = (portfolio.line_node == scope) | (scope == nodes)
         counted = inside & unified.line_has_factor & portfolio.line_is_real
 
-        def of_level(level: float) -> Float[Array, ""]:
+        def of_level(level: Array) -> Float[Array, ""]:
             tail = tail_weights(scopes[scope], weights, confidence=level)
             parts = jnp.where(counted, euler_allocation(losses, tail), 0.0)
             by_asset = accumulate(unified.line_factor, lambda line: parts[line], jnp.zeros(factors, jnp.float64))
             charge = add_ons.concentration(by_asset, size[scope], limit)
             return ordered_sum(jnp.where(large[scope], charge.amount, 0.0))
 
-        return jnp.stack([of_level(level) for level in levels])
+        return lax.map(of_level, jnp.asarray(levels, jnp.float64))
 
     nothing = jnp.zeros((nodes + 1, len(levels)), jnp.float64)
     return lax.cond(jnp.any(large), lambda: lax.map(of_scope, jnp.arange(nodes + 1)), lambda: nothing)
@@ -351,7 +371,7 @@ def _standard_errors(
 ) -> tuple[Float[Array, " levels"], Float[Array, " levels"]]:
     """Standard errors of VaR and ES from batches of whole tiles in index order, which the scrambles of a point set are.
 
-    The spread of the batches' own figures over the root of their number; tiles beyond the last whole batch do not count.
+    Spread of the batches' own figures over the root of their number; tiles beyond the last whole batch do not count.
     """
     per_batch = losses.shape[0] // SCENARIO_TILE // BATCHES
     if per_batch == 0:
@@ -369,7 +389,7 @@ def _standard_errors(
 
     def error(values: Float[Array, "batches levels"]) -> Float[Array, " levels"]:
         mean = ordered_sum(values.T) / BATCHES
-        spread = ordered_sum(((values - mean) ** 2).T) / (BATCHES - 1)
+        spread = ordered_sum(((values - mean[None, :]) ** 2).T) / (BATCHES - 1)
         return jnp.sqrt(spread / BATCHES)
 
     var, es = lax.map(of_batch, jnp.arange(BATCHES))

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import equinox as eqx
+import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
@@ -49,7 +50,8 @@ def unified_arrays(
     one = [_arrays(portfolios[position], lines, nodes, index, policy, horizon_days) for position in bucket.members]
     empty = _arrays(PackedPortfolio(""), lines, nodes, index, policy, horizon_days)
     members = one + [empty] * (count - len(one))
-    return UnifiedArrays(*(np.stack([getattr(m, name) for m in members]) for name in UnifiedArrays.__annotations__))
+    stacked: UnifiedArrays = jax.tree.map(lambda *leaves: np.stack(leaves), *members)
+    return stacked
 
 
 def _arrays(

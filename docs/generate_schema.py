@@ -36,6 +36,7 @@ What an adapter emits and the snapshot checks. Every Arrow schema carries the ta
 - Times are UTC with microseconds. Exact quantities and money are `decimal128(38, 18)`, below 1e20 in size; measured
   values are `double` and finite.
 - Long is positive. A debt is a row of `balances` with side `liability` and a positive quantity. Rates are fractions.
+- A column marked "(information)" is kept for people and other programs: no figure of a run looks at it.
 - Two rows of equal key are duplicates. Copies of a row of a shared table (assets, instruments, marks, market state,
   rules and tiers) that agree in full are one row; of anything else, all copies are rejected.
 
@@ -90,13 +91,17 @@ _RESULT_ROWS: Mapping[str, str] = {
     "account_margin": "One row per account that was read: the venue's rules, in the account's own unit, beside the "
     "venue's own figures.",
     "node_margin": "One row per node: what its losses need when nothing comes in from outside.",
+    "requirement": "The stack of the unified requirement, by node and for everything pooled, at both levels: "
+    "[the requirement](requirement.md).",
+    "stress": "One row per portfolio and named stress of the library: [stresses](stress.md).",
     "allocation": "Euler contributions to the pooled expected shortfall by venue, by asset and by position; each level "
     "adds up to it. For the `detail_top` portfolios.",
     "scenarios_worst": "The largest pooled losses, what drives them and who is liquidated in them. For the "
     "`detail_top` portfolios.",
     "greeks": "First-order sensitivities by underlying. For the `detail_top` portfolios.",
-    "liquidation_prices": "One row per account and position, balance or underlying whose price a factor moves: the "
-    "nearest liquidation price on each side. For the `detail_top` portfolios.",
+    "liquidation_prices": "One row per account and position (its own mark moves alone), balance or underlying "
+    "(everything moves that depends on its price): the nearest liquidation price on each side. For the `detail_top` "
+    "portfolios.",
     "loss_histogram": "Probability of the pooled loss by bins of equal width. For the `detail_top` portfolios.",
     "factors": "One row per risk factor of the run: its spread over the horizon and where its law comes from.",
     "reconciliation": "One row per account and figure: ours, the venue's own, and what explains a difference. What the "
@@ -121,7 +126,7 @@ def section(
         lines = [f"### {name}", "", rows[name], "", f"Version {table_version(schema)[1]}. Key: {key}.", ""]
         lines += ["| column | type | null | unit or meaning |", "|---|---|---|---|"]
         for column in describe(schema):
-            unit = column["unit"].replace("|", "\\|")
+            unit = column["unit"].replace("|", "\\|") + (" (information)" if "use" in column else "")
             lines.append(f"| `{column['name']}` | {column['type']} | {'yes' if column['nullable'] else ''} | {unit} |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts)

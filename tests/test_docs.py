@@ -215,6 +215,8 @@ def test_keys_outside_of_the_digest_are_marked(tmp_path: Path) -> None:
         "run": {"seed": 1},
         "data": {"max_age_s": 1.0},
         "reconcile": {"bound_usd": 5.0},
+        "requirement": {"offset_cap": 1.0},
+        "stress": "stress.toml",
         "engine": {"scenario_chunk": 512},
         "store": {"path": "elsewhere"},
         "report": {"path": ""},

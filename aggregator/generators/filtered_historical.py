@@ -1,19 +1,25 @@
-"""Filtered historical simulation: tomorrow's volatility times the standardised residuals of past dates."""
+"""Filtered historical simulation: volatility times the standardised residuals of past dates, step after step.
+
+The volatility of a factor follows its own recursion along a path: a wide move makes the next day wide. In a step of
+another length than the day of the residuals every move is scaled by sqrt(length) and still counts as one day in the
+recursion.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Integer, PRNGKeyArray, UInt32
+from jaxtyping import Array, Float, Int32, PRNGKeyArray, UInt32
 
 from ..errors import ConfigurationError
 from ..history import FactorHistory
+from ..rounding import rounded
 from ..scenarios import (
     PegDistribution,
     checked_factors,
@@ -22,22 +28,39 @@ from ..scenarios import (
     mixture_names,
     named_streams,
     require_positive,
-    scenario_stream,
     standard_normals,
     stream_number,
 )
 
 _DATE_STREAM = "date"
+_BLOCK_STREAM = "block"
+_NO_DATE = -1
+
+
+class PathState(NamedTuple):
+    """Where a path stands before a step."""
+
+    sigma: Float[Array, " historical"]
+    """Volatility of the step."""
+    variance: Float[Array, " historical"]
+    """Of the recursion, per day, before the floor."""
+    date: Int32[Array, ""]
+    """Position of the date that the last step replayed; -1 before the first."""
 
 
 class FilteredHistorical(eqx.Module):
-    """One-step filtered historical simulation: tomorrow's volatility times the standardised residuals of one past date.
+    """Filtered historical simulation: the volatility of the step times the standardised residuals of one past date.
 
-    x_i = sigma_next_i z_{D,i}: all factors with a history take the same date D, so the dependence is that of the date
-    (G. Barone-Adesi, K. Giannopoulos, L. Vosper, "VaR without correlations", 1999). In mode "every_date" scenario s is
-    date s, which is the law itself; in mode "draw" D is drawn with replacement by `date_weights`. Factors without a
-    history are parametric and drawn anew in every scenario: implied volatility by beta r + eta Z on its underlying,
-    pegs by a t law. Build it with `filtered_historical`.
+    x_i = sigma_i z_{D,i}: all factors with a history take the same date D, so the dependence is that of the date
+    (G. Barone-Adesi, K. Giannopoulos, L. Vosper, "VaR without correlations", 1999). After a step
+    sigma2_i' = omega_i + (alpha_i + gamma_i 1[x_i < 0]) x_i^2 + beta_i sigma2_i, and sigma_i is its root or the floor.
+
+    In mode "every_date" scenario s begins with date s, which is the law of one step itself; in mode "draw" D is drawn
+    with replacement by `date_weights`. Later steps draw theirs anew in both modes, or go on to the following date
+    (after the last one the first) until a block ends: lengths are geometric with mean 1 / `restart` (D. N. Politis,
+    J. P. Romano, "The stationary bootstrap", 1994), and a block begins by `date_weights`. Factors without a history are
+    parametric and drawn anew in every step: implied volatility by beta r + eta Z on its underlying, pegs by a t law.
+    Build it with `filtered_historical`.
     """
 
     factors: tuple[str, ...] = eqx.field(static=True)
@@ -51,7 +74,18 @@ class FilteredHistorical(eqx.Module):
     """Positions of `factors` in historical + rules + pegs."""
     residuals: Float[Array, "dates historical"]
     sigma_next: Float[Array, " historical"]
-    """Volatility of the next step, over the horizon."""
+    """Volatility of the first step, over its length."""
+    variance_next: Float[Array, " historical"]
+    floor: Float[Array, " historical"]
+    """Least volatility, per day."""
+    omega: Float[Array, " historical"]
+    alpha: Float[Array, " historical"]
+    beta: Float[Array, " historical"]
+    gamma: Float[Array, " historical"]
+    root_step: Float[Array, ""]
+    """Square root of the length of a step in days."""
+    restart: Float[Array, ""] | None
+    """Probability that a step begins a new block; None when every step does."""
     date_weights: Float[Array, " dates"]
     cumulative_weights: Float[Array, " dates"]
     rule_beta: Float[Array, " rules"]
@@ -63,38 +97,57 @@ class FilteredHistorical(eqx.Module):
     def own_weights(self) -> Float[Array, " dates"] | None:
         return self.date_weights if self.mode == "every_date" else None
 
-    def start(self, key: PRNGKeyArray, index: UInt32[Array, ""]) -> tuple[()]:
-        """Nothing is carried on: see the module."""
-        return ()
-
-    def date(self, key: PRNGKeyArray, index: UInt32[Array, ""]) -> Integer[Array, ""]:
-        """Position of the date that scenario `index` replays."""
-        return self._date(scenario_stream(key, _DATE_STREAM, index), index)
+    def start(self, key: PRNGKeyArray, index: UInt32[Array, ""]) -> PathState:
+        """Tomorrow's volatility, and no date yet."""
+        return PathState(self.sigma_next, self.variance_next, jnp.int32(_NO_DATE))
 
     def step(
-        self, state: tuple[()], key: PRNGKeyArray, index: UInt32[Array, ""]
-    ) -> tuple[tuple[()], Float[Array, " factors"]]:
-        """Log-changes of the factors over one step of scenario `index`."""
+        self, state: PathState, key: PRNGKeyArray, index: UInt32[Array, ""]
+    ) -> tuple[PathState, Float[Array, " factors"]]:
+        """The state after one step of scenario `index`, and the log-changes of the factors over it."""
         rules, pegs = len(self.rules), len(self.pegs)
         names = (_DATE_STREAM, *self.rules, *self.pegs, *mixture_names(self.pegs))
+        if self.restart is not None:
+            names = (*names, _BLOCK_STREAM)
         streams = named_streams(key, names, index)  # in one call: every separate one costs compile time
-        parts = [self.sigma_next * self.residuals[self._date(streams[0], index)]]
+        date = self._date(state.date, streams[0], streams[-1], index)
+        moves = rounded(state.sigma * self.residuals[date])
+        parts = [moves]
         if rules + pegs:
             z = standard_normals(streams[1 : 1 + rules + pegs])
         if rules:
-            moves = parts[0][np.array(self.underlyings)]
-            parts.append(self.rule_beta * moves + self.rule_eta * z[:rules])
+            of_underlyings = moves[np.array(self.underlyings)]
+            parts.append(rounded(self.rule_beta * of_underlyings) + rounded(self.rule_eta * z[:rules]))
         if pegs:
-            mixture = jax.vmap(chi_square)(streams[1 + rules + pegs :], self.peg_degrees_of_freedom)
-            parts.append(self.peg_scale * z[rules:] * jnp.sqrt(self.peg_degrees_of_freedom / mixture))
-        return state, jnp.concatenate(parts)[np.array(self.order)]
+            mixture = jax.vmap(chi_square)(
+                streams[1 + rules + pegs : 1 + rules + 2 * pegs], self.peg_degrees_of_freedom
+            )
+            parts.append(rounded(self.peg_scale * z[rules:]) * jnp.sqrt(self.peg_degrees_of_freedom / mixture))
+        after = self._after(state.variance, moves, date)
+        return after, jnp.concatenate(parts)[np.array(self.order)]
 
-    def _date(self, stream: PRNGKeyArray, index: UInt32[Array, ""]) -> Integer[Array, ""]:
+    def _after(
+        self, variance: Float[Array, " historical"], moves: Float[Array, " historical"], date: Int32[Array, ""]
+    ) -> PathState:
+        daily = moves / self.root_step
+        pull = self.alpha + jnp.where(daily < 0.0, self.gamma, 0.0)
+        variance = rounded(self.beta * variance) + rounded(pull * rounded(daily * daily)) + self.omega
+        sigma = rounded(self.root_step * jnp.maximum(jnp.sqrt(variance), self.floor))
+        return PathState(sigma, variance, date)
+
+    def _date(
+        self, previous: Int32[Array, ""], stream: PRNGKeyArray, block: PRNGKeyArray, index: UInt32[Array, ""]
+    ) -> Int32[Array, ""]:
         last = self.residuals.shape[0] - 1
-        if self.mode == "every_date":  # scenarios beyond the last date are padding and have weight 0
-            return jnp.minimum(index.astype(jnp.int32), last)
+        is_first = previous == _NO_DATE
         u = jax.random.uniform(stream, (), jnp.float64)
-        return jnp.minimum(jnp.searchsorted(self.cumulative_weights, u, side="right"), last)
+        date = jnp.minimum(jnp.searchsorted(self.cumulative_weights, u, side="right"), last).astype(jnp.int32)
+        if self.restart is not None:
+            ends = is_first | (jax.random.uniform(block, (), jnp.float64) < self.restart)
+            date = jnp.where(ends, date, jnp.where(previous == last, 0, previous + 1))
+        if self.mode == "every_date":  # scenarios beyond the last date are padding and have weight 0
+            date = jnp.where(is_first, jnp.minimum(index.astype(jnp.int32), last), date)
+        return date
 
 
 def filtered_historical(
@@ -106,21 +159,25 @@ def filtered_historical(
     mode: Literal["every_date", "draw"] = "every_date",
     horizon_days: float = 1.0,
     date_weights: np.ndarray | None = None,
+    mean_block_steps: float = 1.0,
 ) -> FilteredHistorical:
     """A `FilteredHistorical` over `factors` from a `FactorHistory` and the laws of the pegs.
 
     Cells that the history lacks (before a listing, across a gap) are filled here, once: a price takes its loading on
     the anchors' residuals of that date plus one of its own residuals, drawn by `fold_in(key, "fill:" + asset, date)`;
     an implied volatility takes beta times its underlying's move of that date plus eta Z. One date therefore has one
-    fill under one key, however often it is drawn. The horizon scales every shock by sqrt(horizon_days): the step is
-    not repeated. `date_weights` [dates] default to equal ones and are normalised. Raises ConfigurationError for a
-    factor that neither the history nor `pegs` covers.
+    fill under one key, however often it is drawn. A step of `horizon_days` scales every shock by sqrt(horizon_days).
+    `date_weights` [dates] default to equal ones and are normalised. `mean_block_steps` (at least 1) is the mean length
+    of the blocks of dates along a path; 1 draws every date anew. Raises ConfigurationError for a factor that neither
+    the history nor `pegs` covers, or whose volatility is not finite.
     """
     pegs = {} if pegs is None else pegs
     if mode not in ("every_date", "draw"):
         raise ConfigurationError(f"mode is {mode!r}; expected 'every_date' or 'draw'")
-    names = checked_factors(factors, reserved=(_DATE_STREAM, *mixture_names(tuple(pegs))))
+    names = checked_factors(factors, reserved=(_DATE_STREAM, _BLOCK_STREAM, *mixture_names(tuple(pegs))))
     require_positive("horizon_days", horizon_days)
+    if not (math.isfinite(mean_block_steps) and mean_block_steps >= 1.0):
+        raise ConfigurationError(f"mean_block_steps is {mean_block_steps!r}; expected a finite number of at least 1")
     historical = tuple(name for name in names if name in history.columns)
     rules = tuple(name for name in names if name in history.rules)
     peg_names = tuple(name for name in names if name in pegs)
@@ -144,11 +201,19 @@ def filtered_historical(
 
     if not historical:
         raise ConfigurationError("no factor of this run has a history; use the multivariate t generator")
+    volatility = np.asarray(float64(history.sigma_next))  # without float64 this is where it is said, not in the draws
     table = _filled_residuals(key, history)
     picked = [history.columns[name] for name in historical]
     residuals = table[:, [column for column, _ in picked]]
     root_horizon = math.sqrt(horizon_days)
-    sigma = np.array([history.sigma_next[column] * scale for column, scale in picked]) * root_horizon
+    sources_of = np.array([column for column, _ in picked])
+    scale = np.array([factor_scale for _, factor_scale in picked])
+    sigma = volatility[sources_of] * scale * root_horizon
+    variance = history.variance_next[sources_of] * scale**2
+    for name, values in zip(historical, np.stack([sigma, variance, *residuals], axis=1), strict=True):
+        if not np.isfinite(values).all():
+            raise ConfigurationError(f"history of {name} has a volatility or residual that is not a finite number")
+    recursions = [history.recursions[column] for column in sources_of]
     weights = _normalised(date_weights, len(residuals))
     cumulative = np.cumsum(weights)
     peg_nu = np.array([pegs[name].degrees_of_freedom for name in peg_names])
@@ -163,6 +228,14 @@ def filtered_historical(
         order=tuple(sources.index(name) for name in names),
         residuals=float64(residuals),
         sigma_next=float64(sigma),
+        variance_next=float64(variance),
+        floor=float64(history.floor[sources_of] * scale),
+        omega=float64([recursion.omega for recursion in recursions] * scale**2),
+        alpha=float64([recursion.alpha for recursion in recursions]),
+        beta=float64([recursion.beta for recursion in recursions]),
+        gamma=float64([recursion.gamma for recursion in recursions]),
+        root_step=float64(root_horizon),
+        restart=None if mean_block_steps == 1.0 else float64(1.0 / mean_block_steps),
         date_weights=float64(weights),
         cumulative_weights=float64(cumulative / cumulative[-1]),  # a uniform below 1 always finds a date
         rule_beta=float64([history.rules[name].beta for name in rules]),

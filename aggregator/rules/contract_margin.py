@@ -42,6 +42,8 @@ class ContractParameters(eqx.Module):
     premium_cap: Float[Array, "R L"]
     premium: Int[Array, "R L"]
     fee_rate: Float[Array, "R L"]
+    has_fee_cap: Bool[Array, "R L"]
+    fee_cap: Float[Array, "R L"]
     at_least_maintenance: Bool[Array, ""]
 
 
@@ -63,6 +65,8 @@ def pack_contract_margin(parameters: ContractMargin) -> ContractParameters:
         premium_cap=table(lambda r: float(r.premium_cap or 0)),
         premium=table(lambda r: _PREMIUM_CODES[r.premium], np.int32),
         fee_rate=table(lambda r: float(r.fee_rate)),
+        has_fee_cap=table(lambda r: r.fee_cap is not None, np.bool_),
+        fee_cap=table(lambda r: float(r.fee_cap or 0)),
         at_least_maintenance=np.asarray(parameters.at_least_maintenance, np.bool_),  # type: ignore[arg-type]
     )
 
@@ -112,7 +116,9 @@ def contract_requirement(unit: RiskUnit, parameters: ContractParameters) -> Requ
         premium = jnp.where(
             code == MARK, mark, jnp.where(code == LARGER_OF_ENTRY_AND_MARK, jnp.maximum(entry, mark), 0.0)
         )
-        return rounded(risk) + premium + rounded(rate(parameters.fee_rate) * spot)
+        fee = rate(parameters.fee_rate) * spot
+        fee = jnp.where(rate(parameters.has_fee_cap), jnp.minimum(fee, rate(parameters.fee_cap) * price), fee)
+        return rounded(risk) + premium + rounded(fee)
 
     size = jnp.abs(unit.option_quantity)
     maintenance = rounded(size * (charge(1) * in_unit))

@@ -1,0 +1,1 @@
+"""Overlays: each wraps a scenario generator, leaves its draws as they are and adds factors to them."""

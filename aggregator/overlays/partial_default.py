@@ -1,0 +1,155 @@
+"""A jump to partial default: at a random time the value falls by a random part, which then heals or never does.
+
+Written for one coin. The discount D is 0 until the jump, which comes at rate lambda exp(b stress); its depth is
+Beta(a, b) times a cap; after it D decays at `recovery_per_day`, or with `absorbing_probability` stays. A path has at
+most one jump, so that the law over n steps is the law over one step of n times the length (without stress):
+
+    P(jump) = 1 - e^{-lambda h};  E[D_h] = E[depth] lambda (e^{-lambda h} - e^{-k h}) / (k - lambda)  if it heals
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+from ..errors import ConfigurationError
+from ..rounding import rounded
+from ..scenarios import ScenarioGenerator, chi_square, float64, require_positive
+from .added_factors import require_at_least, require_finite
+
+LEAST_SHAPE = 0.1
+"""Below it a Beta law is a coin toss between nothing and the cap, and its powers leave the range of a float."""
+
+_DAYS_PER_YEAR = 365.0
+_TINY = 1e-300
+
+
+class DefaultLaw(NamedTuple):
+    """`jumps_per_year` (365 days) without stress, depth Beta(depth_a, depth_b) * depth_cap with the cap below 1.
+
+    `stress_loading` b multiplies the rate by exp(b stress), stress in standard deviations that the market falls over
+    the step (see `Stress`).
+    """
+
+    jumps_per_year: float
+    depth_a: float
+    depth_b: float
+    depth_cap: float
+    recovery_per_day: float
+    absorbing_probability: float = 0.0
+    stress_loading: float = 0.0
+
+
+class Stress(NamedTuple):
+    """stress = max(0, -move of `factor` over the step) / (daily_std * sqrt(step_days))."""
+
+    factor: str
+    daily_std: float
+
+
+class DefaultState(NamedTuple):
+    """Discount now, whether the jump has come, and whether it stays."""
+
+    discount: Float[Array, ""]
+    has_jumped: Bool[Array, ""]
+    stays: Bool[Array, ""]
+
+
+class DefaultRates(eqx.Module):
+    """Figures of one law over a step; built by `default_rates` with a leading axis for all coins."""
+
+    expected_jumps: Float[Array, "*coins"]
+    """lambda h without stress."""
+    stress_loading: Float[Array, "*coins"]
+    depth_a: Float[Array, "*coins"]
+    depth_b: Float[Array, "*coins"]
+    depth_cap: Float[Array, "*coins"]
+    recovery: Float[Array, "*coins"]
+    """k h."""
+    absorbing_probability: Float[Array, "*coins"]
+
+
+def default_rates(laws: dict[str, DefaultLaw], *, step_days: float, stress: Stress | None) -> DefaultRates:
+    """Figures [coins] of `laws` over a step; ConfigurationError naming the factor when one is wrong."""
+    for name, law in laws.items():
+        require_at_least(f"jumps_per_year of {name}", law.jumps_per_year, 0.0)
+        require_at_least(f"recovery_per_day of {name}", law.recovery_per_day, 0.0)
+        require_at_least(f"depth_a of {name}", law.depth_a, LEAST_SHAPE)
+        require_at_least(f"depth_b of {name}", law.depth_b, LEAST_SHAPE)
+        require_finite(f"stress_loading of {name}", law.stress_loading)
+        if not 0.0 < law.depth_cap < 1.0:
+            raise ConfigurationError(f"depth_cap of {name} is {law.depth_cap}; expected a number between 0 and 1")
+        if not 0.0 <= law.absorbing_probability <= 1.0:
+            raise ConfigurationError(
+                f"absorbing_probability of {name} is {law.absorbing_probability}; expected a number in [0, 1]"
+            )
+        if law.stress_loading != 0.0 and stress is None:
+            raise ConfigurationError(f"{name} has a stress_loading of {law.stress_loading}, and no stress is given")
+    of = list(laws.values())
+    return DefaultRates(
+        expected_jumps=float64([law.jumps_per_year * step_days / _DAYS_PER_YEAR for law in of]),
+        stress_loading=float64([law.stress_loading for law in of]),
+        depth_a=float64([law.depth_a for law in of]),
+        depth_b=float64([law.depth_b for law in of]),
+        depth_cap=float64([law.depth_cap for law in of]),
+        recovery=float64([law.recovery_per_day * step_days for law in of]),
+        absorbing_probability=float64([law.absorbing_probability for law in of]),
+    )
+
+
+def stress_place(base: ScenarioGenerator, stress: Stress | None, *, overlay: str) -> int | None:
+    """Column of the stress factor in `base`; ConfigurationError naming it when it is not there."""
+    if stress is None:
+        return None
+    require_positive(f"daily_std of the stress of {overlay}", stress.daily_std)
+    if stress.factor not in base.factors:
+        raise ConfigurationError(f"{overlay}: stress is read from {stress.factor}, which the generator does not move")
+    return base.factors.index(stress.factor)
+
+
+def stress_per_move(stress: Stress | None, step_days: float) -> Array:
+    """Stress per log-change downwards over a step."""
+    return float64(0.0 if stress is None else 1.0 / (stress.daily_std * math.sqrt(step_days)))
+
+
+def stress_level(moves: Float[Array, " base"], place: int | None, per_move: Float[Array, ""]) -> Float[Array, ""]:
+    """Standard deviations that the stress factor fell over the step; 0 when it rose or there is none."""
+    return jnp.zeros((), jnp.float64) if place is None else jnp.maximum(-rounded(per_move * moves[place]), 0.0)
+
+
+def default_start(count: int) -> DefaultState:
+    """No jump yet, for `count` coins."""
+    never = jnp.zeros(count, bool)
+    return DefaultState(jnp.zeros(count, jnp.float64), never, never)
+
+
+def default_step(
+    state: DefaultState, stream: PRNGKeyArray, rates: DefaultRates, stress: Float[Array, ""]
+) -> tuple[DefaultState, Float[Array, ""]]:
+    """The state of one coin after a step, and ln((1 - D') / (1 - D)) over it."""
+    u = jax.random.uniform(stream, (4,), jnp.float64)
+    # Time to the jump in units of its mean: it comes in this step when that is within lambda h.
+    until = -jnp.log1p(-u[0])
+    expected = rounded(rates.expected_jumps * jnp.exp(rounded(rates.stress_loading * stress)))
+    jumps = ~state.has_jumped & (until < expected)
+    since = jnp.clip(1.0 - until / jnp.maximum(expected, _TINY), 0.0, 1.0)  # share of the step behind the jump
+    depth = rounded(rates.depth_cap * _beta(stream, u[2:], rates.depth_a, rates.depth_b))
+    stays = jnp.where(jumps, u[1] < rates.absorbing_probability, state.stays)
+    healing = jnp.where(stays, 0.0, rates.recovery) * jnp.where(jumps, since, 1.0)
+    discount = rounded(jnp.where(jumps, depth, state.discount) * jnp.exp(-healing))
+    after = DefaultState(discount, state.has_jumped | jumps, stays)
+    return after, jnp.log1p(-discount) - jnp.log1p(-state.discount)
+
+
+def _beta(stream: PRNGKeyArray, u: Float[Array, "2"], a: Float[Array, ""], b: Float[Array, ""]) -> Float[Array, ""]:
+    """One Beta(a, b) draw: G_a / (G_a + G_b), a Gamma(a) being Gamma(a + 1) u^{1/a}, which needs no a above 1."""
+    of_a, of_b = (
+        rounded(chi_square(jax.random.fold_in(stream, number), 2.0 * shape + 2.0) * jnp.exp(jnp.log1p(-v) / shape))
+        for number, shape, v in ((1, a, u[0]), (2, b, u[1]))
+    )
+    return of_a / (of_a + of_b)

@@ -1,0 +1,283 @@
+"""Named stresses: what the file may say, the moves it means, and every portfolio's figures against a plain twin."""
+
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from aggregator.engine import TILE, Cube, Headline, draw_cube, evaluate_headlines, price_rows
+from aggregator.errors import ConfigurationError
+from aggregator.generators.multivariate_t import multivariate_t
+from aggregator.policy import Requirement, VenuePolicy
+from aggregator.portfolio import PackedPortfolio
+from aggregator.results import Evaluated
+from aggregator.stress import StressLibrary, check_names, read_stress_library, stress_moves
+from aggregator.stress_margin import StressFigures, stress_cube, stress_views
+from aggregator.stress_results import stress_rows
+from aggregator.unified_market import priced_grid, unified_market
+from tests.quickstart_book import FACTORS, HORIZON_DAYS, quickstart_book
+
+SHIPPED = Path(__file__).resolve().parent.parent / "configs" / "stress.toml"
+
+LIBRARY = """
+[stress.crash]
+description = "a fall"
+source = "made up"
+binding = true
+vol = { default = 2.0 }
+depth = 0.25
+[stress.crash.price]
+moves = { ETH = -0.30, default = -0.10 }
+
+[stress."wrong mark"]
+description = "one venue marks ETH too low"
+source = "made up"
+[stress."wrong mark".venues.hyperliquid]
+marks = { ETH = 0.35 }
+withdrawals = false
+
+[stress.frozen]
+description = "a rise that nobody sees"
+source = "made up"
+oracle = "frozen"
+[stress.frozen.price]
+moves = { default = 0.30 }
+
+[stress.failure]
+description = "a venue fails while funding is dear"
+source = "made up"
+funding = 0.01
+chains_halted = ["ethereum"]
+[stress.failure.venues.binance]
+fails = true
+
+[stress.both]
+description = "together"
+source = "made up"
+transfers = "shut"
+combines = ["crash", "failure"]
+"""
+
+
+def library(text: str, folder: Path) -> StressLibrary:
+    path = folder / "stress.toml"
+    path.write_text(text, encoding="utf-8")
+    return read_stress_library(path)
+
+
+# ---- the file --------------------------------------------------------------------------------------------------------
+
+
+def test_the_shipped_library_is_read_and_holds_what_it_promises() -> None:
+    names = set(read_stress_library(SHIPPED).stress)
+    past = {"2020-03-12", "2021-05-19", "2022-06", "2022-11", "2023-03-11-peg", "2025-10-10"}
+    imagined = {"flash crash down", "correlation one", "alt collapse", "vol doubling", "depeg", "oracle frozen"}
+    broken = {"bridge down", "chain halted", "venue halted", "funding at cap", "no depth"}
+    assert past | imagined | broken <= names
+    assert any(stress.combines for stress in read_stress_library(SHIPPED).stress.values())
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("depth = 0.25", "dept = 0.25", ("unknown key stress.crash.dept", "did you mean 'depth'")),
+        ("depth = 0.25", "depth = 0.0", ("stress.crash.depth",)),
+        ('description = "a fall"\n', "", ("missing key stress.crash.description",)),
+        ("ETH = -0.30", "ETH = -1.0", ("stress.crash.price.moves", "cannot fall by all of itself")),
+        ("default = 2.0", "default = 0.0", ("stress.crash.vol", "positive")),
+        ("ETH = 0.35", "ETH = -1.5", ("stress.wrong mark.venues.hyperliquid.marks", "below zero")),
+        ('oracle = "frozen"', 'oracle = "frosen"', ("stress.frozen.oracle",)),
+        ('combines = ["crash", "failure"]', 'combines = ["crush"]', ("combines 'crush'", "did you mean 'crash'")),
+        ('combines = ["crash", "failure"]', 'combines = ["both"]', ("is a combination itself",)),
+        ("funding = 0.01", "funding = nan", ("stress.failure.funding",)),
+        ("[stress.crash]", "[stress.crash", ("not valid TOML",)),
+    ],
+)
+def test_a_mistake_is_named(tmp_path: Path, old: str, new: str, words: tuple[str, ...]) -> None:
+    assert old in LIBRARY
+    with pytest.raises(ConfigurationError) as found:
+        library(LIBRARY.replace(old, new, 1), tmp_path)
+    for word in words:
+        assert word in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("ETH = -0.30", "ETTH = -0.30", ("crash.price.moves", "unknown asset 'ETTH'", "did you mean 'ETH'")),
+        ("ETH = 0.35", "EHT = 0.35", ("wrong mark.venues.hyperliquid.marks", "unknown asset 'EHT'")),
+        ("venues.binance", "venues.binanse", ("failure: unknown venue 'binanse'", "did you mean 'binance'")),
+    ],
+)
+def test_a_name_that_nobody_knows_is_refused(tmp_path: Path, old: str, new: str, words: tuple[str, ...]) -> None:
+    read = library(LIBRARY.replace(old, new, 1), tmp_path)
+    check_names(library(LIBRARY, tmp_path), assets={"BTC", "ETH"}, venues={"binance", "hyperliquid"})
+    with pytest.raises(ConfigurationError) as found:
+        check_names(read, assets={"BTC", "ETH"}, venues={"binance", "hyperliquid"})
+    for word in words:
+        assert word in str(found.value)
+
+
+def test_moves_are_logarithms_of_what_is_written(tmp_path: Path) -> None:
+    read = library(LIBRARY, tmp_path)
+    factors, venues = ("peg:USDC", "price:BTC", "price:ETH", "vol:ETH"), ("binance", "hyperliquid")
+    crash = stress_moves(read.parts("crash"), factors, venues)
+    np.testing.assert_allclose(crash.market, [0.0, math.log(0.9), math.log(0.7), math.log(2.0)], rtol=1e-15)
+    assert not crash.marks
+    assert not crash.triggers
+    wrong = stress_moves(read.parts("wrong mark"), factors, venues)
+    np.testing.assert_allclose(wrong.marks["hyperliquid"], [0.0, 0.0, math.log(1.35), 0.0], rtol=1e-15)
+    assert not wrong.market.any()
+    frozen = stress_moves(read.parts("frozen"), factors, venues)
+    assert set(frozen.triggers) == set(venues)
+    assert not frozen.triggers["binance"].any()
+    both = stress_moves(read.parts("both"), factors, venues)
+    np.testing.assert_allclose(both.market, crash.market, rtol=1e-15)
+
+
+def test_beta_moves_the_others_with_their_reference(tmp_path: Path) -> None:
+    text = '[stress.x]\ndescription = "d"\nsource = "s"\n[stress.x.price]\nmoves = { BTC = -0.5 }\nbeta = 1.5\n'
+    moves = stress_moves(library(text, tmp_path).parts("x"), ("price:BTC", "price:SOL"), ())
+    np.testing.assert_allclose(moves.market, [math.log(0.5), 1.5 * math.log(0.5)], rtol=1e-15)
+
+
+# ---- the desk --------------------------------------------------------------------------------------------------------
+
+
+class Stressed(NamedTuple):
+    """The desk under the library above."""
+
+    portfolio: PackedPortfolio
+    library: StressLibrary
+    names: list[str]
+    cube: Cube
+    headline: Headline
+    figures: StressFigures
+
+
+@pytest.fixture(scope="module")
+def stressed(tmp_path_factory: pytest.TempPathFactory) -> Stressed:
+    read = library(LIBRARY, tmp_path_factory.mktemp("stress"))
+    book, names = quickstart_book(), list(read.stress)
+    portfolio = next(p for p in book.portfolios if p.portfolio_id == "north-desk")
+    venues = sorted({info.venue for info in portfolio.accounts})
+    rows = book.cube.build(FACTORS)
+    std = {name: 0.001 if name.startswith("peg:") else 0.03 for name in FACTORS}
+    law = multivariate_t(FACTORS, std, correlation=np.eye(len(FACTORS)), nu=4.0)
+    cube = draw_cube(rows, law, seed=1, scenarios=TILE, chunk=TILE, horizon_days=HORIZON_DAYS)
+    policy = Requirement(other_venues=VenuePolicy(), venues={"binance": VenuePolicy(loss_given_default=0.5)})
+    market = unified_market(
+        rows,
+        FACTORS,
+        priced_grid(rows, FACTORS, policy),
+        policy,
+        stressed=[],
+        sizes={},
+        basis={},
+        seed=1,
+        chunk=TILE,
+        horizon_days=HORIZON_DAYS,
+    )
+    views = stress_views(read, names, FACTORS, venues, tile=TILE)
+    change = price_rows(rows, jnp.asarray(views.shocks), horizon_years=0.0)
+    both = (market, stress_cube(read, names, views, change, venues))
+    cube = eqx.tree_at(lambda c: (c.unified, c.stress), cube, both, is_leaf=lambda leaf: leaf is None)
+    (headline,) = evaluate_headlines([portfolio], FACTORS, cube, devices=1, policy=policy, venues=venues)
+    assert headline is not None
+    assert headline.stress is not None
+    return Stressed(portfolio, read, names, cube, headline, headline.stress)
+
+
+def line_losses(of: Stressed, moves: np.ndarray) -> np.ndarray:
+    """Loss of every line when the factors move by `moves`, repriced row by row in float64."""
+    change = np.asarray(of.cube.rows.changes(jnp.asarray(moves), horizon_years=0.0, dtype=jnp.float64))
+    out = np.zeros(len(of.portfolio.lines))
+    for line, row, coefficient in of.portfolio.legs:
+        out[line] -= coefficient * change[row]
+    return out
+
+
+@pytest.mark.parametrize("name", ["crash", "wrong mark", "frozen", "failure", "both"])
+def test_losses_are_the_twins(stressed: Stressed, name: str) -> None:
+    k, portfolio = stressed.names.index(name), stressed.portfolio
+    moves = stress_moves(stressed.library.parts(name), FACTORS, ())
+    by_view = {None: line_losses(stressed, moves.market)}
+    by_view |= {venue: line_losses(stressed, own) for venue, own in moves.marks.items()}
+    price, total = np.zeros(len(portfolio.nodes)), np.zeros(len(portfolio.nodes))
+    funding = sum(part.funding for part in stressed.library.parts(name))
+    fails = {v for part in stressed.library.parts(name) for v, what in part.venues.items() if what.fails}
+    equity = np.zeros(len(portfolio.nodes))
+    for n, (line, node) in enumerate(zip(portfolio.lines, portfolio.line_node, strict=True)):
+        price[node] += by_view.get(line.venue, by_view[None])[n]
+        equity[node] += portfolio.line_equity[n]
+        if line.funding_rate is not None:
+            total[node] += funding * line.value_usd
+    total += price
+    for node, (_, venue) in enumerate(portfolio.nodes):
+        if venue in fails:
+            total[node] += 0.5 * max(equity[node] - total[node], 0.0)
+    count = len(portfolio.nodes)
+    np.testing.assert_allclose(stressed.figures.node_price_loss[:count, k], price, rtol=2e-6, atol=0.05)
+    np.testing.assert_allclose(stressed.figures.node_loss[:count, k], total, rtol=2e-6, atol=0.05)
+
+
+def liquidated(of: Stressed, name: str) -> set[str]:
+    hit = np.asarray(of.figures.liquidated)[:, of.names.index(name)]
+    return {info.account_id for info, gone in zip(of.portfolio.accounts, hit, strict=False) if gone}
+
+
+def test_a_wrong_mark_liquidates_at_its_venue_alone(stressed: Stressed) -> None:
+    assert liquidated(stressed, "wrong mark") == {"hyperliquid:north:cross"}
+
+
+def test_a_frozen_oracle_liquidates_nobody_and_hides_who_is_broke(stressed: Stressed) -> None:
+    assert liquidated(stressed, "frozen") == set()
+    broke = np.asarray(stressed.figures.insolvent)[:, stressed.names.index("frozen")]
+    ids = {info.account_id for info, hit in zip(stressed.portfolio.accounts, broke, strict=False) if hit}
+    assert "hyperliquid:north:cross" in ids
+
+
+def test_a_binding_stress_enters_the_requirement(stressed: Stressed) -> None:
+    assert stressed.headline.unified is not None
+    components, count = stressed.headline.unified.components, len(stressed.portfolio.nodes)
+    k = stressed.names.index("crash")
+    losses = np.maximum(np.asarray(stressed.figures.node_loss)[:count, k], 0.0)
+    np.testing.assert_allclose(np.asarray(components.stress)[:count, 0], losses, rtol=1e-12)
+    whole = max(float(np.asarray(stressed.figures.node_loss)[:, k].sum()), 0.0)
+    assert float(components.stress[-1, 0]) == pytest.approx(whole, rel=1e-12)
+    largest = np.maximum(
+        np.maximum(components.es_blend, components.grid), np.maximum(components.stress, components.floor)
+    )
+    np.testing.assert_allclose(components.base, largest, rtol=1e-12)
+
+
+def test_rows_say_what_cannot_be_used(stressed: Stressed) -> None:
+    rows: dict[str, Any] = {
+        row["stress"]: row
+        for row in stress_rows(Evaluated(stressed.portfolio, stressed.headline), stressed.library, stressed.names)
+    }
+    assert list(rows) == stressed.names
+    equity = math.fsum(stressed.portfolio.line_equity)
+    for row in rows.values():
+        assert row["equity_after_usd"] == pytest.approx(equity - row["loss_usd"], rel=1e-9)
+        assert row["uncovered_usd"] >= row["uncovered_pooled_usd"] >= 0
+        assert row["unavailable_usd"] >= 0
+    assert rows["both"]["transfers"] == "shut"
+    assert rows["both"]["unavailable_usd"] >= rows["both"]["equity_after_usd"]
+    at_hyperliquid = [n for n, (_, venue) in enumerate(stressed.portfolio.nodes) if venue == "hyperliquid"]
+    k = stressed.names.index("wrong mark")
+    held = [
+        math.fsum(
+            e for e, at in zip(stressed.portfolio.line_equity, stressed.portfolio.line_node, strict=True) if at == n
+        )
+        - float(stressed.figures.node_loss[n, k])
+        for n in at_hyperliquid
+    ]
+    assert rows["wrong mark"]["unavailable_usd"] == pytest.approx(sum(max(x, 0.0) for x in held), rel=1e-9)
+    on_chain = [n for n, (node, _) in enumerate(stressed.portfolio.nodes) if node.startswith("aave_v3")]
+    assert on_chain
+    assert rows["failure"]["unavailable_usd"] > 0
