@@ -65,13 +65,20 @@ def sweep(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Start anew even if an unfinished run of equal digest lies there.")
     ] = False,
+    target_error: Annotated[
+        float | None,
+        typer.Option(
+            "--target-error", help="Add scenarios until the relative standard error of ES 99 % is this small."
+        ),
+    ] = None,
     overrides: _SetOption = None,
 ) -> None:
     """Run one margin sweep: ingest, compute, store, report."""
     with _exit_codes(as_json):
         from .config import load_configuration
 
-        resolved = load_configuration(config, overrides=overrides or (), environment=os.environ)
+        wanted = [*(overrides or ()), *([] if target_error is None else [f"run.target_error={target_error!r}"])]
+        resolved = load_configuration(config, overrides=wanted, environment=os.environ)
         _start_engine(resolved.configuration.engine.host_devices)
         from .sweep import run_sweep
 

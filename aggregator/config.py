@@ -54,6 +54,8 @@ class Run(Section):
     horizon_days: float = Field(default=1.0, gt=0, le=60)
     detail_top: int = Field(default=100, ge=0)
     worst_scenarios: int = Field(default=10, ge=1, le=100)
+    target_error: float | None = Field(default=None, gt=0, lt=1)
+    """Relative standard error of the pooled ES at 99 % that scenarios are added for; None adds none."""
 
     @field_validator("as_of")
     @classmethod
@@ -124,15 +126,19 @@ class FilteredHistoryFigures(Section):
     """Scenarios by filtered historical simulation on a market-history table.
 
     `scenarios` 0 takes every date of the panel once (the exact law); otherwise dates are drawn with replacement.
+    With `splice`, dates without a return of an asset's first market take that of the next. A date weighs half as much
+    after every `half_life_days`; 0: all dates alike. `backtest_request` tests these very defaults.
     """
 
     generator: Literal["filtered_history"]
     scenarios: int = Field(default=0, ge=0, le=10_000_000)
     history: str
     context: str | None = None
-    market_preference: tuple[str, ...] = ("perp", "spot", "spot_long")
+    market_preference: tuple[str, ...] = ("perp", "spot")
+    splice: bool = True
     anchors: tuple[str, ...] = ("BTC", "ETH")
     ewma_lambda: float = Field(default=0.97, gt=0.5, lt=1)
+    half_life_days: float = Field(default=730.0, ge=0)
     proxies: dict[str, Proxy] = {}
     pegs: dict[str, PegFigures] = {}
     vol_rules: dict[str, VolRule] = {}

@@ -19,9 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 
@@ -31,7 +29,6 @@ from adapters.transport import Payload, PayloadRequest, RecordedTransport
 
 from . import __version__
 from .config import (
-    TILE,
     CalibratedFigures,
     Configuration,
     FilteredHistoryFigures,
@@ -42,7 +39,7 @@ from .config import (
     Source,
 )
 from .differences import Native, reconciliation_rows
-from .engine import Cube, Detail, Headline, draw_cube, evaluate_details, evaluate_headlines, price_rows
+from .engine import Cube, Detail, Headline, evaluate_details, evaluate_headlines
 from .errors import PRECEDENCE, ConfigurationError, ExitCode, Failure, FailureReason, StoreError, nearest_name
 from .evidence import Evidence
 from .factors import Generation, build_generator
@@ -63,12 +60,11 @@ from .results import (
     result_table,
     worst_rows,
 )
+from .run_market import TargetOutcome, market_with_target, run_market
 from .snapshot import Snapshot, take_snapshot
 from .store import ResultStore
 from .stress import StressLibrary, check_names, read_stress_library
-from .stress_margin import StressCube, stress_cube, stress_views
 from .stress_results import stress_rows
-from .unified_market import priced_grid, unified_market
 from .unified_results import node_columns, requirement_columns, requirement_rows, unmeasured_failures
 
 Progress = Callable[[str, int, int], None]
@@ -146,32 +142,23 @@ def run_sweep(resolved: Resolved, *, fresh: bool = False, progress: Progress | N
         run_id = f"{started:%Y%m%dT%H%M%S}.{started.microsecond // 1000:03d}Z-{run_digest[:8]}"
         store.start_run(run_id, run_digest=run_digest, started_at=started, shards=shards)
 
-    cube = draw_cube(
-        book.cube.build(generation.factors),
-        generation.generator,
-        seed=configuration.run.seed,
-        scenarios=generation.scenarios,
-        chunk=configuration.engine.scenario_chunk,
-        horizon_days=configuration.run.horizon_days,
-    )
-    grid = priced_grid(cube.rows, generation.factors, configuration.requirement)
-    market = unified_market(
-        cube.rows,
-        generation.factors,
-        grid,
-        configuration.requirement,
-        stressed=generation.stressed,
-        sizes=generation.sizes,
-        basis=generation.basis,
-        seed=configuration.run.seed,
-        chunk=configuration.engine.scenario_chunk,
-        horizon_days=configuration.run.horizon_days,
-    )
-    venues = sorted({info.venue for portfolio in book.portfolios for info in portfolio.accounts})
-    stresses, stressed = _stresses(library, cube, generation, venues)
-    both = (market, stressed)
-    cube = eqx.tree_at(lambda c: (c.unified, c.stress), cube, both, is_leaf=lambda leaf: leaf is None)
     devices = _devices(configuration)
+    missed = None
+    if configuration.run.target_error is None:
+        market = run_market(resolved, book, generation, library)
+    else:
+        market, outcome = market_with_target(
+            resolved,
+            book,
+            generation,
+            library,
+            inputs.as_of,
+            devices=devices,
+            note=lambda scenarios: say(f"{scenarios} scenarios", 0, 1),
+        )
+        generation = market.generation
+        missed = None if outcome.reached else outcome
+    cube = market.cube
     of_inputs = _ordered([*inputs.failures, *book.failures, *generation.failures])
     evidence = Evidence(inputs.snapshots, of_inputs, inputs.as_of)
     work = _Work(
@@ -184,10 +171,10 @@ def run_sweep(resolved: Resolved, *, fresh: bool = False, progress: Progress | N
         devices=devices,
         run=configuration.run,
         policy=configuration.requirement,
-        grid_labels=grid.labels,
-        venues=venues,
+        grid_labels=market.grid_labels,
+        venues=market.venues,
         library=library,
-        stresses=stresses,
+        stresses=market.stresses,
         evidence=evidence,
         bound=configuration.reconcile,
         say=say,
@@ -200,6 +187,8 @@ def run_sweep(resolved: Resolved, *, fresh: bool = False, progress: Progress | N
     rows = store.rows_in_progress("portfolio_margin", run_id).to_pylist()
     accounts = store.rows_in_progress("account_margin", run_id).to_pylist()
     conditions = _conditions(configuration, rows, accounts, failures)
+    if missed is not None:
+        conditions = (*conditions, _missed_target(missed, configuration.run.target_error))
     finished = datetime.now(UTC)
     scenarios = int(np.count_nonzero(np.asarray(cube.weights)))
     run_row = {
@@ -517,18 +506,6 @@ def _library(resolved: Resolved) -> StressLibrary | None:
     return library
 
 
-def _stresses(
-    library: StressLibrary | None, cube: Cube, generation: Generation, venues: Sequence[str]
-) -> tuple[list[str], StressCube | None]:
-    """The names of the stresses in order, and their cube; none without a library."""
-    if library is None:
-        return [], None
-    names = list(library.stress)
-    views = stress_views(library, names, generation.factors, venues, tile=TILE)
-    change = price_rows(cube.rows, jnp.asarray(views.shocks), horizon_years=0.0)
-    return names, stress_cube(library, names, views, change, venues)
-
-
 def _stress_rows(work: _Work, evaluated: Sequence[Evaluated]) -> list[dict[str, Any]]:
     if work.library is None:
         return []
@@ -698,6 +675,14 @@ def _conditions(
             )
         )
     return tuple(out)
+
+
+def _missed_target(missed: TargetOutcome, target: float | None) -> Condition:
+    """A target for the standard error that was not reached; the figures stand, less sure than they were asked to be."""
+    error = "unknown" if math.isnan(missed.error) else f"{missed.error:.2%}"
+    of_whom = f" of portfolio {missed.portfolio_id}" if missed.portfolio_id else ""
+    message = f"relative standard error of ES 99 %{of_whom} is {error}, the target {target:.2%}: {missed.reason}"
+    return Condition("target_error_missed", ExitCode.BAD_DATA, message)
 
 
 def _limit_conditions(
