@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -13,10 +13,20 @@ from scipy import stats
 from .calibration_file import CURRENT, CalibrationFile, Law
 from .config import CalibratedFigures, Proxy
 from .errors import ConfigurationError, nearest_name
+from .generators.merton_jumps import CommonJumps, FactorJumps, merton_jumps
+from .generators.mixture import Component, mixture
 from .generators.multivariate_t import multivariate_t
+from .generators.regime_switching import RegimeLaw, regime_switching
 from .generators.t_copula import MarginLaw, ParetoTail, t_copula
+from .overlays.depeg import depeg
+from .overlays.lst_discount import DiscountLaw, lst_discount
+from .overlays.partial_default import DefaultLaw
+from .overlays.spot_vol import SpotVolRule, spot_vol
 from .scenarios import ScenarioGenerator, stream_number
 from .sobol_points import BLOCKS, SobolDesign
+
+_DAYS_PER_YEAR = 365.0
+_DEEPEST_CAP = 0.99  # a token that lost everything has no logarithm
 
 _HEAVIEST_SHAPE = 0.45
 """Largest tail index of a margin made of a parametric t: above one half a law has no variance."""
@@ -63,37 +73,37 @@ def calibrated_generator(
     scenarios: int,
     horizon_days: float,
 ) -> ScenarioGenerator:
-    """The generator of one law of the file over `factors`; `scenarios` matters to point sets alone.
+    """The generator of one law of the file over `factors` (in another order where overlays append some).
 
-    A proxied factor takes the law of its model, moved by its scale, and goes along with it.
+    `scenarios` matters to point sets alone. A proxied factor takes the law of its model, moved by its scale, and goes
+    along with it. Raises ConfigurationError for what the file cannot give.
     """
-    law = file.laws[law_name]
-    models = {name: figures.proxies.get(name, Proxy(factor=name)) for name in factors}
-    std = {name: law.daily_std[model.factor] * model.scale for name, model in models.items()}
-    correlation = _correlation(law, [models[name].factor for name in factors])
-    points = _design(figures, seed, law_name, scenarios)
-    if figures.law == "multivariate_t":
-        return multivariate_t(
-            factors, std, correlation=correlation, nu=law.nu, horizon_days=horizon_days, points=points
+    made_by_overlays = _made_by_overlays(file, figures, factors)
+    drawn = [name for name in factors if name not in made_by_overlays]
+    points = _design(figures, seed, law_name, scenarios) if takes_points(figures) else None
+    of = _Source(file, law_name, drawn, figures, horizon_days, points)
+    if figures.mixture:
+        base: ScenarioGenerator = mixture(
+            {name: Component(weight, _LAWS[name](of)) for name, weight in figures.mixture.items()}
         )
-    margins = {name: margin_of(file, model.factor) for name, model in models.items()}
-    return t_copula(factors, std, margins, correlation=correlation, nu=law.nu, step_days=horizon_days, points=points)
+    else:
+        base = _LAWS[figures.law](of)
+    for overlay in figures.overlays:
+        base = _OVERLAYS[overlay](base, file, law_name, factors, horizon_days)
+    return base
+
+
+def takes_points(figures: CalibratedFigures) -> bool:
+    """Whether the scenarios are a set of Sobol points, whose number is their own."""
+    return figures.points == "sobol" and not figures.mixture and figures.law in ("t_copula", "multivariate_t")
 
 
 def scenario_count(figures: CalibratedFigures, scenarios: int) -> int | None:
     """What to ask of the generator: None for a point set, which has its own number."""
-    return None if figures.points == "sobol" else scenarios
+    return None if takes_points(figures) else scenarios
 
 
-def _correlation(law: Law, models: Sequence[str]) -> np.ndarray:
-    distinct = tuple(dict.fromkeys(models))
-    place = [distinct.index(name) for name in models]
-    return law.matrix(distinct)[np.ix_(place, place)]
-
-
-def _design(figures: CalibratedFigures, seed: int, law_name: str, scenarios: int) -> SobolDesign | None:
-    if figures.points == "random":
-        return None
+def _design(figures: CalibratedFigures, seed: int, law_name: str, scenarios: int) -> SobolDesign:
     per_block = scenarios / BLOCKS
     log2_points = round(math.log2(per_block))
     if BLOCKS << log2_points != scenarios:
@@ -102,6 +112,220 @@ def _design(figures: CalibratedFigures, seed: int, law_name: str, scenarios: int
             f"{scenarios} Sobol points: the number is {BLOCKS} times a power of two, the nearest are {low} and {high}"
         )
     return SobolDesign(jax.random.fold_in(jax.random.key(seed), stream_number(f"points {law_name}")), log2_points)
+
+
+# ---- laws ------------------------------------------------------------------------------------------------------------
+
+
+class _Source(NamedTuple):
+    """What every law is built from."""
+
+    file: CalibrationFile
+    law_name: str
+    factors: Sequence[str]
+    figures: CalibratedFigures
+    horizon_days: float
+    points: SobolDesign | None
+
+    @property
+    def law(self) -> Law:
+        return self.file.laws[self.law_name]
+
+    def models(self) -> dict[str, Proxy]:
+        """The factor of the file behind every factor, with its scale."""
+        return {name: self.figures.proxies.get(name, Proxy(factor=name)) for name in self.factors}
+
+    def std(self) -> dict[str, float]:
+        return {name: self.law.daily_std[model.factor] * model.scale for name, model in self.models().items()}
+
+    def correlation(self) -> np.ndarray:
+        models = [model.factor for model in self.models().values()]
+        distinct = tuple(dict.fromkeys(models))
+        place = [distinct.index(name) for name in models]
+        return self.law.matrix(distinct)[np.ix_(place, place)]
+
+
+def _multivariate_t(of: _Source) -> ScenarioGenerator:
+    return multivariate_t(
+        of.factors,
+        of.std(),
+        correlation=of.correlation(),
+        nu=of.law.nu,
+        horizon_days=of.horizon_days,
+        points=of.points,
+    )
+
+
+def _t_copula(of: _Source) -> ScenarioGenerator:
+    margins = {name: margin_of(of.file, model.factor) for name, model in of.models().items()}
+    return t_copula(
+        of.factors,
+        of.std(),
+        margins,
+        correlation=of.correlation(),
+        nu=of.law.nu,
+        step_days=of.horizon_days,
+        points=of.points,
+    )
+
+
+def _merton_jumps(of: _Source) -> ScenarioGenerator:
+    """Jumps as the file has them; what the jumps leave of the law's variance is the diffusion's, at least a tenth."""
+    common = of.file.jumps.common
+    jumps, std = {}, of.std()
+    for name, model in of.models().items():
+        asset = of.file.jumps.assets.get(model.factor)
+        if asset is None:
+            jumps[name] = FactorJumps(0.0, 0.0, 0.0, 0.0)
+            continue
+        scale = model.scale
+        jumps[name] = FactorJumps(asset.beta * scale, asset.per_year, asset.mean * scale, asset.std * scale)
+    diffusive = {}
+    for name, jump in jumps.items():
+        shared = common.per_year * jump.beta**2 * (common.mean**2 + common.std**2)
+        own = jump.per_year * (jump.mean**2 + jump.std**2)
+        variance = std[name] ** 2
+        diffusive[name] = math.sqrt(max(variance - (shared + own) / _DAYS_PER_YEAR, 0.1 * variance))
+    return merton_jumps(
+        of.factors,
+        diffusive,
+        jumps,
+        correlation=of.correlation(),
+        common=CommonJumps(common.per_year, common.mean, common.std),
+        step_days=of.horizon_days,
+    )
+
+
+def _regime_switching(of: _Source) -> ScenarioGenerator:
+    """The file's regimes; under a stressed law today is in the wildest one."""
+    regimes = of.file.regimes
+    laws = {}
+    for state in regimes.states:
+        # What has no history to tell the regimes apart (a peg) is the same in all of them.
+        std = {
+            name: state.daily_std.get(model.factor, of.law.daily_std[model.factor]) * model.scale
+            for name, model in of.models().items()
+        }
+        laws[state.name] = RegimeLaw(std, correlation_with_mean(of.correlation(), of.factors, state.mean_correlation))
+    filtered = regimes.filtered
+    if of.law_name != CURRENT:
+        filtered = (0.0,) * (len(laws) - 1) + (1.0,)
+    return regime_switching(
+        of.factors,
+        laws,
+        transition=np.asarray(regimes.transition),
+        filtered=filtered,
+        step_days=of.horizon_days,
+    )
+
+
+def correlation_with_mean(matrix: np.ndarray, factors: Sequence[str], mean: float) -> np.ndarray:
+    """`matrix` with the prices' mean correlation moved to `mean`: a common part is mixed in, or noise of their own.
+
+    Each price becomes sqrt(1 - w) of itself and sqrt(w) of one common factor (or of noise), which keeps the matrix a
+    correlation matrix; what is no price keeps its own correlations and loses a root of the share to the prices.
+    """
+    prices = np.array([name.startswith("price:") for name in factors])
+    count = int(prices.sum())
+    if count < 2:
+        return matrix
+    block = matrix[np.ix_(prices, prices)]
+    now = (block.sum() - count) / (count * (count - 1))
+    out = matrix.copy()
+    if mean >= now:
+        share = (mean - now) / (1.0 - now) if now < 1.0 else 0.0
+        moved = (1.0 - share) * block + share
+    else:
+        share = 1.0 - max(mean, 0.0) / now
+        moved = (1.0 - share) * block
+    np.fill_diagonal(moved, 1.0)
+    out[np.ix_(prices, prices)] = moved
+    for one, other in ((prices, ~prices), (~prices, prices)):
+        out[np.ix_(one, other)] *= math.sqrt(1.0 - share)
+    return out
+
+
+_LAWS: Mapping[str, Callable[[_Source], ScenarioGenerator]] = {
+    "t_copula": _t_copula,
+    "multivariate_t": _multivariate_t,
+    "merton_jumps": _merton_jumps,
+    "regime_switching": _regime_switching,
+}
+
+
+# ---- overlays --------------------------------------------------------------------------------------------------------
+
+
+def _made_by_overlays(file: CalibrationFile, figures: CalibratedFigures, factors: Sequence[str]) -> set[str]:
+    """Factors that an overlay makes whole, so that the law below must not draw them."""
+    made = set()
+    if "spot_vol" in figures.overlays:
+        made |= {name for name in factors if name.removeprefix("vol:") in file.vol_rules and name.startswith("vol:")}
+    if "lst_discount" in figures.overlays:
+        made |= {name for name in factors if name.removeprefix("peg:") in file.discounts and name.startswith("peg:")}
+    return made
+
+
+def _spot_vol(
+    base: ScenarioGenerator, file: CalibrationFile, law_name: str, factors: Sequence[str], horizon_days: float
+) -> ScenarioGenerator:
+    rules = {}
+    for name in factors:
+        kind, _, asset = name.partition(":")
+        if kind == "vol" and asset in file.vol_rules:
+            rule = file.vol_rules[asset]
+            rules[name] = SpotVolRule(rule.beta, rule.eta, rule.beta_abs, rule.mean_abs)
+    return spot_vol(base, rules, step_days=horizon_days) if rules else base
+
+
+def _depeg(
+    base: ScenarioGenerator, file: CalibrationFile, law_name: str, factors: Sequence[str], horizon_days: float
+) -> ScenarioGenerator:
+    laws = {}
+    for name in factors:
+        kind, _, asset = name.partition(":")
+        if kind == "peg" and asset in file.pegs:
+            peg = file.pegs[asset]
+            laws[name] = DefaultLaw(
+                peg.jumps_per_year,
+                peg.depth_a,
+                peg.depth_b,
+                min(peg.depth_cap, _DEEPEST_CAP),
+                peg.recovery_per_day,
+                peg.absorbing_probability,
+            )
+    return depeg(base, laws, step_days=horizon_days) if laws else base
+
+
+def _lst_discount(
+    base: ScenarioGenerator, file: CalibrationFile, law_name: str, factors: Sequence[str], horizon_days: float
+) -> ScenarioGenerator:
+    laws = {}
+    for name in factors:
+        kind, _, asset = name.partition(":")
+        if kind == "peg" and asset in file.discounts:
+            found = file.discounts[asset]
+            laws[name] = DiscountLaw(
+                found.daily_std,
+                found.nu,
+                found.mean,
+                found.reversion_per_day,
+                found.jumps_per_year,
+                found.depth_a,
+                found.depth_b,
+                min(found.depth_cap, _DEEPEST_CAP),
+            )
+    return lst_discount(base, laws, step_days=horizon_days) if laws else base
+
+
+_OVERLAYS: Mapping[str, Callable[..., ScenarioGenerator]] = {
+    "spot_vol": _spot_vol,
+    "depeg": _depeg,
+    "lst_discount": _lst_discount,
+}
+
+
+# ---- margins and markets ---------------------------------------------------------------------------------------------
 
 
 def margin_of(file: CalibrationFile, factor: str) -> MarginLaw:
