@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import tomllib
 from collections.abc import Collection, Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -67,6 +68,19 @@ class Venue(Section):
         return marks
 
 
+class Replay(Section):
+    """Days whose closes a stress is measured on, where a history table is there: from the close of one to the other."""
+
+    first: date
+    last: date
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Replay:
+        if not self.first < self.last:
+            raise ValueError(f"first {self.first} is not before last {self.last}")
+        return self
+
+
 class Stress(Section):
     """One named stress.
 
@@ -80,6 +94,7 @@ class Stress(Section):
     source: str = Field(min_length=1)
     binding: bool = False
     price: Price = Price()
+    replay: Replay | None = None
     vol: dict[str, float] = {}
     peg: dict[str, float] = {}
     depth: float = Field(default=1.0, gt=0)
@@ -161,7 +176,7 @@ def _sentences(error: ValidationError) -> list[str]:
     for entry in error.errors(include_url=False, include_context=False, include_input=False):
         place = ".".join(str(part) for part in entry["loc"])
         if entry["type"] == "extra_forbidden":
-            known = {*Stress.model_fields, *Price.model_fields, *Venue.model_fields}
+            known = {*Stress.model_fields, *Price.model_fields, *Venue.model_fields, *Replay.model_fields}
             out.append(f"unknown key {place}{nearest_name(str(entry['loc'][-1]), sorted(known))}")
         elif entry["type"] == "missing":
             out.append(f"missing key {place}")

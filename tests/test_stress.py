@@ -1,19 +1,24 @@
 """Named stresses: what the file may say, the moves it means, and every portfolio's figures against a plain twin."""
 
 import math
+import os
+from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from aggregator.engine import TILE, Cube, Headline, draw_cube, evaluate_headlines, price_rows
 from aggregator.errors import ConfigurationError
 from aggregator.generators.multivariate_t import multivariate_t
+from aggregator.history_tables import read_history_table
 from aggregator.policy import Requirement, VenuePolicy
 from aggregator.portfolio import PackedPortfolio
+from aggregator.replay import closes_on, replayed
 from aggregator.results import Evaluated
 from aggregator.stress import StressLibrary, check_names, read_stress_library, stress_moves
 from aggregator.stress_margin import StressFigures, stress_cube, stress_views
@@ -145,6 +150,51 @@ def test_beta_moves_the_others_with_their_reference(tmp_path: Path) -> None:
     np.testing.assert_allclose(moves.market, [math.log(0.5), 1.5 * math.log(0.5)], rtol=1e-15)
 
 
+DAYS = pa.table(
+    {
+        "asset": ["BTC", "BTC", "ETH", "ETH", "ETH", "ETH", "SOL", "SOL", "SOL", "ADA", "ADA"],
+        "market": ["perp", "perp", "perp", "spot", "spot", "spot", "perp", "perp", "perp", "perp", "perp"],
+        "ts": [date(2020, 3, day) for day in (11, 12, 11, 11, 12, 13, 11, 12, 12, 11, 12)],
+        "close": [8000.0, 4800.0, 200.0, 201.0, 110.0, 5.0, 10.0, 5.0, 6.0, 0.05, -1.0],
+    }
+)
+
+
+def test_a_replay_measures_what_the_history_covers(tmp_path: Path) -> None:
+    text = LIBRARY.replace("vol = { default = 2.0 }", "replay = { first = 2020-03-11, last = 2020-03-12 }", 1)
+    read = library(text, tmp_path)
+    replay = read.stress["crash"].replay
+    assert replay is not None
+    closes = closes_on(DAYS, [replay.first, replay.last])
+    found = replayed(read, closes, ["ADA", "BTC", "ETH", "SOL", "XRP"]).stress["crash"]
+    # ETH has no perpetual on the second day; SOL has that day twice, ADA a negative close: they move as stated.
+    assert found.price.moves == {
+        "BTC": pytest.approx(-0.4),
+        "ETH": pytest.approx(110 / 201 - 1),
+        "default": -0.10,
+    }
+    assert "for 2 of 5 prices" in found.source
+    assert replayed(read, {}, ["BTC"]).stress["frozen"] == read.stress["frozen"]
+
+
+def test_a_replay_in_the_wrong_order_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"stress\.crash\.replay: first 2020-03-13 is not before last"):
+        library(LIBRARY.replace("depth = 0.25", "replay = { first = 2020-03-13, last = 2020-03-12 }", 1), tmp_path)
+
+
+@pytest.mark.skipif("CROSSMARGIN_RECORDED" not in os.environ, reason="CROSSMARGIN_RECORDED names no recorded history")
+def test_the_shipped_moves_are_those_of_the_recorded_closes() -> None:
+    table = read_history_table(Path(os.environ["CROSSMARGIN_RECORDED"]) / "market" / "ohlcv_1d.parquet")
+    read = read_stress_library(SHIPPED)
+    for name, stress in read.stress.items():
+        if stress.replay is None:
+            continue
+        stated = [asset for asset in stress.price.moves if asset != "default"]
+        measured = replayed(read, closes_on(table, [stress.replay.first, stress.replay.last]), stated).stress[name]
+        for asset in stated:
+            assert measured.price.moves[asset] == pytest.approx(stress.price.moves[asset], abs=6e-4), (name, asset)
+
+
 # ---- the desk --------------------------------------------------------------------------------------------------------
 
 
@@ -205,14 +255,14 @@ def line_losses(of: Stressed, moves: np.ndarray) -> np.ndarray:
 def test_losses_are_the_twins(stressed: Stressed, name: str) -> None:
     k, portfolio = stressed.names.index(name), stressed.portfolio
     moves = stress_moves(stressed.library.parts(name), FACTORS, ())
-    by_view = {None: line_losses(stressed, moves.market)}
-    by_view |= {venue: line_losses(stressed, own) for venue, own in moves.marks.items()}
+    at_market = line_losses(stressed, moves.market)
+    by_venue = {venue: line_losses(stressed, own) for venue, own in moves.marks.items()}
     price, total = np.zeros(len(portfolio.nodes)), np.zeros(len(portfolio.nodes))
     funding = sum(part.funding for part in stressed.library.parts(name))
     fails = {v for part in stressed.library.parts(name) for v, what in part.venues.items() if what.fails}
     equity = np.zeros(len(portfolio.nodes))
     for n, (line, node) in enumerate(zip(portfolio.lines, portfolio.line_node, strict=True)):
-        price[node] += by_view.get(line.venue, by_view[None])[n]
+        price[node] += by_venue.get(line.venue, at_market)[n]
         equity[node] += portfolio.line_equity[n]
         if line.funding_rate is not None:
             total[node] += funding * line.value_usd
