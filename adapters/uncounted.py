@@ -14,7 +14,7 @@ from .amounts import joined
 from .rows import Rows
 
 SMALLEST_VALUE = Decimal("0.01")
-"""USD: what is worth less counts for nothing on either side."""
+"""USD: holdings that are worth less count for nothing."""
 
 
 class Uncounted(NamedTuple):
@@ -24,9 +24,12 @@ class Uncounted(NamedTuple):
     words: str
 
 
-def worth_nothing(field: str, value_usd: Decimal | None) -> Uncounted | None:
-    """`Uncounted` for a value that the venue states and that is below a cent, held or owed; None for any other."""
-    if value_usd is None or abs(value_usd) >= SMALLEST_VALUE:
+def worth_nothing(field: str, value_usd: Decimal | None, *, owed: bool) -> Uncounted | None:
+    """`Uncounted` for holdings whose stated value is below a cent; None for any other, and always for a debt.
+
+    What is owed grows without bound with a price that nobody knows, so that no value of today makes it nothing.
+    """
+    if owed or value_usd is None or abs(value_usd) >= SMALLEST_VALUE:
         return None
     return Uncounted(field, f"{field} is {value_usd:f} USD")
 

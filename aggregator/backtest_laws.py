@@ -31,7 +31,7 @@ from .calibration.regimes import (
 )
 from .calibration.tails import law_quantile, semi_parametric_law
 from .calibration.volatility import garch_fit, garch_variance
-from .history import DECAY, ewma_volatility
+from .history import DECAY, age_weights, ewma_volatility
 
 SCENARIOS_LOG2 = 13
 """Parametric laws have 2^13 = 8,192 scenarios."""
@@ -61,18 +61,6 @@ class Generator(NamedTuple):
 
     fit: Callable[[Market, int], Any]
     law: Callable[[Market, int, Any], Law]
-
-
-def age_weights(days: np.ndarray, half_life_days: float | None) -> np.ndarray:
-    """Weights [days] that sum to 1 and halve with every `half_life_days` before the last of the `days`; None: equal.
-
-    Source: J. Boudoukh, M. Richardson, R. Whitelaw, "The best of both worlds", Risk 11 (1998).
-    """
-    if half_life_days is None:
-        return np.full(len(days), 1.0 / len(days))
-    age = (days[-1] - days).astype("timedelta64[D]").astype(np.float64)
-    weights = 0.5 ** (age / half_life_days)
-    return weights / weights.sum()
 
 
 # ---- from the past itself ------------------------------------------------------------------------------------------
@@ -163,7 +151,7 @@ def _moved(market: Market, t: int, table: np.ndarray, volatility: np.ndarray) ->
 
 
 class Shape(NamedTuple):
-    """Standardised moves [scenarios, prices] of a fit: unit variance, NaN for prices without a history."""
+    """Moves [scenarios, prices] of a fit per unit of EWMA volatility; NaN for prices without a history."""
 
     moves: np.ndarray
 
@@ -187,24 +175,27 @@ def ewma_normal(decay: float = DECAY) -> Generator:
 
 
 def multivariate_t() -> Generator:
-    """One t law over the residuals of all prices: correlation by ranks, degrees of freedom by maximum likelihood."""
+    """One t law over the residuals of all prices: correlation by ranks, degrees of freedom by maximum likelihood.
+
+    Its standard deviation is the EWMA volatility times the root mean square of the residuals, as in the calibration.
+    """
 
     def fit(market: Market, t: int) -> Shape:
         known, table = _known_residuals(market, t)
         correlation = regular_correlation(rank_correlation(table))
         nu = t_degrees_of_freedom(table, correlation)
         mixture = np.sqrt((nu - 2.0) / _chi_square(market, nu))
-        return Shape(mixture[:, None] * _correlated(market, known, correlation))
+        return Shape(mixture[:, None] * _correlated(market, known, correlation) * _residual_size(market, t))
 
     return Generator(fit, _scaled_shape)
 
 
-def t_copula(*, own_scale: bool = False) -> Generator:
+def t_copula(*, plain_ewma: bool = False) -> Generator:
     """t copula (pseudo-likelihood) between margins with an empirical body and generalised-Pareto tails.
 
-    The margins have unit variance, so that the EWMA volatility is the standard deviation of the law. With `own_scale`
-    they keep the root mean square of the residuals, which is above 1: an average of past squares is least good when
-    volatility rises.
+    The margins have unit variance, and the standard deviation of the law is that of the calibration: the EWMA
+    volatility times the root mean square of the residuals, which is above 1, because an average of past squares is
+    least good when volatility rises. With `plain_ewma` it is the EWMA volatility alone, to show what that lacks.
     """
 
     def fit(market: Market, t: int) -> Shape:
@@ -213,15 +204,21 @@ def t_copula(*, own_scale: bool = False) -> Generator:
         nu = copula_fit(table, correlation).nu
         moves = _correlated(market, known, correlation) * np.sqrt(nu / _chi_square(market, nu))[:, None]
         for column in known:
-            sample = market.residuals[:t, column]
-            margin = semi_parametric_law(sample)
-            scale = math.sqrt(float(np.nanmean(sample**2))) if own_scale else 1.0
+            margin = semi_parametric_law(market.residuals[:t, column])
             # half a scenario away from 0 and 1, where a tail has no quantile
             ranks = np.clip(stdtr(nu, moves[:, column]), 0.5 / len(moves), 1.0 - 0.5 / len(moves))
-            moves[:, column] = scale * law_quantile(margin, ranks)
-        return Shape(moves)
+            moves[:, column] = law_quantile(margin, ranks)
+        return Shape(moves if plain_ewma else moves * _residual_size(market, t))
 
     return Generator(fit, _scaled_shape)
+
+
+def _residual_size(market: Market, t: int) -> np.ndarray:
+    """Root mean square [prices] of the residuals before day t; 1 where there are none, and then no law either."""
+    residuals = market.residuals[:t, : market.prices]
+    present = np.isfinite(residuals)
+    squares = np.where(present, residuals**2, 0.0).sum(axis=0)
+    return np.where(present.any(axis=0), np.sqrt(squares / np.maximum(present.sum(axis=0), 1)), 1.0)
 
 
 class JumpShape(NamedTuple):
@@ -417,7 +414,7 @@ def generators(half_life_days: float | None) -> Mapping[str, Generator]:
         "filtered_history_garch": filtered_history_garch(),
         "multivariate_t": multivariate_t(),
         "t_copula": t_copula(),
-        "t_copula_own_scale": t_copula(own_scale=True),
+        "t_copula_plain_ewma": t_copula(plain_ewma=True),
         "jump_diffusion": jump_diffusion(),
         "regime_switching": regime_switching(),
     }

@@ -19,15 +19,8 @@ import pyarrow.compute as pc
 from scipy.special import ndtri
 
 from .errors import ConfigurationError
-from .history import (
-    BURN_IN_DAYS,
-    IMPLIED_VOL_SERIES,
-    MAXIMUM_AGE_DAYS,
-    MINIMUM_DAYS,
-    ReturnPanel,
-    VolatilityRule,
-    ewma_volatility,
-)
+from .history import BURN_IN_DAYS, MAXIMUM_AGE_DAYS, MINIMUM_DAYS, VolatilityRule, ewma_volatility
+from .history_tables import IMPLIED_VOL_SERIES, ReturnPanel
 
 DAYS_PER_YEAR = 365.0
 
@@ -143,8 +136,8 @@ def implied_levels(
 ) -> dict[str, np.ndarray]:
     """Annual implied volatility [dates] at the end of each day, as a fraction, from a series in per cent.
 
-    NaN where there is no row, or no positive number, or more than one row of the day (`history.implied_vol_changes`
-    reports those rows as failures). Underlyings without a row are absent.
+    NaN where there is no row, or no positive number, or more than one row of the day
+    (`history_tables.implied_vol_changes` reports those rows as failures). Underlyings without a row are absent.
     """
     positions = dates.astype("datetime64[D]").astype(np.int64)
     levels = {}

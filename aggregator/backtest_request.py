@@ -35,26 +35,29 @@ from .backtest_margin import (
     walk_forward,
 )
 from .backtest_market import Market, build_market, implied_levels
-from .config import VolRule
+from .config import FilteredHistoryFigures, VolRule
 from .errors import ConfigurationError, ExitCode, Failure, FailureReason, nearest_name
 from .headline import plain_text
-from .history import (
-    ANCHORS,
-    DECAY,
-    FLOOR_FRACTION,
-    VolatilityRule,
-    implied_vol_changes,
-    read_history_table,
-    return_panel,
-)
+from .history import FLOOR_FRACTION, VolatilityRule
+from .history_tables import implied_vol_changes, read_history_table, return_panel
 from .section import Section
 
 GENERATORS = (*generators(None), BLEND)
 """Names of everything that can be tested."""
 
-SHARED_KEYS = {"history": "history", "context": "context", "market_preference": "markets", "anchors": "anchors"}
-"""Keys of [scenarios] that stand in for keys of [backtest]."""
+SHARED_KEYS = {
+    "history": "history",
+    "context": "context",
+    "market_preference": "markets",
+    "splice": "splice",
+    "anchors": "anchors",
+    "ewma_lambda": "decay",
+    "half_life_days": "half_life_days",
+}
+"""Keys of [scenarios] that stand in for keys of [backtest]; their defaults are those of [scenarios] too, so that what
+is tested is what a sweep does."""
 
+_OF_A_SWEEP = {SHARED_KEYS[key]: FilteredHistoryFigures.model_fields[key].default for key in SHARED_KEYS}
 
 VOL_RULES = {"BTC": VolRule(beta=0.08, eta=0.054), "ETH": VolRule(beta=0.08, eta=0.054)}
 """Least squares of the daily changes of BTC's DVOL on its returns, 2022-11-07 .. 2024-06-30 (602 days), rounded. ETH
@@ -62,17 +65,16 @@ has no series: ASSUMED equal."""
 
 
 class Backtest(Section):
-    """What is tested; every default lives here.
+    """What is tested; every default lives here or, for keys that a sweep has too, with the filtered history there.
 
     `start` and `end` are the first and last day of a loss (default: 400 days after the history begins, and its last
-    day). `half_life_days` weighs the residuals of the filtered history by age (0: all alike); `splice` extends a
-    perpetual's history by the spot market before its listing. `vol_rules` move implied volatilities without a series.
+    day). `vol_rules` move implied volatilities without a series.
     """
 
     history: str
     context: str | None = None
-    markets: tuple[str, ...] = ("perp", "spot")
-    anchors: tuple[str, ...] = ANCHORS
+    markets: tuple[str, ...] = _OF_A_SWEEP["markets"]
+    anchors: tuple[str, ...] = _OF_A_SWEEP["anchors"]
     start: date | None = None
     end: date | None = None
     step_days: int = Field(default=1, ge=1, le=30)
@@ -81,10 +83,10 @@ class Backtest(Section):
     generators: tuple[str, ...] = GENERATORS
     books: tuple[str, ...] = tuple(BOOKS)
     seed: int = Field(default=0, ge=0, lt=2**63)
-    decay: float = Field(default=DECAY, gt=0.5, lt=1)
+    decay: float = Field(default=_OF_A_SWEEP["decay"], gt=0.5, lt=1)
     floor_fraction: float = Field(default=FLOOR_FRACTION, ge=0, le=1)
-    half_life_days: float = Field(default=730.0, ge=0)
-    splice: bool = True
+    half_life_days: float = Field(default=_OF_A_SWEEP["half_life_days"], ge=0)
+    splice: bool = _OF_A_SWEEP["splice"]
     vol_rules: dict[str, VolRule] = Field(default=VOL_RULES)
 
     @field_validator("generators")

@@ -48,10 +48,10 @@ from .calibration_sections import (
 )
 from .calibration_text import calibration_text
 from .errors import ConfigurationError, DataError, ExitCode, Failure, FailureReason
-from .history import read_history_table
+from .history_tables import read_history_table
 
 ESTIMATORS = {
-    "ewma": "1",
+    "ewma": "2",
     "rank_correlation": "1",
     "t_copula": "1",
     "semi_parametric_law": "1",

@@ -138,8 +138,9 @@ nu: tail index of the t copula by pseudo-likelihood on the assets of largest vol
 Correlations: sin(pi tau / 2) of Kendall's tau, at the end of this file. filled: factors without enough own history in
 the sample, by their beta on the anchors, by their vol rule, by [pegs] or [discounts]; all others are measured.
 
-{CURRENT}: daily_std is the EWMA volatility (decay {file.calibration.decay:g}, floored) for the day after last_date;
-nu and correlations from residuals over that volatility, first_date .. last_date of the law.
+{CURRENT}: daily_std is the EWMA volatility (decay {file.calibration.decay:g}, floored) for the day after last_date
+times the root mean square of the residuals over that volatility, all days of the sample: an average of past squares
+lags, and its residuals are larger than 1. nu and correlations from those residuals, first_date .. last_date of the law.
 stressed_*: daily_std is the root mean square of the window's returns; nu and correlations from its returns.
 """
             ),

@@ -146,22 +146,39 @@ class FilteredHistoryFigures(Section):
     """Last instant of the history; None: the run's as_of."""
 
 
+CalibratedLaw = Literal["t_copula", "multivariate_t", "merton_jumps", "regime_switching"]
+CalibratedOverlay = Literal["spot_vol", "depeg", "lst_discount"]
+
+
 class CalibratedFigures(Section):
     """Scenarios from a dated calibration file (see `calibration_file`).
 
-    `law` t_copula or multivariate_t takes scrambled Sobol points with thicker tails and weights (`points` "sobol"), or
-    independent draws ("random"). `factors` None takes every factor of the file. `stressed` names the file's stressed
-    laws that the requirement looks at; None takes all of them.
+    `law` is the generator, or `mixture` gives several of them with weights that sum to 1. The laws t_copula and
+    multivariate_t take scrambled Sobol points with thicker tails and weights (`points` "sobol") unless they are part of
+    a mixture; all others are independent draws. `overlays` act on the law in their order. `factors` None takes every
+    factor of the file. `stressed` names the file's stressed laws that the requirement looks at; None takes all of them.
     """
 
     generator: Literal["calibrated"]
     calibration: str
-    law: Literal["t_copula", "multivariate_t"] = "t_copula"
+    law: CalibratedLaw = "t_copula"
+    mixture: dict[CalibratedLaw, float] = {}
+    overlays: tuple[CalibratedOverlay, ...] = ()
     scenarios: int = Field(default=16_384, ge=256, le=10_000_000)
     points: Literal["sobol", "random"] = "sobol"
     factors: tuple[str, ...] | None = None
     stressed: tuple[str, ...] | None = None
     proxies: dict[str, Proxy] = {}
+
+
+class Paths(Section):
+    """Paths of `steps` equal steps over the horizon, beside the scenarios; `scenarios` 0 computes none.
+
+    What happens between two steps is not seen, so more steps find more liquidations.
+    """
+
+    scenarios: int = Field(default=0, ge=0, le=1_000_000)
+    steps: int = Field(default=12, ge=1, le=1_000)
 
 
 class Engine(Section):
@@ -239,6 +256,9 @@ class Configuration(Section):
     requirement: Requirement = Requirement()
     stress: str | None = None
     """The library of named stresses, a TOML file."""
+    stress_history: str | None = None
+    """Table of daily bars on which the replays of the library are measured."""
+    paths: Paths = Paths()
     engine: Engine = Engine()
     store: Store = Store()
     report: ReportSection = ReportSection()

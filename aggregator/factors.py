@@ -29,15 +29,8 @@ from .config import CalibratedFigures, FilteredHistoryFigures, MultivariateTFigu
 from .errors import ConfigurationError, DataError, Failure, FailureReason, nearest_name
 from .generators.filtered_historical import filtered_historical
 from .generators.multivariate_t import multivariate_t
-from .history import (
-    FactorHistory,
-    Proxy,
-    VolatilityRule,
-    factor_history,
-    implied_vol_changes,
-    read_history_table,
-    return_panel,
-)
+from .history import FactorHistory, Proxy, VolatilityRule, age_weights, factor_history
+from .history_tables import implied_vol_changes, read_history_table, return_panel
 from .scenarios import PegDistribution, ScenarioGenerator
 
 _PAIR = "|"
@@ -104,6 +97,24 @@ def build_generator(resolved: Resolved, needed: Sequence[str], as_of: datetime) 
     return generation._replace(sizes={**generation.sizes, **_own_sizes(resolved)})
 
 
+def build_path_generator(resolved: Resolved, factors: Sequence[str], as_of: datetime) -> Generation:
+    """The configured law over one step of `[paths]`, over the `factors` of the run and without stressed laws.
+
+    Paths are drawn independently: a set of its own (every date once, a point set) is that of a single step.
+    """
+    configuration = resolved.configuration
+    figures, run = configuration.scenarios, configuration.run
+    drawn = {"scenarios": configuration.paths.scenarios, "points": "random", "stressed": ()}
+    own = {name: value for name, value in drawn.items() if name in type(figures).model_fields}
+    step = {"horizon_days": run.horizon_days / configuration.paths.steps}
+    changed = {"scenarios": figures.model_copy(update=own), "run": run.model_copy(update=step)}
+    of_step = resolved.model_copy(update={"configuration": configuration.model_copy(update=changed)})
+    generation = build_generator(of_step, factors, as_of)
+    if generation.factors != tuple(factors):
+        raise ConfigurationError(f"the law of [paths] moves {generation.factors}, that of the run {tuple(factors)}")
+    return generation
+
+
 def _own_sizes(resolved: Resolved) -> dict[str, MarketSize]:
     """Sizes of markets that the policy itself states."""
     assets = resolved.configuration.requirement.liquidity.assets
@@ -137,9 +148,10 @@ def _from_calibration(resolved: Resolved, figures: CalibratedFigures, needed: Se
         name: Origin("proxy" if name in figures.proxies else "figures", _filled(file, figures, name))
         for name in factors
     }
+    current = built(CURRENT, figures.scenarios)
     return Generation(
-        built(CURRENT, figures.scenarios),
-        factors,
+        current,
+        current.factors,
         scenario_count(figures, figures.scenarios),
         origins,
         missing,
@@ -251,6 +263,7 @@ def _from_history(
             as_of=until,
             anchors=figures.anchors,
             markets=figures.market_preference,
+            splice=figures.splice,
         )
     vols: dict[str, np.ndarray] = {}
     vol_failures: tuple[Failure, ...] = ()
@@ -283,6 +296,7 @@ def _from_history(
         pegs=pegs,
         mode="draw" if figures.scenarios else "every_date",
         horizon_days=resolved.configuration.run.horizon_days,
+        date_weights=age_weights(history.dates, figures.half_life_days or None),
     )
     shares = {d.factor: Origin({"own": "history"}.get(d.origin, d.origin), d.filled_share) for d in history.diagnostics}
     origins = {name: shares.get(name, Origin("figures", 0.0)) for name in factors}

@@ -30,7 +30,7 @@ def headline_table(portfolios: Sequence[Mapping[str, Any]]) -> Table:
         "native MM",
         "silo ES 99",
         "pooled ES 99",
-        "pooled ES 99.5",
+        "unified MM",
         "lowest health",
     ):
         table.add_column(name, justify="right")
@@ -45,7 +45,7 @@ def headline_table(portfolios: Sequence[Mapping[str, Any]]) -> Table:
             _money(row["native_maintenance_usd"]),
             _money(row["es_99_silo_sum_usd"]),
             _money(row["es_99_pooled_usd"]),
-            _money(row["es_995_pooled_usd"]),
+            _money(row["requirement_effective_usd"]),
             _ratio(row["health_minimum"]),
             _probability(row["p_liquidation_any_at_horizon"]),
             Text(plain_text(row["p_liquidation_largest_account"] or "")),

@@ -27,24 +27,31 @@ WHITE = "#ffffff"
 _WIDTH = 480.0
 _LETTER = 6.4  # about the width of a letter at size 11; browsers differ in their fonts
 NO_BREAK = "\u00a0"
-_MINUS = "−"
+MINUS = "−"
 
 
 class LadderStep(NamedTuple):
-    """One rung: its bar and, where there is one, the second mark; None where the figure does not exist."""
+    """One rung: its bar and, where there is one, the second mark; None where the figure does not exist.
+
+    `error` is the standard error of the value, drawn as a whisker of one to each side.
+    """
 
     label: str
     value: float | None
-    second: float | None
-    second_label: str
+    second: float | None = None
+    second_label: str = ""
     emphasis: bool = False
+    error: float | None = None
 
 
 class WaterfallStep(NamedTuple):
-    """One step: a `change` floats from the running total, a `total` stands on zero and restarts the running total."""
+    """One step: a `change` floats from the running total, a `total` stands on zero and restarts the running total.
+
+    A change that is not known is None: it is written as n/a and moves nothing.
+    """
 
     label: str
-    amount: float
+    amount: float | None
     kind: Literal["change", "total"] = "change"
 
 
@@ -69,7 +76,7 @@ def compact(amount: float) -> str:
     text = f"{abs(rounded) / 10.0**scale:,.{decimals}f}"
     if float(text.replace(",", "")) == 0:
         return "0"
-    return f"{_MINUS if amount < 0 else ''}{text}{NO_BREAK if unit else ''}{unit}"
+    return f"{MINUS if amount < 0 else ''}{text}{NO_BREAK if unit else ''}{unit}"
 
 
 def _tick(value: float) -> str:
@@ -92,8 +99,10 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 def ladder_chart(steps: Sequence[LadderStep], *, title: str) -> Markup:
     """Horizontal bars from zero, one per step, each with its figure, and a diamond at the second figure."""
-    left, right, row, top = 138.0, 98.0, 40.0, 6.0
+    with_errors = any(step.error is not None for step in steps)
+    left, right, row, top = 148.0, 136.0 if with_errors else 104.0, 36.0, 6.0
     numbers = [number for step in steps for number in (step.value, step.second) if number is not None]
+    numbers += [step.value + step.error for step in steps if step.value is not None and step.error is not None]
     low, high = _range_with_zero(numbers)
     height = top + row * len(steps) + 38
     span = _WIDTH - left - right
@@ -104,13 +113,18 @@ def ladder_chart(steps: Sequence[LadderStep], *, title: str) -> Markup:
     parts = _value_axis(low, high, x, top=top, bottom=top + row * len(steps), label="USD")
     for index, step in enumerate(steps):
         middle = top + row * (index + 0.5)
-        parts.append(_text(left - 10, middle + 4, _shortened(step.label, 22), anchor="end", bold=step.emphasis))
+        parts.append(_text(left - 10, middle + 4, _shortened(step.label, 23), anchor="end", bold=step.emphasis))
         if step.value is None:
             parts.append(_text(x(0.0) + 8, middle + 4, "n/a", color=QUIET))
         else:
             color = BLUE if step.emphasis else NEUTRAL
             parts.append(_bar(x(0.0), x(step.value), middle - 9, 18, color, f"{step.label}: USD {compact(step.value)}"))
-            parts.append(_text(_WIDTH - right + 10, middle - 1, compact(step.value), bold=True))
+            figure = compact(step.value)
+            if step.error is not None:
+                figure += f" ± {compact(step.error)}"
+                parts += _whisker(x(step.value - step.error), x(step.value + step.error), middle)
+            above = 1 if step.second is not None else -4
+            parts.append(_text(_WIDTH - right + 10, middle - above, figure, bold=True))
         if step.second is not None:
             parts.append(_diamond(x(step.second), middle, f"{step.second_label}: USD {compact(step.second)}"))
             note = f"◆ {step.second_label} {compact(step.second)}"
@@ -118,14 +132,20 @@ def ladder_chart(steps: Sequence[LadderStep], *, title: str) -> Markup:
     return _svg(parts, _WIDTH, height, title)
 
 
-def waterfall_chart(steps: Sequence[WaterfallStep], *, title: str) -> Markup:
-    """Horizontal floating bars: each change starts where the one before ended, totals stand on zero."""
-    left, right, row, top = 158.0, 66.0, 25.0, 6.0
+def waterfall_chart(
+    steps: Sequence[WaterfallStep], *, title: str, rise: str = BLUE, fall: str = ORANGE, row: float = 25.0
+) -> Markup:
+    """Horizontal floating bars: each change starts where the one before ended, totals stand on zero.
+
+    `rise` and `fall` are the colors of changes up and down: what rises may be wealth or a burden. `row` is the height
+    of a step.
+    """
+    left, right, top = 158.0, 66.0, 6.0
     spans: list[tuple[float, float]] = []
     running = 0.0
     for step in steps:
         start = 0.0 if step.kind == "total" else running
-        running = step.amount if step.kind == "total" else running + step.amount
+        running = start + (step.amount or 0.0)
         spans.append((start, running))
     low, high = _range_with_zero([end for span in spans for end in span])
     height = top + row * len(steps) + 38
@@ -137,15 +157,14 @@ def waterfall_chart(steps: Sequence[WaterfallStep], *, title: str) -> Markup:
     parts = _value_axis(low, high, x, top=top, bottom=top + row * len(steps), label="USD")
     for index, (step, (start, end)) in enumerate(zip(steps, spans, strict=True)):
         y = top + row * index
-        if step.kind == "total":
-            color = INK if step.amount >= 0 else ORANGE
-        else:
-            color = BLUE if step.amount >= 0 else ORANGE
-        signed = compact(step.amount) if step.kind == "total" or step.amount <= 0 else f"+{compact(step.amount)}"
-        bold = step.kind == "total"
-        parts.append(_text(left - 10, y + row / 2 + 4, _shortened(step.label, 21), anchor="end", bold=bold))
-        parts.append(_bar(x(start), x(end), y + 5, row - 10, color, f"{step.label}: USD {signed}"))
-        parts.append(_text(_WIDTH - right + 10, y + row / 2 + 4, signed, bold=bold))
+        amount, is_total = step.amount or 0.0, step.kind == "total"
+        color = (INK if amount >= 0 else ORANGE) if is_total else (rise if amount >= 0 else fall)
+        signed = compact(amount) if is_total or amount <= 0 else f"+{compact(amount)}"
+        parts.append(_text(left - 10, y + row / 2 + 4, _shortened(step.label, 21), anchor="end", bold=is_total))
+        if amount != 0:
+            parts.append(_bar(x(start), x(end), y + 5, row - 10, color, f"{step.label}: USD {signed}"))
+        figure, ink = ("n/a", QUIET) if step.amount is None else (signed, INK)
+        parts.append(_text(_WIDTH - right + 10, y + row / 2 + 4, figure, bold=is_total, color=ink))
         if index + 1 < len(steps) and steps[index + 1].kind == "change":
             parts.append(_line(x(end), y + row - 5, x(end), y + row + 5, QUIET, dashed=True))
     return _svg(parts, _WIDTH, height, title)
@@ -168,7 +187,7 @@ def histogram_chart(
     shown = [b for b in bins if b[1] > b[0]]
     if only_tail and tail_from is not None:
         shown = [b for b in shown if _is_tail(b, tail_from)]
-    left, right, band, base, foot = 46.0, 14.0, 14.0, 176.0, 42.0
+    left, right, band, base, foot = 46.0, 14.0, 14.0, 160.0, 42.0
     top = 10 + band * len(lines)
     bottom = top + base
     if not shown:
@@ -327,8 +346,17 @@ def _box(x: float, y: float, width: float, height: float, color: str, tip: str) 
 
 
 def _bar(start: float, end: float, y: float, height: float, color: str, tip: str) -> Markup:
-    """A horizontal bar between two x positions, at least one unit wide so that a small figure is still seen."""
-    return _box(min(start, end), y, max(abs(end - start), 1.0), height, color, tip)
+    """A horizontal bar between two x positions, at least 1.5 units wide so that a small figure is still seen."""
+    return _box(min(start, end), y, max(abs(end - start), 1.5), height, color, tip)
+
+
+def _whisker(start: float, end: float, y: float) -> list[Markup]:
+    """A horizontal interval with a stroke at both ends."""
+    return [
+        _line(start, y, end, y, INK),
+        _line(start, y - 4, start, y + 4, INK),
+        _line(end, y - 4, end, y + 4, INK),
+    ]
 
 
 def _diamond(x: float, y: float, tip: str) -> Markup:

@@ -153,9 +153,12 @@ def _names(factors: Sequence[str], kind: str) -> list[str]:
     return [name.partition(":")[2] for name in factors if name.partition(":")[0] == kind]
 
 
+_WHO = {"all": "all prices"}
+
+
 def _label(who: str, multiple: float, step: int) -> str:
     vol = {-1: ", vol down", 0: "", 1: ", vol up"}[step]
-    return f"{who} {multiple:+.3g} of the move{vol}"
+    return f"{who} at {multiple:+.3g} of the scan{vol}"
 
 
 def _moves(factors: Sequence[str], rule: GridRule) -> list[_Move]:
@@ -170,10 +173,10 @@ def _moves(factors: Sequence[str], rule: GridRule) -> list[_Move]:
         steps = rule.vol_directions if with_vol.intersection(sizes) else (0,)
         for point in rule.spot_points:
             moved = {name: point * size for name, size in sizes.items()}
-            moves += [_Move(_label(who, point, step), moved, {}, step, 1.0) for step in steps]
+            moves += [_Move(_label(_WHO.get(who, f"{who} alone"), point, step), moved, {}, step, 1.0) for step in steps]
         for multiple in (-rule.extreme_multiple, rule.extreme_multiple):
             moved = {name: multiple * size for name, size in sizes.items()}
-            moves.append(_Move(_label(who, multiple, 0), moved, {}, 0, rule.extreme_weight))
+            moves.append(_Move(_label(_WHO.get(who, f"{who} alone"), multiple, 0), moved, {}, 0, rule.extreme_weight))
     for name in sorted(_names(factors, _PEG)):
         size = rule.peg_moves.get(name, rule.default_peg_move)
         for point in rule.spot_points:

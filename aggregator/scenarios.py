@@ -128,7 +128,7 @@ def chi_square(key: PRNGKeyArray, degrees_of_freedom: Float[Array, ""]) -> Float
         root = jnp.where(positive, root, 1.0)
         v = rounded(rounded(root * root) * root)
         accepted = positive & (uniforms[0] > 0.0) & (jnp.log(u) < 0.5 * x * x + shape * (1.0 - v + jnp.log(v)))
-        return attempt + jnp.uint32(1), 2.0 * shape * v, accepted
+        return attempt + jnp.uint32(1), rounded(2.0 * shape * v), accepted
 
     start = (jnp.uint32(0), jnp.zeros((), jnp.float64), jnp.zeros((), bool))
     return lax.while_loop(lambda state: ~state[2], propose, start)[1]
@@ -225,8 +225,11 @@ def named_streams(key: PRNGKeyArray, names: tuple[str, ...], index: UInt32[Array
 
 
 def standard_normals(streams: PRNGKeyArray) -> Float[Array, " names"]:
-    """One standard normal of each stream."""
-    return jax.vmap(lambda stream: jax.random.normal(stream, (), jnp.float64))(streams)
+    """One standard normal of each stream.
+
+    Rounded, because a normal is a product itself: in a further product the compiler may regroup the factors.
+    """
+    return rounded(jax.vmap(lambda stream: jax.random.normal(stream, (), jnp.float64))(streams))
 
 
 def mixture_names(names: tuple[str, ...]) -> tuple[str, ...]:

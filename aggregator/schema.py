@@ -672,8 +672,13 @@ PORTFOLIO_MARGIN = _result(
         _float("health_unified", "unified equity over the unified maintenance margin", nullable=True),
         _float("unmeasured_usd", "USD, exposure to assets whose market is unknown to the add-ons", nullable=True),
         _float("capital_cost_usd", "USD a year, of what the venues lock, borrow and fund", nullable=True),
+        _float("p_liquidation_path", "probability that some account is liquidated on the way", nullable=True),
+        _float("hours_to_liquidation", "hours to the first liquidation, mean over paths that have one", nullable=True),
+        _float("hours_to_liquidation_10", "hours, by which a tenth of them have it", nullable=True),
+        _float("hours_to_liquidation_50", "hours, by which half of them have it", nullable=True),
+        _float("funding_paid_path_usd", "USD expected until liquidation or horizon; negative is income", nullable=True),
     ],
-    version=2,
+    version=3,
 )
 
 STRESS = _result(
@@ -711,8 +716,8 @@ REQUIREMENT = _result(
         _float("stress_usd", "USD, worst of the stresses that are binding"),
         _float("floor_usd", "USD"),
         _float("base_usd", "USD, the largest of blend, grid, binding stress and floor"),
-        _float("liquidity_usd", "USD"),
-        _float("concentration_usd", "USD"),
+        _float("liquidity_usd", "USD; null where nothing of what is held has a known market", nullable=True),
+        _float("concentration_usd", "USD; likewise", nullable=True),
         _float("basis_usd", "USD"),
         _float("wrong_way_usd", "USD"),
         _float("venue_usd", "USD"),
@@ -750,7 +755,13 @@ ACCOUNT_MARGIN = _result(
         _float("equity_difference", "unit, recomputed minus reported", nullable=True),
         _float("maintenance_difference", "unit, recomputed minus reported", nullable=True),
         _flag("reported_parts", nullable=True),
+        _float("p_liquidation_path", "probability of a liquidation on the way to the horizon", nullable=True),
+        _float("hours_to_liquidation", "hours, mean over the paths that end in one", nullable=True),
+        _float("hours_to_liquidation_10", "hours, by which a tenth of them have ended", nullable=True),
+        _float("hours_to_liquidation_50", "hours, by which half of them have ended", nullable=True),
+        _float("funding_paid_path", "unit, expected until liquidation or horizon; negative is income", nullable=True),
     ],
+    version=2,
 )
 
 NODE_MARGIN = _result(
@@ -839,6 +850,21 @@ LIQUIDATION_PRICES = _result(
     version=2,
 )
 
+REVERSE_STRESS = _result(
+    "reverse_stress",
+    [
+        _text("portfolio_id"),
+        _text("kind", "joint: the portfolio | account | asset: one price alone"),
+        _text("subject", "portfolio, account id, or price factor"),
+        _text("account_id", "the account that is liquidated first", nullable=True),
+        _text("venue", nullable=True),
+        _text("status", "ok | none | liquidatable_now | calculation"),
+        _float("distance", "standard deviations (Mahalanobis) under the covariance of the scenarios", nullable=True),
+        _text("moves", "JSON of factor to relative move", nullable=True),
+        _float("probability", "weight of the scenarios beyond the plane through the move", nullable=True),
+    ],
+)
+
 LOSS_HISTOGRAM = _result(
     "loss_histogram",
     [
@@ -893,6 +919,7 @@ RESULTS: Mapping[str, pa.Schema] = {
     "scenarios_worst": SCENARIOS_WORST,
     "greeks": GREEKS,
     "liquidation_prices": LIQUIDATION_PRICES,
+    "reverse_stress": REVERSE_STRESS,
     "loss_histogram": LOSS_HISTOGRAM,
     "factors": FACTORS,
     "reconciliation": RECONCILIATION,
@@ -911,6 +938,7 @@ RESULT_KEYS: Mapping[str, tuple[str, ...]] = {
     "scenarios_worst": ("run_id", "portfolio_id", "rank"),
     "greeks": ("run_id", "portfolio_id", "underlying"),
     "liquidation_prices": ("run_id", "portfolio_id", "account_id", "subject"),
+    "reverse_stress": ("run_id", "portfolio_id", "kind", "subject"),
     "loss_histogram": ("run_id", "portfolio_id", "bin"),
     "factors": ("run_id", "factor"),
     "reconciliation": ("run_id", "portfolio_id", "account_id", "figure"),

@@ -65,9 +65,9 @@ def _by_node(portfolio: PackedPortfolio) -> list[float]:
 
 def _liquidity(figures: Headline, depth: float) -> float | None:
     """Liquidation cost of everything where the book holds `depth` of today's: spreads widen by its inverse, and the
-    impact grows by the root of it.
+    impact grows by the root of it. None where the market of something held is unknown.
     """
-    if figures.unified is None:
+    if figures.unified is None or float(figures.unified.components.unmeasured[-1, 0]) > 0.0:
         return None
     whole, spread = float(figures.unified.components.liquidity[-1, 0]), float(figures.unified.spread_cost[-1])
     return spread / depth + (whole - spread) / math.sqrt(depth)

@@ -42,12 +42,16 @@ from .differences import Native, reconciliation_rows
 from .engine import Cube, Detail, Headline, evaluate_details, evaluate_headlines
 from .errors import PRECEDENCE, ConfigurationError, ExitCode, Failure, FailureReason, StoreError, nearest_name
 from .evidence import Evidence
-from .factors import Generation, build_generator
+from .factors import Generation, build_generator, build_path_generator
 from .greeks import greeks_by_underlying, row_sensitivities
-from .liquidation_price import account_subjects, liquidation_moves
+from .history_tables import read_history_table
+from .liquidation_price import Moves, account_subjects, liquidation_moves
+from .path_margin import PathFigures, PathLaw, funded_legs, path_figures
+from .path_results import path_account_columns, path_failures, path_portfolio_columns
 from .policy import Requirement
 from .portfolio import Book, PackedPortfolio, pack_book
 from .reconciliation import reconciliation_findings
+from .replay import closes_on, replayed
 from .results import (
     Evaluated,
     account_rows,
@@ -60,12 +64,20 @@ from .results import (
     result_table,
     worst_rows,
 )
+from .reverse_results import reverse_stress_rows
+from .reverse_stress import nearest_moves, weighted_covariance
 from .run_market import TargetOutcome, market_with_target, run_market
 from .snapshot import Snapshot, take_snapshot
 from .store import ResultStore
 from .stress import StressLibrary, check_names, read_stress_library
 from .stress_results import stress_rows
-from .unified_results import node_columns, requirement_columns, requirement_rows, unmeasured_failures
+from .unified_results import (
+    node_columns,
+    requirement_columns,
+    requirement_failures,
+    requirement_rows,
+    unmeasured_failures,
+)
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total) while the run goes on."""
@@ -168,6 +180,7 @@ def run_sweep(resolved: Resolved, *, fresh: bool = False, progress: Progress | N
         book=book,
         generation=generation,
         cube=cube,
+        paths=_path_law(resolved, generation, inputs.as_of),
         devices=devices,
         run=configuration.run,
         policy=configuration.requirement,
@@ -371,6 +384,8 @@ def _file_hashes(resolved: Resolved) -> list[dict[str, str]]:
     files |= {(s.venue, "parameters", s.parameters) for s in configuration.sources if s.parameters}
     if configuration.stress is not None:
         files.add(("", "stress", configuration.stress))
+    if configuration.stress_history is not None:
+        files.add(("", "stress history", configuration.stress_history))
     if isinstance(figures, CalibratedFigures):
         files.add(("", "calibration", figures.calibration))
     if isinstance(figures, FilteredHistoryFigures):
@@ -427,6 +442,7 @@ class _Work(NamedTuple):
     book: Book
     generation: Generation
     cube: Cube
+    paths: PathLaw | None
     devices: int
     run: Run
     policy: Requirement
@@ -466,11 +482,19 @@ def _write_portfolio_shards(work: _Work) -> dict[str, tuple[Headline, Detail]]:
                 venues=work.venues,
             )
         evaluated = [Evaluated(p, h) for p, h in zip(members, headlines, strict=True)]
+        paths = _path_figures(work, members)
         vols = _daily_vols(work)
         stressed = bool(work.generation.stressed)
         rows = {
-            "portfolio_margin": [portfolio_row(e) | requirement_columns(e, work.policy, vols) for e in evaluated],
-            "account_margin": [row for e in evaluated for row in account_rows(e)],
+            "portfolio_margin": [
+                portfolio_row(e) | requirement_columns(e, work.policy, vols) | path_portfolio_columns(e, walked)
+                for e, walked in zip(evaluated, paths, strict=True)
+            ],
+            "account_margin": [
+                row | more
+                for e, walked in zip(evaluated, paths, strict=True)
+                for row, more in zip(account_rows(e), path_account_columns(e, walked), strict=True)
+            ],
             "node_margin": [
                 row | more
                 for e in evaluated
@@ -482,6 +506,8 @@ def _write_portfolio_shards(work: _Work) -> dict[str, tuple[Headline, Detail]]:
         }
         found = [
             *calculation_failures(evaluated),
+            *path_failures(evaluated, paths),
+            *requirement_failures(evaluated),
             *unmeasured_failures(evaluated, _without_market(work.generation)),
             *reconciliation_findings(rows["reconciliation"]),
         ]
@@ -489,6 +515,28 @@ def _write_portfolio_shards(work: _Work) -> dict[str, tuple[Headline, Detail]]:
         _write(work, shard, rows)
     work.say("portfolios", work.shards, work.shards)
     return in_detail
+
+
+def _path_law(resolved: Resolved, generation: Generation, as_of: datetime) -> PathLaw | None:
+    """The paths of the run; None where none are configured."""
+    run, paths = resolved.configuration.run, resolved.configuration.paths
+    if not paths.scenarios:
+        return None
+    of_step = build_path_generator(resolved, generation.factors, as_of)
+    return PathLaw(of_step.generator, run.seed, of_step.scenarios, paths.steps, run.horizon_days / paths.steps)
+
+
+def _path_figures(work: _Work, members: Sequence[PackedPortfolio]) -> list[PathFigures | None]:
+    if work.paths is None:
+        return [None] * len(members)
+    factors, rows = work.generation.factors, work.cube.rows
+    units = {
+        info.account_id: work.evidence.market(info.account_id).exponents(info.unit)
+        for portfolio in members
+        for info in portfolio.accounts
+    }
+    funding = [funded_legs(portfolio, rows, factors, work.policy, units) for portfolio in members]
+    return path_figures(members, factors, rows, work.paths, funding, devices=work.devices)
 
 
 def _library(resolved: Resolved) -> StressLibrary | None:
@@ -503,7 +551,12 @@ def _library(resolved: Resolved) -> StressLibrary | None:
         *(a.peg_of for a in book.values() if a.peg_of),
     }
     check_names(library, assets=known, venues=adapter_names())
-    return library
+    history = resolved.configuration.stress_history
+    if history is None:
+        return library
+    days = [day for s in library.stress.values() if s.replay is not None for day in (s.replay.first, s.replay.last)]
+    closes = closes_on(read_history_table(resolved.path(history)), days, payload=Path(history).name)
+    return replayed(library, closes, sorted({a.risk_factor for a in book.values() if a.risk_factor}))
 
 
 def _stress_rows(work: _Work, evaluated: Sequence[Evaluated]) -> list[dict[str, Any]]:
@@ -548,7 +601,7 @@ def _write_detail_shard(
     missing = [p for p in work.book.portfolios if p.portfolio_id in chosen - in_detail.keys()]
     found = {**in_detail, **_in_detail(work, missing)}
     sensitivities = row_sensitivities(work.cube.rows, work.generation.factors)
-    names = ("allocation", "scenarios_worst", "greeks", "loss_histogram", "liquidation_prices")
+    names = ("allocation", "scenarios_worst", "greeks", "loss_histogram", "liquidation_prices", "reverse_stress")
     tables: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for portfolio in work.book.portfolios:
         if portfolio.portfolio_id not in chosen:
@@ -560,7 +613,9 @@ def _write_detail_shard(
         tables["loss_histogram"] += histogram_rows(evaluated, detail)
         tables["greeks"] += _greek_rows(portfolio, sensitivities)
     shown = [p for p in work.book.portfolios if p.portfolio_id in chosen]
-    tables["liquidation_prices"] = _liquidation_price_rows(work, shown, found)
+    moves = liquidation_moves(shown, work.generation.factors, work.cube, devices=work.devices)
+    tables["liquidation_prices"] = _liquidation_price_rows(work, shown, found, moves)
+    tables["reverse_stress"] = _reverse_stress_rows(work, shown, found, moves)
     tables["factors"] = _factor_rows(work.generation, work.cube)
     tables["failures"] = [asdict(failure) for failure in failures]
     _write(work, work.shards, tables)
@@ -587,15 +642,34 @@ def _greek_rows(portfolio: PackedPortfolio, sensitivities: Any) -> list[dict[str
 
 
 def _liquidation_price_rows(
-    work: _Work, portfolios: Sequence[PackedPortfolio], figures: Mapping[str, tuple[Headline, Detail]]
+    work: _Work,
+    portfolios: Sequence[PackedPortfolio],
+    figures: Mapping[str, tuple[Headline, Detail]],
+    moves: Sequence[Sequence[Mapping[str, Moves]]],
 ) -> list[dict[str, Any]]:
-    moves = liquidation_moves(portfolios, work.generation.factors, work.cube, devices=work.devices)
     rows = []
     for portfolio, of_portfolio in zip(portfolios, moves, strict=True):
         ids = [info.account_id for info in portfolio.accounts]
         subjects = [account_subjects(work.evidence.market(account_id), account_id) for account_id in ids]
         evaluated = Evaluated(portfolio, figures[portfolio.portfolio_id][0])
         rows += liquidation_price_rows(evaluated, of_portfolio, subjects)
+    return rows
+
+
+def _reverse_stress_rows(
+    work: _Work,
+    portfolios: Sequence[PackedPortfolio],
+    figures: Mapping[str, tuple[Headline, Detail]],
+    moves: Sequence[Sequence[Mapping[str, Moves]]],
+) -> list[dict[str, Any]]:
+    factors = work.generation.factors
+    shocks, weights = np.asarray(work.cube.shocks), np.asarray(work.cube.weights)
+    covariance = weighted_covariance(shocks, weights)
+    nearest = nearest_moves(portfolios, factors, work.cube, covariance, devices=work.devices)
+    rows = []
+    for portfolio, of_portfolio, alone in zip(portfolios, nearest, moves, strict=True):
+        evaluated = Evaluated(portfolio, figures[portfolio.portfolio_id][0])
+        rows += reverse_stress_rows(evaluated, of_portfolio, alone, factors, shocks, weights)
     return rows
 
 

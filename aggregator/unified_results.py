@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from .add_ons import volatility_haircut
+from .engine import Headline
 from .errors import Failure, FailureReason
 from .policy import Requirement
 from .portfolio import PackedPortfolio
@@ -16,11 +19,21 @@ UNIFIED_SCOPE = "unified"
 _HOURS_PER_YEAR = 8760.0
 
 
+def is_measured(figures: Headline | None) -> bool:
+    """Whether the portfolio has a unified requirement, and every component of it is finite."""
+    if figures is None or not figures.finite or figures.unified is None:
+        return False
+    parts = (*figures.unified.components, figures.unified.silo, figures.unified.effective)
+    return all(bool(np.isfinite(part).all()) for part in parts)
+
+
 def requirement_columns(evaluated: Evaluated, policy: Requirement, daily_vols: Mapping[str, float]) -> Row:
     """What `portfolio_margin` says of the unified requirement; empty where it was not computed."""
     portfolio, figures = evaluated
-    if figures is None or not figures.finite or figures.unified is None:
+    if not is_measured(figures):
         return {}
+    assert figures is not None
+    assert figures.unified is not None
     unified = figures.unified
     silo, effective = (float(values[0]) for values in (unified.silo, unified.effective))
     ideal = float(unified.components.requirement[-1, 0])
@@ -71,8 +84,10 @@ def unified_equity(portfolio: PackedPortfolio, policy: Requirement, daily_vols: 
 def requirement_rows(evaluated: Evaluated, grid_labels: Sequence[str], *, stressed: bool) -> list[Row]:
     """Rows of `requirement`: every component of every scope and level."""
     portfolio, figures = evaluated
-    if figures is None or not figures.finite or figures.unified is None:
+    if not is_measured(figures):
         return []
+    assert figures is not None
+    assert figures.unified is not None
     components = figures.unified.components
     scopes = [(number, node) for number, (node, _) in enumerate(portfolio.nodes)]
     rows = []
@@ -82,6 +97,9 @@ def requirement_rows(evaluated: Evaluated, grid_labels: Sequence[str], *, stress
             row |= {f"{c}_usd": float(values[number, level]) for c, values in components._asdict().items()}
             if not stressed:
                 row["es_stressed_usd"] = None
+            if row["unmeasured_usd"] > 0:
+                # What was measured of it is in the requirement; a charge that lacks a part is no figure of its own.
+                row |= {name: row[name] or None for name in ("liquidity_usd", "concentration_usd")}
             if scope == UNIFIED_SCOPE and row["grid_usd"] > 0:
                 row["grid_point"] = grid_labels[int(figures.unified.grid_point)]
             rows.append(row)
@@ -96,7 +114,7 @@ def node_columns(evaluated: Evaluated, policy: Requirement) -> list[Row]:
     out = []
     for number in range(len(portfolio.nodes)):
         requirement = None
-        if figures.unified is not None:
+        if is_measured(figures) and figures.unified is not None:
             requirement = float(figures.unified.components.requirement[number, 0])
         locked = _locked(portfolio, evaluated, number)
         out.append(
@@ -134,6 +152,20 @@ def _funding(portfolio: PackedPortfolio, policy: Requirement, node: int) -> floa
         if at == node and line.funding_rate is not None
     ]
     return math.fsum(paid) if paid else None
+
+
+def requirement_failures(evaluated: Sequence[Evaluated]) -> list[Failure]:
+    """One failure for every portfolio with figures whose unified requirement is not finite."""
+    return [
+        Failure(
+            FailureReason.CALCULATION,
+            f"the unified requirement of portfolio {e.portfolio.portfolio_id!r} is not finite; it is not reported",
+            subject=e.portfolio.portfolio_id,
+        )
+        for e in evaluated
+        if e.headline is not None and e.headline.finite and e.headline.unified is not None
+        if not is_measured(e.headline)
+    ]
 
 
 def unmeasured_failures(evaluated: Sequence[Evaluated], unknown: frozenset[str]) -> list[Failure]:

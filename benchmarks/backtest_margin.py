@@ -23,11 +23,11 @@ from typing import Any
 import numpy as np
 import scipy
 
-from aggregator.backtest_laws import age_weights
 from aggregator.backtest_margin import LEAST_CHRISTOFFERSEN, LEAST_KUPIEC, tail_of
 from aggregator.backtest_request import Backtest, backtest_document, run_backtest
 from aggregator.backtest_statistics import christoffersen_independence, kupiec, largest_increase, peak_to_trough
-from aggregator.history import ReturnPanel, ewma_volatility, read_history_table, return_panel
+from aggregator.history import age_weights, ewma_volatility
+from aggregator.history_tables import ReturnPanel, read_history_table, return_panel
 
 RESULTS = Path(__file__).resolve().parent / "results" / "backtest_margin.json"
 CONFIDENCE = 0.99

@@ -102,6 +102,9 @@ _RESULT_ROWS: Mapping[str, str] = {
     "liquidation_prices": "One row per account and position (its own mark moves alone), balance or underlying "
     "(everything moves that depends on its price): the nearest liquidation price on each side. For the `detail_top` "
     "portfolios.",
+    "reverse_stress": "The nearest joint move of the factors that liquidates something, for the portfolio and for each "
+    "account, and the nearest move of each price alone: [reverse stress](reverse-stress.md). For the `detail_top` "
+    "portfolios.",
     "loss_histogram": "Probability of the pooled loss by bins of equal width. For the `detail_top` portfolios.",
     "factors": "One row per risk factor of the run: its spread over the horizon and where its law comes from.",
     "reconciliation": "One row per account and figure: ours, the venue's own, and what explains a difference. What the "

@@ -36,14 +36,14 @@ class KnownLaw(NamedTuple):
 class Entry(NamedTuple):
     """A generator under test.
 
-    `build` takes the key of a run; `more` builds it with further factors that must leave the draws of the others as
-    they are (None where factors share what is drawn: a mixing matrix, the dimensions of a point set). `refused` are
+    `build` takes the key of a run; `more` builds two, the second with further factors that must leave the draws of the
+    others as they are (None where factors share what is drawn: the dimensions of a point set). `refused` are
     calls that must raise a ConfigurationError whose message matches. `scenarios` is how many are drawn of a generator
     without weights of its own.
     """
 
     build: Callable[[Key], ScenarioGenerator]
     law: KnownLaw
-    more: Callable[[Key], ScenarioGenerator] | None
+    more: Callable[[Key], tuple[ScenarioGenerator, ScenarioGenerator]] | None
     refused: Sequence[tuple[Callable[[], object], str]]
     scenarios: int = 65_536

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import PRNGKeyArray
 from scipy import integrate, stats
 
 from aggregator.correlation import correlation_matrix
@@ -27,48 +26,12 @@ from aggregator.generators.t_copula import (
     t_copula,
 )
 from aggregator.history import FactorHistory, VolatilityRule
-from aggregator.scenarios import PegDistribution, ScenarioGenerator
+from aggregator.scenarios import PegDistribution
 from aggregator.sobol_points import SobolDesign
 from aggregator.volatility_filter import exponential_weighting
-
-Key = PRNGKeyArray
-
-
-class JointTail(NamedTuple):
-    """P(both factors at or below their bounds)."""
-
-    factors: tuple[str, str]
-    bounds: tuple[float, float]
-    probability: float
-
-
-class KnownLaw(NamedTuple):
-    """Law of one step: `mean` [factors], `covariance` [factors, factors], quantile functions of factors, joint tails.
-
-    Entries of the covariance that are not known are NaN.
-    """
-
-    mean: np.ndarray
-    covariance: np.ndarray
-    quantiles: Mapping[str, Callable[[float], float]] = {}
-    joint_tails: Sequence[JointTail] = ()
-
-
-class Entry(NamedTuple):
-    """A generator under test.
-
-    `build` takes the key of a run; `more` builds it with few and with further factors, which must leave the draws of
-    the few as they are (None where factors share what is drawn: the dimensions of a point set). `refused` are calls
-    that must raise a ConfigurationError whose message matches. `scenarios` is how many are drawn of a generator without
-    weights of its own.
-    """
-
-    build: Callable[[Key], ScenarioGenerator]
-    law: KnownLaw
-    more: Callable[[Key], tuple[ScenarioGenerator, ScenarioGenerator]] | None
-    refused: Sequence[tuple[Callable[[], object], str]]
-    scenarios: int = 65_536
-
+from tests.generator_entry import Entry, JointTail, Key, KnownLaw
+from tests.jump_and_regime_laws import JUMP_AND_REGIME_ENTRIES
+from tests.overlay_laws import OVERLAY_ENTRIES
 
 # ---- t laws ----------------------------------------------------------------------------------------------------------
 
@@ -304,4 +267,6 @@ ENTRIES: dict[str, Entry] = {
         _few_and_more_history("draw", mean_block_steps=4.0),
         HISTORY_REFUSED,
     ),
+    **JUMP_AND_REGIME_ENTRIES,
+    **OVERLAY_ENTRIES,
 }

@@ -83,6 +83,17 @@ def desk_jumps(**options: Any) -> MertonJumps:
     return merton_jumps(FACTORS, STD, JUMPS, **(figures | options))
 
 
+PRICES = ("price:BTC", "price:ETH")
+
+
+def price_jumps(names: tuple[str, ...] = PRICES) -> MertonJumps:
+    """Martingales over half a day with an uncorrelated diffusion: only the common jumps join them."""
+    jumps = {name: JUMPS.get(name, JUMPS["price:BTC"]) for name in names}
+    std = dict.fromkeys(names, 0.05) | {name: STD[name] for name in names if name in STD}
+    correlation = np.eye(len(names))
+    return merton_jumps(names, std, jumps, correlation=correlation, common=COMMON, step_days=0.5, location="martingale")
+
+
 def jump_members() -> list[Normal]:
     """The law of `desk_jumps` given its three counts."""
     std = np.array([STD[name] for name in FACTORS])
@@ -282,7 +293,12 @@ MIXTURE_REFUSED = (
 
 
 JUMP_AND_REGIME_ENTRIES: dict[str, Entry] = {
-    "merton_jumps": Entry(lambda key: desk_jumps(), mixed_law(FACTORS, jump_members(), PAIR), None, JUMPS_REFUSED),
+    "merton_jumps": Entry(
+        lambda key: desk_jumps(),
+        mixed_law(FACTORS, jump_members(), PAIR),
+        lambda key: (price_jumps(), price_jumps(("price:AAVE", *PRICES, "price:SOL"))),
+        JUMPS_REFUSED,
+    ),
     "regime_switching": Entry(
         lambda key: desk_regimes(), mixed_law(REGIME_FACTORS, regime_members(), PAIR), None, REGIMES_REFUSED
     ),

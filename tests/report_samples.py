@@ -38,6 +38,15 @@ HOSTILE_NAMES = (
 
 VENUES = ("aave_v3", "binance", "deribit", "derive", "hyperliquid")
 ASSETS = ("BTC", "ETH", "SOL", "USDC")
+BATCHES = 8
+OFFSET_CAP = 0.8
+STRESSES: tuple[tuple[str, str, bool, dict[str, float]], ...] = (
+    *((f"fall {k} %", f"Everything falls by {k} %", k == 30, dict.fromkeys(("BTC", "ETH", "SOL"), -k / 100))
+      for k in range(5, 55, 5)),
+    ("melt up", "Everything rises by 45 %", False, dict.fromkeys(("BTC", "ETH", "SOL"), 0.45)),
+    ("spread", "BTC rises by 30 %, all others fall by 30 %", False, {"BTC": 0.3, "ETH": -0.3, "SOL": -0.3}),
+    ("depeg", "USDC loses 5 %", False, {"USDC": -0.05}),
+)  # fmt: skip
 DAILY_VOL = {"BTC": 0.028, "ETH": 0.036, "SOL": 0.052, "USDC": 0.0004}
 
 
@@ -80,8 +89,24 @@ def drawn_portfolio(name: str, rng: np.random.Generator, size_usd: float) -> dic
     weakest = min(health, key=lambda a: health[a])
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in RESULTS}
     isolated = {c: sum(max(_tail_mean(x, c), 0.0) for x in losses) for c in (0.99, 0.995)}
-    silo = {c: sum(max(_tail_mean(x, c), 0.0) for x in by_account.values()) for c in (0.99, 0.995)}
+    node_losses = list(by_account.values())
+    silo = {c: sum(max(_tail_mean(x, c), 0.0) for x in node_losses) for c in (0.99, 0.995)}
     pooled = {c: _tail_mean(total, c) for c in (0.99, 0.995)}
+    errors = {
+        (measure, c): float(np.std([of(part, c) for part in np.split(total, BATCHES)], ddof=1) / np.sqrt(BATCHES))
+        for measure, of in (("var", _quantile), ("es", _tail_mean))
+        for c in (0.99, 0.995)
+    }
+    requirement = [_requirement(name, a, by_account[a], [p for p in positions if p[1] == a]) for _, a in accounts]
+    whole = _requirement(name, "unified", total, positions)
+    alone = sum(row["requirement_usd"] for row in requirement)
+    ideal = whole["requirement_usd"]
+    effective = ideal if ideal >= alone else alone - OFFSET_CAP * (alone - ideal)
+    for row in (*requirement, whole):
+        rows["requirement"] += [row, {**row, "level": "initial"}]
+    rows["stress"] = [_stress(name, stress, positions, equity, maintenance) for stress in STRESSES]
+    locked = {a: 1.6 * maintenance[a] for _, a in accounts}
+    funding = {a: -0.02 * locked[a] if venue == "hyperliquid" else None for venue, a in accounts}
     likeliest = max(liquidated, key=lambda account: float(np.mean(liquidated[account])))
     rows["portfolio_margin"].append(
         {
@@ -117,6 +142,21 @@ def drawn_portfolio(name: str, rng: np.random.Generator, size_usd: float) -> dic
             "offset_across_nodes_99_usd": silo[0.99] - pooled[0.99],
             "pooled_to_silo_99": pooled[0.99] / silo[0.99],
             "equity_to_es_99": sum(equity.values()) / pooled[0.99],
+            "var_99_pooled_error_usd": errors["var", 0.99],
+            "es_99_pooled_error_usd": errors["es", 0.99],
+            "var_995_pooled_error_usd": errors["var", 0.995],
+            "es_995_pooled_error_usd": errors["es", 0.995],
+            "unified_equity_usd": sum(equity.values()),
+            "requirement_silo_usd": alone,
+            "requirement_ideal_usd": ideal,
+            "requirement_effective_usd": effective,
+            "requirement_initial_usd": 1.25 * effective,
+            "offset_share": OFFSET_CAP,
+            "offset_benefit_usd": alone - effective,
+            "margin_efficiency": effective / alone,
+            "health_unified": sum(equity.values()) / effective,
+            "unmeasured_usd": whole["unmeasured_usd"],
+            "capital_cost_usd": sum(0.05 * locked[a] + (funding[a] or 0.0) for _, a in accounts),
         }
     )
     for venue, account in accounts:
@@ -165,6 +205,11 @@ def drawn_portfolio(name: str, rng: np.random.Generator, size_usd: float) -> dic
                 "es_99_usd": _tail_mean(by_account[account], 0.99),
                 "var_995_usd": _quantile(by_account[account], 0.995),
                 "es_995_usd": _tail_mean(by_account[account], 0.995),
+                "requirement_usd": next(r["requirement_usd"] for r in requirement if r["scope"] == account),
+                "locked_usd": locked[account],
+                "opportunity_cost_usd": 0.05 * locked[account],
+                "borrow_cost_usd": None,
+                "funding_cost_usd": funding[account],
             }
         )
     for (venue, account, asset, value), own in zip(positions, losses, strict=True):
@@ -232,6 +277,78 @@ def drawn_portfolio(name: str, rng: np.random.Generator, size_usd: float) -> dic
             }
         )
     return rows
+
+
+def _requirement(
+    portfolio: str, scope: str, losses: np.ndarray, positions: Sequence[tuple[str, str, str, float]]
+) -> dict[str, Any]:
+    """A row of `requirement` at maintenance from the losses and (venue, account, asset, value) of a scope."""
+    by_asset: dict[str, float] = {}
+    for _, _, asset, value in positions:
+        by_asset[asset] = by_asset.get(asset, 0.0) + value
+    gross = sum(abs(p[3]) for p in positions)
+    priced = sum(abs(value) for asset, value in by_asset.items() if asset != "USDC")
+    current = max(_tail_mean(losses, 0.99), 0.0)
+    stressed = 1.7 * current
+    parts = {
+        "es_blend_usd": 0.75 * current + 0.25 * stressed,
+        "grid_usd": 0.12 * abs(sum(value for asset, value in by_asset.items() if asset != "USDC")),
+        "stress_usd": 0.01 * priced,
+        "floor_usd": 0.01 * gross,
+    }
+    add_ons = {
+        "liquidity_usd": 1e-6 * priced**1.5 / 10,
+        "concentration_usd": 0.0,
+        "basis_usd": 0.002 * priced,
+        "wrong_way_usd": 0.0,
+        "venue_usd": 1e-5 * gross,
+    }
+    base = max(parts.values())
+    return {
+        "portfolio_id": portfolio,
+        "scope": scope,
+        "level": "maintenance",
+        "es_current_usd": current,
+        "es_horizon_usd": current,
+        "es_stressed_usd": stressed,
+        **parts,
+        "base_usd": base,
+        **add_ons,
+        "requirement_usd": base + sum(add_ons.values()),
+        "unmeasured_usd": abs(by_asset.get("SOL", 0.0)),
+        "grid_point": "all prices at -1 of the scan" if scope == "unified" else None,
+    }
+
+
+def _stress(
+    portfolio: str,
+    stress: tuple[str, str, bool, dict[str, float]],
+    positions: Sequence[tuple[str, str, str, float]],
+    equity: Mapping[str, float],
+    maintenance: Mapping[str, float],
+) -> dict[str, Any]:
+    """A row of `stress`: (name, description, whether it binds, relative moves by asset)."""
+    name, description, binding, moves = stress
+    losses = {a: -sum(p[3] * moves.get(p[2], 0.0) for p in positions if p[1] == a) for a in equity}
+    left = {a: equity[a] - losses[a] for a in equity}
+    total = sum(losses.values())
+    return {
+        "portfolio_id": portfolio,
+        "stress": name,
+        "description": description,
+        "binding": binding,
+        "loss_usd": total,
+        "price_loss_usd": total,
+        "liquidity_usd": 0.001 * abs(total),
+        "equity_after_usd": sum(left.values()),
+        "unavailable_usd": sum(max(value, 0.0) for a, value in left.items() if a.startswith("binance")),
+        "uncovered_usd": sum(max(-value, 0.0) for value in left.values()),
+        "uncovered_pooled_usd": max(-sum(left.values()), 0.0),
+        "transfers": "shut" if binding else "open",
+        "liquidated": json.dumps([a for a, value in left.items() if value < maintenance[a]]),
+        "insolvent": json.dumps([a for a, value in left.items() if value < 0]),
+        "drivers": "[]",
+    }
 
 
 def _compared(
@@ -449,6 +566,8 @@ def hostile_run() -> dict[str, pa.Table]:
         "account_margin": ("venue", "unit"),
         "reconciliation": ("account_id", "unit", "reason", "message"),
         "portfolio_margin": ("health_minimum_account",),
+        "requirement": ("grid_point",),
+        "stress": ("description",),
     }.items():
         for number, row in enumerate(rows[table]):
             row.update(dict.fromkeys(columns, HOSTILE_NAMES[number % len(HOSTILE_NAMES)]))
@@ -456,6 +575,12 @@ def hostile_run() -> dict[str, pa.Table]:
         row["drivers"] = json.dumps([{"key": n, "loss_usd": 1.0} for n in HOSTILE_NAMES])
         row["moves"] = json.dumps(dict.fromkeys(HOSTILE_NAMES, -0.5))
         row["liquidated"] = json.dumps(HOSTILE_NAMES)
+    for number, row in enumerate(rows["stress"]):
+        row["stress"] = f"{number} {HOSTILE_NAMES[number % len(HOSTILE_NAMES)]}"
+        row["liquidated"] = row["insolvent"] = json.dumps(HOSTILE_NAMES)
+    for row in (*rows["requirement"], *rows["node_margin"]):
+        column = "scope" if "scope" in row else "node"
+        row[column] = row[column] if row[column] == "unified" else f"{HOSTILE_NAMES[0]} {row[column]}"
     rows["portfolio_margin"][1].update(complete=False, status="incomplete", accounts_left_out=json.dumps(HOSTILE_NAMES))
     return tables_of(rows)
 

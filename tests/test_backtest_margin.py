@@ -26,7 +26,7 @@ from typer.testing import CliRunner
 
 from aggregator import pricing, risk
 from aggregator.backtest_books import BASKET, BOOKS, Book, Leg, OptionLeg, book_losses, named_books, option_price
-from aggregator.backtest_laws import Generator, Law, age_weights, filtered_history, generators
+from aggregator.backtest_laws import Generator, Law, filtered_history, generators
 from aggregator.backtest_margin import (
     BLEND,
     TAIL_POINTS,
@@ -45,7 +45,8 @@ from aggregator.backtest_request import Backtest, backtest_document, load_backte
 from aggregator.cli import app
 from aggregator.errors import ConfigurationError
 from aggregator.generators.filtered_historical import filtered_historical
-from aggregator.history import ReturnPanel, VolatilityRule, factor_history
+from aggregator.history import VolatilityRule, age_weights, factor_history
+from aggregator.history_tables import ReturnPanel
 from aggregator.scenarios import draw_all, scenario_stream
 
 FLOAT64 = 1e-12  # float64 against float64, another order of additions
@@ -506,10 +507,13 @@ def test_mistakes_in_the_configuration_are_said_in_a_sentence(tmp_path: Path, ov
 def test_history_may_stand_with_the_scenarios(tmp_path: Path) -> None:
     path = tmp_path / "run.toml"
     path.write_text(
-        '[scenarios]\ngenerator = "filtered_history"\nhistory = "a.csv"\nanchors = ["ETH"]\n', encoding="utf-8"
+        '[scenarios]\ngenerator = "filtered_history"\nhistory = "a.csv"\nanchors = ["ETH"]\n'
+        "ewma_lambda = 0.95\nhalf_life_days = 365.0\nsplice = false\n",
+        encoding="utf-8",
     )
     figures, _ = load_backtest(path)
     assert (figures.history, figures.anchors) == ("a.csv", ("ETH",))
+    assert (figures.decay, figures.half_life_days, figures.splice) == (0.95, 365.0, False)
     path.write_text("[backtest]\nseed = 1\n", encoding="utf-8")
     with pytest.raises(ConfigurationError, match="names a history"):
         load_backtest(path)

@@ -1,6 +1,7 @@
 """`calibrate` end to end on a simulated history: what is read, refused and written, no look-ahead, read back equal."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -21,7 +22,6 @@ from aggregator.calibration_file import CalibrationFile, checked_calibration, re
 from aggregator.calibration_request import CalibrationRequest, Window, read_request, request_path
 from aggregator.calibration_text import calibration_text
 from aggregator.errors import ConfigurationError, DataError, ExitCode, FailureReason
-from aggregator.history import ewma_volatility
 
 ROOT = Path(__file__).resolve().parent.parent
 FIRST_DAY = date(2022, 1, 1)
@@ -147,12 +147,31 @@ def test_every_section_is_there_for_every_factor_that_has_one(calibrated: Calibr
     assert calibrated.failures == ()
 
 
+def _next_std(changes: np.ndarray) -> float:
+    """EWMA volatility of the next day times the root mean square of the residuals, day by day: the slow twin."""
+    variance = sum(float(r) ** 2 for r in changes[:30]) / 30
+    squares: list[float] = []
+    for i in range(30, len(changes) + 1):
+        year = [float(r) ** 2 for r in changes[max(0, i - 365) : i]]
+        volatility = max(math.sqrt(variance), 0.5 * math.sqrt(sum(year) / len(year)))
+        if i == len(changes):
+            return volatility * math.sqrt(sum(squares) / len(squares))
+        squares.append((float(changes[i]) / volatility) ** 2)
+        variance = 0.97 * variance + 0.03 * float(changes[i]) ** 2
+    raise AssertionError("fewer than 30 changes")
+
+
 def test_figures_are_those_of_the_history(calibrated: Calibrated, history: History) -> None:
     file = calibrated.file
     closes = np.array([row["close"] for row in history.bars if (row["asset"], row["market"]) == ("SOL", "perp")])
     returns = np.diff(np.log(closes))
-    current = float(ewma_volatility(returns[:, None])[-1, 0])
+    current = _next_std(returns)
     assert file.laws["current"].daily_std["price:SOL"] == pytest.approx(current, rel=1e-3)  # four digits in the file
+    assert file.liquidity["SOL"].daily_std == file.laws["current"].daily_std["price:SOL"]
+    implied = np.array([row["value"] for row in history.context if row["series"] == "dvol_close"])
+    moved = np.diff(np.log(implied))
+    assert file.laws["current"].daily_std["vol:BTC"] == pytest.approx(_next_std(moved), rel=1e-3)
+    assert file.laws["current"].daily_std["vol:ETH"] == file.laws["current"].daily_std["vol:BTC"]
     window = returns[: 365 - 1]
     stressed = file.laws["stressed_first_year"]
     assert stressed.daily_std["price:SOL"] == pytest.approx(float(np.sqrt(np.mean(window**2))), rel=1e-3)
@@ -541,8 +560,9 @@ def test_the_file_of_the_repository_is_what_the_verb_makes_of_recorded_history(r
     assert found.file == shipped
     for name in ("stressed_2020", "stressed_2021", "stressed_2022"):
         assert shipped.laws[name].daily_std["price:BTC"] > shipped.laws["current"].daily_std["price:BTC"]
-    # the quickstart's figure, found independently: EWMA to the close of 2024-06-29
-    assert shipped.laws["current"].daily_std["price:BTC"] == 0.02229
+    # found independently: EWMA volatility to the close of 2024-06-29 times the root mean square of its residuals
+    assert shipped.laws["current"].daily_std["price:BTC"] == pytest.approx(0.0222911 * 1.0841446, rel=1e-3)
+    assert shipped.laws["current"].daily_std["price:ETH"] == pytest.approx(0.0281626 * 1.0519954, rel=1e-3)
 
 
 def test_the_shipped_file_reads_without_recorded_history() -> None:

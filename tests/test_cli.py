@@ -521,8 +521,8 @@ def test_the_schema_of_all_tables_and_of_one() -> None:
     assert everything.exit_code == 0
     for name, of in CANONICAL.items():
         assert f"{name} (canonical, version {table_version(of)[1]})" in everything.stdout
-    for name in RESULTS:
-        assert f"{name} (result, version 1)" in everything.stdout
+    for name, of in RESULTS.items():
+        assert f"{name} (result, version {table_version(of)[1]})" in everything.stdout
     one = command("schema", "marks")
     assert one.stdout.splitlines()[0] == f"marks (canonical, version {table_version(CANONICAL['marks'])[1]})"
     assert len(one.stdout.strip().splitlines()) == 1 + len(CANONICAL["marks"])

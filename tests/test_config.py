@@ -194,7 +194,7 @@ def test_a_hint_never_names_the_key_itself_or_one_of_the_other_generator(tmp_pat
         (
             'generator = "multivariate_t"',
             "",
-            "missing key scenarios.generator: one of multivariate_t, filtered_history",
+            "missing key scenarios.generator: one of multivariate_t, filtered_history, calibrated",
         ),
     ],
 )
@@ -431,6 +431,9 @@ def test_the_digest_does_not_depend_on_what_changes_no_number(tmp_path: Path, ov
         "requirement.offset_cap=1",
         "requirement.grid.points=3",
         "stress=stress.toml",
+        "stress_history=days.parquet",
+        "paths.scenarios=256",
+        "paths.steps=2",
         'portfolios.desk=["binance:west"]',
         'portfolios.other=["binance:west"]',
         "limits=[]",
@@ -445,7 +448,7 @@ def test_the_digest_depends_on_everything_else(tmp_path: Path, override: str) ->
 def test_every_top_level_key_is_either_in_the_digest_or_tried_above_as_left_out() -> None:
     assert set(Configuration.model_fields) == {
         *("title", "engine", "store", "report"),
-        *("assets", "run", "data", "reconcile", "scenarios", "requirement", "stress"),
+        *("assets", "run", "data", "reconcile", "scenarios", "requirement", "stress", "stress_history"),
         *("sources", "portfolios", "limits"),
     }
 

@@ -30,6 +30,7 @@ SAMPLES = {
     "paradex": sample_paradex.PAYLOADS,
 }
 TOKEN = "PUMPKIN"
+COLLATERAL = {"marginCollateral": True, "collateralSwitch": True}
 
 
 class Where(NamedTuple):
@@ -131,7 +132,6 @@ def named(coin: str) -> dict[str, Any]:
 
 NOTHING = [
     pytest.param(OKX, okx_row("3", eqUsd="0.004", disEq="0"), None, "eqUsd", id="okx value below a cent"),
-    pytest.param(OKX, okx_row("-3", eqUsd="-0.004", disEq="0"), None, "eqUsd", id="okx debt below a cent"),
     pytest.param(OKX, okx_row("9", eqUsd="0", disEq="0"), None, "eqUsd", id="okx value of 0"),
     pytest.param(OKX, okx_row("3", eqUsd="9", disEq="0"), None, "disEq", id="okx discount of 0"),
     pytest.param(
@@ -188,6 +188,10 @@ NOTHING = [
 COUNTS = [
     pytest.param(OKX, okx_row("3", eqUsd="9", disEq="8"), None, id="okx"),
     pytest.param(OKX, okx_row("-3", eqUsd="-9", disEq="-9", collateralEnabled=False), None, id="okx debt"),
+    pytest.param(OKX, okx_row("-3", eqUsd="-0.004", disEq="0"), None, id="okx debt below a cent"),
+    pytest.param(OKX, okx_row("-3", eqUsd="0", disEq="0"), None, id="okx debt of a stated value of 0"),
+    pytest.param(OKX, okx_row("0", eqUsd="0") | {"cashBal": "1", "interest": "2"}, None, id="okx interest alone"),
+    pytest.param(OKX_RISK, {"ccy": TOKEN, "eq": "-5", "disEq": "0"}, None, id="okx position risk debt"),
     pytest.param(OKX, okx_row("3"), {"discounts.json": lambda body: body.update(data=[])}, id="okx unsaid"),
     pytest.param(
         BYBIT,
@@ -199,13 +203,24 @@ COUNTS = [
         BYBIT, bybit_row("7", "12", marginCollateral=True, collateralSwitch=True), None, id="bybit without a ratio"
     ),
     pytest.param(BYBIT, bybit_row("-7", "-12", marginCollateral=False), None, id="bybit debt"),
+    pytest.param(BYBIT, bybit_row("-7", "0"), None, id="bybit debt of a stated value of 0"),
+    pytest.param(BYBIT, bybit_row("7", "0.001", spotBorrow="3", **COLLATERAL), None, id="bybit borrowed for spot"),
+    pytest.param(BYBIT, bybit_row("7", "0.001", borrowAmount="3", **COLLATERAL), None, id="bybit borrowed"),
+    pytest.param(BYBIT_ISOLATED, bybit_row("-7", "-0.001"), None, id="bybit isolated margin debt"),
     pytest.param(BYBIT_ISOLATED, bybit_row("7", "12", marginCollateral=False), None, id="bybit isolated margin"),
     pytest.param(BINANCE_PM, binance_row("4"), {"portfolio_collateral_rate.json": rate("0.9")}, id="binance"),
     pytest.param(BINANCE_PM, binance_row("4"), None, id="binance not in the collateral rates"),
     pytest.param(BINANCE_PM, binance_row("4") | {"crossMarginBorrowed": "9"}, None, id="binance debt"),
+    pytest.param(
+        BINANCE_PM,
+        binance_row("4") | {"crossMarginBorrowed": "9"},
+        {"portfolio_collateral_rate.json": rate("0.9"), "portfolio_asset_index_price.json": price},
+        id="binance debt below a cent",
+    ),
     pytest.param(BINANCE_MULTI, multi_row("12", available=True), None, id="binance multi-assets"),
     pytest.param(BINANCE_MULTI, multi_row("-12", available=False), None, id="binance multi-assets debt"),
     pytest.param(DERIBIT, deribit_row("0.5", "10"), None, id="deribit"),
+    pytest.param(DERIBIT, deribit_row("-0.5", "0.01"), None, id="deribit debt below a cent"),
     pytest.param(PARADEX, {"token": TOKEN, "size": "-250", "last_updated_at": 1}, None, id="paradex debt"),
 ]
 
@@ -241,7 +256,7 @@ def test_what_counts_leaves_the_account_incomplete(where: Where, row: Any, also:
     assert TOKEN not in {balance["asset_id"] for balance in result.batches["balances"].to_pylist()}
 
 
-def test_a_cent_is_the_border_on_either_side() -> None:
-    for usd, fails in (("0.01", True), ("0.009999", False), ("-0.009999", False), ("-0.01", True)):
+def test_a_cent_is_the_border_of_holdings_and_a_debt_has_none() -> None:
+    for usd, fails in (("0.01", True), ("0.009999", False), ("-0.000001", True), ("-0.01", True)):
         result = read(OKX, okx_row("2" if Decimal(usd) > 0 else "-2", eqUsd=usd, disEq=usd))
         assert (OKX.account in {failure.account_id for failure in result.failures}) == fails, usd

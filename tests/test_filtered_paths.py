@@ -17,15 +17,8 @@ from jax import lax
 
 from aggregator.errors import ConfigurationError, DataError
 from aggregator.generators.filtered_historical import FilteredHistorical, PathState, filtered_historical
-from aggregator.history import (
-    FactorHistory,
-    JointSeries,
-    ReturnPanel,
-    factor_history,
-    joint_changes,
-    read_history_table,
-    return_panel,
-)
+from aggregator.history import FactorHistory, factor_history
+from aggregator.history_tables import JointSeries, ReturnPanel, joint_changes, read_history_table, return_panel
 from aggregator.scenarios import draw_all, draw_paths, draw_scenarios, step_keys
 from aggregator.volatility_filter import VolatilityRecursion, exponential_weighting, filter_volatility
 from tests.generator_suite import small_history

@@ -16,18 +16,8 @@ import pytest
 
 from aggregator.errors import ConfigurationError, DataError, Failure, FailureReason
 from aggregator.generators.filtered_historical import filtered_historical
-from aggregator.history import (
-    FactorHistory,
-    Proxy,
-    ReturnPanel,
-    VolatilityRule,
-    ewma_volatility,
-    factor_history,
-    implied_vol_changes,
-    read_history_table,
-    return_panel,
-    volatility_rule,
-)
+from aggregator.history import FactorHistory, Proxy, VolatilityRule, ewma_volatility, factor_history, volatility_rule
+from aggregator.history_tables import ReturnPanel, implied_vol_changes, read_history_table, return_panel
 from aggregator.scenarios import PegDistribution, draw_all
 
 RTOL_FLOAT64 = 1e-12  # float64 against float64, a few operations
@@ -202,6 +192,22 @@ def test_the_first_market_of_the_preference_is_used_and_spliced_only_when_told()
     joined, _ = return_panel(table(rows), ["SOL"], splice=True)
     assert joined.markets[2] == "perp+spot"
     np.testing.assert_allclose(column(joined, "SOL"), [*spot[:12], *perp], rtol=1e-9, atol=1e-15)
+
+
+def test_a_bad_row_of_a_lesser_market_counts_only_where_it_is_needed() -> None:
+    spot, perp = daily(4, 20), daily(5, 8)
+    listed = closes("SOL", perp, first=12)  # its first return is that of day 13
+    for bad, needed in ((5, True), (12, True), (13, False), (20, False)):
+        of_spot = closes("SOL", spot, market="spot")
+        asset, market, opened, _ = of_spot[bad]
+        of_spot[bad] = asset, market, opened, -1.0
+        joined, failures = return_panel(table(anchor_rows() + of_spot + listed), ["SOL"], splice=True)
+        path = f"SOL/spot/{FIRST_DAY + bad}"
+        assert [failure.path for failure in failures] == ([path] if needed else []), bad
+        missing = [bad - 1, bad] if bad == 5 else [11] if bad == 12 else []  # position 0 is the return of day 1
+        assert list(np.flatnonzero(np.isnan(column(joined, "SOL")))) == missing, bad
+        _, failures = return_panel(table(anchor_rows() + of_spot), ["SOL"], splice=True)
+        assert [failure.path for failure in failures] == [path], bad
 
 
 def test_missing_columns_and_anchors_are_named() -> None:

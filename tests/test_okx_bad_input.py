@@ -198,7 +198,9 @@ def test_rates_of_a_coin_that_only_an_answer_states() -> None:
     def without_option(body: Any) -> None:
         unit = body["data"][0]["riskUnitData"][1]
         unit["portfolios"].pop(0)
-        unit.update(delta="104660", mr4="209.32", mr7="470.97")
+        # 5277.077214 + 455.25 + 209.32 + 61.75, and with the 35211.52039279 of BTC and the 303.3087762 of the debt
+        unit.update(delta="104660", mr4="209.32", mr7="470.97", mmr="6003.397214")
+        body["data"][0]["totalMmr"] = "41518.22638299"
 
     def without_value(body: Any) -> None:
         body["data"][0]["details"][1].update(upl="0")

@@ -107,10 +107,18 @@ def payloads_of(books: Books, *, methodology: str) -> list[Payload]:
                 ]
             },
             "v1/balance": {"results": [{"token": "USDC", "size": "1000"}]},
-            "v1/account/margin": {"margin_methodology": methodology, "configs": []},
+            "v1/account/margin": {"margin_methodology": methodology, "configs": LARGEST_LEVERAGES},
         }
         out += [Payload(request, f"{owner} {request}", owner, AS_OF, "", body) for request, body in bodies.items()]
     return out
+
+
+LARGEST_LEVERAGES = [
+    {"market": row["symbol"], "leverage": str(1 / Decimal(row["delta1_cross_margin_params"]["imf_base"]))}
+    for row in sample()["markets"].body["results"]
+    if row["asset_kind"] == "PERP"
+]
+"""A margin answer of an account that chose the most that each market lends."""
 
 
 def market_payloads(change: Callable[[Any, Any], None] = lambda specs, summaries: None) -> dict[str, Payload]:

@@ -79,6 +79,27 @@ def test_okx_orders_without_a_stated_margin_are_a_finding_with_their_size(amount
     assert "not in the requirement" in finding.message
 
 
+@pytest.mark.parametrize("total", [None, "", "0"])
+def test_okx_what_is_frozen_for_orders_that_nobody_lists_is_a_finding(total: str | None) -> None:
+    def change(body: Any) -> None:
+        body["data"][0]["ordFroz"] = total
+        body["data"][0]["details"][0]["ordFrozen"] = "12.5"
+
+    result = normalized("okx", change={"east_balance.json": change})
+    (finding,) = [failure for failure in result.failures if failure.subject == OKX]
+    assert (finding.reason, finding.path, finding.account_id) == ("missing_field", "data[0].ordFroz", None)
+    first = read_payload("okx", TESTS / "payloads" / "okx", "account/balance", "east_balance.json", "east").body
+    assert f"12.5 {first['data'][0]['details'][0]['ccy']} frozen" in finding.message
+
+
+def test_okx_a_spot_order_is_sized_in_coins() -> None:
+    order = okx_order(contracts="2")
+    order.body["data"][0] |= {"instId": "BTC-USDT", "instType": "SPOT", "posSide": "net"}
+    result = normalized("okx", change=frozen(""), more=[order])
+    (finding,) = [failure for failure in result.failures if failure.subject == OKX]
+    assert finding.message.endswith("2 BTC in BTC-USDT")
+
+
 def test_okx_orders_that_only_reduce_need_nothing() -> None:
     result = normalized("okx", more=[okx_order(reduce_only="true")])
     assert [failure for failure in result.failures if failure.subject == OKX] == []

@@ -107,6 +107,8 @@ LACKING = (
             "the wallet holds an outcome token, +10, which no price factor moves"),
     Lacking("okx", "", "data", "missing_field", OKX.format("builder"),
             "a simulated portfolio without the account's balance"),
+    Lacking("okx", "position_builder_doc.json", "data[0].totalMmr", "inconsistent", OKX.format("builder"),
+            "the sample was cut to one risk unit; its total is of more"),
     Lacking("okx", "account_balance.json", "data[0].adjEq", "inconsistent", OKX.format("balance"),
             "the sample was cut to one currency; its totals are of more"),
     Lacking("okx", "account_balance.json", "data[0].totalEq", "inconsistent", OKX.format("balance"),

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +10,17 @@ import pyarrow as pa
 import pytest
 
 from aggregator.errors import StoreError
-from aggregator.report import DETAILED_PORTFOLIOS, RECONCILIATION_ROWS, full, render_report, write_report
+from aggregator.report import DETAILED_PORTFOLIOS, RECONCILIATION_ROWS, render_report, write_report
 from aggregator.report_charts import compact
+from aggregator.report_requirement import ADD_ONS, NODE_ROWS
+from aggregator.report_stress import LARGEST_LOSSES, LARGEST_UNCOVERED
+from aggregator.report_words import full, full_with_error, percent, ratio, times
 from aggregator.schema import RESULTS
 from tests.report_samples import (
     HOSTILE,
     SAMPLES,
     SEED,
+    STRESSES,
     Page,
     drawn_portfolio,
     empty_run,
@@ -46,7 +51,7 @@ HARMLESS_TAGS = {
         "pre",
     ),
     *("h1", "h2", "h3", "ul", "li", "dl", "dt", "dd", "table", "thead", "tbody", "tr", "th", "td", "a", "b", "i"),
-    *("code", "span", "svg", "text", "line", "rect", "polygon"),
+    *("details", "summary", "code", "span", "svg", "text", "line", "rect", "polygon"),
 }
 SECTIONS = (
     "Margin report",
@@ -54,9 +59,13 @@ SECTIONS = (
     "Margin ladder",
     "Accounts nearest to liquidation",
     "Portfolio ",
-    "Equity waterfall",
+    "Unified requirement",
+    "Requirement by node",
+    "Named stresses",
     "Losses over the horizon",
-    "Where the requirement comes from",
+    "Cost of locked capital",
+    "Equity waterfall",
+    "Where the expected shortfall comes from",
     "Worst scenarios",
     "Accounts by health",
     "Positions: alone and in the whole",
@@ -168,10 +177,9 @@ def test_the_figures_are_those_of_the_tables() -> None:
     # the contributions of the sample add up, and so does the last line of the page's table
     euler = sum(a["es_99_usd"] for a in tables["allocation"].to_pylist())
     assert euler == pytest.approx(row["es_99_pooled_usd"], rel=1e-9)
-    total = re.search(r'<tr class="sum">.*?</tr>', render_report(tables), flags=re.S)
-    assert total
-    assert full(row["es_99_pooled_usd"]) in total.group()
-    assert "100.0\u00a0%" in total.group()
+    _, total = re.findall(r'<tr class="sum">.*?</tr>', render_report(tables), flags=re.S)
+    assert full(row["es_99_pooled_usd"]) in total
+    assert "100.0\u00a0%" in total
 
 
 @pytest.mark.parametrize(
@@ -220,7 +228,7 @@ def test_what_is_missing_is_said_and_never_zero() -> None:
     assert row
     cells = Page(row.group()).text
     assert "no complete account" in cells
-    assert cells.count("n/a") == 9
+    assert cells.count("n/a") == 10
     assert not re.search(r"\d", cells)
     assert "left out deribit:unknown; last known gross value left out USD 1.23 M" in Page(html).text
     assert "14 of 15 portfolios computed" in html
@@ -228,6 +236,275 @@ def test_what_is_missing_is_said_and_never_zero() -> None:
     assert lost
     assert "incomplete" in lost.group()
     assert lost.group().count("n/a") == 9
+
+
+def _between(html: str, start: str, end: str) -> str:
+    begin = html.index(start)
+    return html[begin : html.index(end, begin)]
+
+
+def _numbers(text: str) -> list[str]:
+    return re.findall(r"−?\d[\d,]*(?:\.\d+)?", text)
+
+
+def _cells(html: str) -> list[str]:
+    return [Page(cell).text.strip() for cell in re.findall(r'<td class="n(?: strong)?">.*?</td>', html, flags=re.S)]
+
+
+def _changed(
+    name: str, tables: dict[str, pa.Table], change: Mapping[str, object], **which: object
+) -> dict[str, pa.Table]:
+    """The tables with the columns of `change` in the rows of table `name` that match `which`."""
+    rows = [row | change if all(row[k] == v for k, v in which.items()) else row for row in tables[name].to_pylist()]
+    return {**tables, name: pa.Table.from_pylist(rows, schema=RESULTS[name])}
+
+
+def test_every_number_of_the_requirement_and_the_stresses_is_in_a_table() -> None:
+    tables = one_desk()
+    html = render_report(tables)
+    written: set[str] = set()
+    for name in ("portfolio_margin", "requirement", "node_margin", "stress"):
+        for row in tables[name].to_pylist():
+            for column, value in row.items():
+                if isinstance(value, float):
+                    forms = [full(value), ratio(value), times(value)]
+                    forms += [percent(value, decimals) for decimals in (0, 1, 2)]
+                    forms += [f"USD {compact(value)}"] if column.endswith("_usd") else []
+                    written |= {number for form in forms for number in _numbers(str(form))}
+                elif column in ("liquidated", "insolvent"):
+                    written.add(str(len(json.loads(value))))
+    parts = [
+        _between(html, '<section id="portfolios">', '<section id="ladder">'),
+        _between(html, "The figures of the ladder", "</section>"),
+        _between(html, "<h3>Requirement by node", "<h3>Named stresses"),
+        _between(html, "<h3>Named stresses", "<h3>Losses over"),
+        _between(html, "<h3>Cost of locked capital", "<details>"),
+    ]
+    shown = [number for part in parts for cell in _cells(part) for number in _numbers(cell)]
+    assert len(shown) > 200
+    assert set(shown) <= written
+    tiles = Page(_between(html, '<div class="tiles">', "<nav>"))
+    labels = {"99"}  # of the label ES 99 %
+    assert set(_numbers(tiles.text)) <= {*written, *labels, *_numbers(STRESSES[9][0])}
+
+
+def test_the_requirement_is_built_up_before_the_reader() -> None:
+    tables = one_desk()
+    html = render_report(tables)
+    row = tables["portfolio_margin"].to_pylist()[0]
+    (whole,) = [r for r in tables["requirement"].to_pylist() if r["scope"] == "unified" and r["level"] == "maintenance"]
+    base_parts = {"es_blend_usd": "ES blend", "grid_usd": "grid", "stress_usd": "binding stress", "floor_usd": "floor"}
+    (binding,) = [column for column in base_parts if whole[column] == whole["base_usd"]]
+    chart = _between(html, "<h3>Unified requirement", "<h3>Key figures")
+    steps = re.findall(r"<rect [^>]*><title>([^<]*): USD ([^<]*)</title>", chart)
+    assert dict(steps) == {
+        f"Base: {base_parts[binding]}": compact(whole["base_usd"]),
+        **{label: f"+{compact(whole[column])}" for column, label in ADD_ONS.items() if whole[column] > 0},
+        "Ideal: all pooled": compact(row["requirement_ideal_usd"]),
+        "Offset not granted": f"+{compact(row['requirement_effective_usd'] - row['requirement_ideal_usd'])}",
+        "Unified margin": compact(row["requirement_effective_usd"]),
+    }
+    ladder = _between(html, '<section id="ladder">', "<details>")
+    for column in ("requirement_silo_usd", "requirement_effective_usd", "requirement_ideal_usd"):
+        assert f": USD {compact(row[column])}</title>" in ladder, column
+    table = _between(html, "<h3>Requirement by node", "</table>")
+    scopes = re.findall(r'<td class="name">([^<]*)</td>', table)
+    assert scopes[-1] == "All pooled"
+    by_size = sorted(
+        (r for r in tables["requirement"].to_pylist() if r["level"] == "maintenance" and r["scope"] != "unified"),
+        key=lambda r: -r["requirement_usd"],
+    )
+    assert scopes[:-1] == [r["scope"] for r in by_size]
+    last = table[table.index("All pooled") :]
+    for column in base_parts:
+        mark = "n strong" if column == binding else "n"
+        assert f'<td class="{mark}">{full(whole[column])}</td>' in last, "the part that binds stands out"
+    sentence = Page(_between(html, '<p class="says">The nodes alone need', "</p>")).text
+    assert f"80 % of the offset is granted: {full(row['offset_benefit_usd'])}" in sentence.replace("\u00a0", " ")
+    assert "all prices at -1 of the scan" in sentence
+    assert full(row["unmeasured_usd"]) in sentence
+
+
+def test_the_expected_shortfall_has_its_error_beside_it() -> None:
+    tables = one_desk()
+    row = tables["portfolio_margin"].to_pylist()[0]
+    shown = f"{compact(row['es_99_pooled_usd'])} ± {compact(row['es_99_pooled_error_usd'])}".replace("\u00a0", " ")
+    page = render_report(tables).replace("\u00a0", " ")
+    assert shown in _between(page, '<div class="tiles">', "<nav>")
+    assert shown in _between(page, '<section id="ladder">', "</section>")
+    exact = str(full_with_error(row["es_99_pooled_usd"], row["es_99_pooled_error_usd"])).replace("\u00a0", " ")
+    assert page.count(exact) == 3, "portfolios, ladder, key figures"
+    unknown = dict.fromkeys((f"{m}_{c}_pooled_error_usd" for m in ("var", "es") for c in ("99", "995")), None)
+    without = Page(render_report(_changed("portfolio_margin", tables, unknown)))
+    assert without.errors == []
+    assert not re.search(r"\d\s?(k|M)?\s?±", without.text)
+
+
+def test_the_stresses_stand_by_loss_and_none_that_uncovers_is_lost() -> None:
+    tables = many_desks()
+    rows = [row for row in tables["stress"].to_pylist() if row["portfolio_id"] == "desk A"]
+    html = render_report(tables)
+    start = html.index("Portfolio desk A</h2>")
+    table = _between(html[start:], "<h3>Named stresses", "<h3>Losses over").replace("\u00a0", " ")
+    shown = re.findall(r'<tr([^>]*)><td class="name">([^<]*?)(?: <span[^>]*>binding</span>)?</td>', table)
+    by_loss = sorted(rows, key=lambda row: -row["loss_usd"])
+    names = [name for _, name in shown]
+    assert names == [row["stress"] for row in by_loss if row["stress"] in names], "in order of their loss"
+    assert set(names) >= {row["stress"] for row in by_loss[:LARGEST_LOSSES]}
+    rest = sorted(by_loss[LARGEST_LOSSES:], key=lambda row: -row["uncovered_usd"])[:LARGEST_UNCOVERED]
+    assert any(row["uncovered_usd"] > 0 for row in rest)
+    assert set(names) == {row["stress"] for row in by_loss[:LARGEST_LOSSES]} | {
+        row["stress"] for row in rest if row["uncovered_usd"] > 0
+    }
+    assert f"{len(rows) - len(names)} more stresses, neither among the largest losses" in table
+    marks = {name: mark for mark, name in shown}
+    for row in rows:
+        if row["stress"] in marks:
+            expected = (
+                ' class="alarm"'
+                if row["uncovered_pooled_usd"] > 0
+                else ' class="lacking"'
+                if row["uncovered_usd"] > 0
+                else ""
+            )
+            assert marks[row["stress"]] == expected, row["stress"]
+    assert len(set(marks.values())) > 1
+    assert table.count(">binding</span>") == sum(row["binding"] for row in rows if row["stress"] in names) == 1
+    assert "1 of them binds the requirement" in table
+
+
+def test_a_run_without_requirement_and_stresses_says_so() -> None:
+    """An old run: both tables are empty and the new columns null; nothing turns into a zero."""
+    tables = one_desk()
+    names = [f.name for f in RESULTS["portfolio_margin"]]
+    new = names[names.index("var_99_pooled_error_usd") :]
+    tables = _changed("portfolio_margin", tables, dict.fromkeys(new))
+    nodes = [f.name for f in RESULTS["node_margin"]]
+    tables = _changed("node_margin", tables, dict.fromkeys(nodes[nodes.index("requirement_usd") :]))
+    tables = {**tables, "requirement": tables["requirement"].slice(0, 0), "stress": tables["stress"].slice(0, 0)}
+    html = render_report(tables)
+    page = Page(html)
+    assert page.errors == []
+    for sentence in (
+        "The unified requirement was not computed.",
+        "the chart is the expected shortfall",
+        "No named stresses were computed.",
+        "no library of stresses in this run",
+        "Not computed in this run.",
+    ):
+        assert sentence in page.text
+    assert "USD 0" not in page.text
+    assert "Requirement by node" not in page.text
+    assert Page(_between(html, '<div class="tiles">', "<nav>")).text.count("n/a") == 5
+    assert "Left after a 1 % tail" in page.text.replace("\u00a0", " ")
+
+
+def test_hidden_illiquidity_is_kept_and_said() -> None:
+    tables = one_desk()
+    row = tables["portfolio_margin"].to_pylist()[0]
+    larger = row["requirement_silo_usd"] * 1.1
+    change = {
+        "requirement_ideal_usd": larger,
+        "requirement_effective_usd": larger,
+        "offset_benefit_usd": row["requirement_silo_usd"] - larger,
+    }
+    text = Page(render_report(_changed("portfolio_margin", tables, change))).text
+    assert "The whole needs no less than its parts" in text
+    assert "of the offset is granted" not in text
+
+
+def test_what_the_add_ons_could_not_measure_is_no_zero() -> None:
+    tables = one_desk()
+    unknown = _changed("requirement", tables, {"liquidity_usd": 0.0, "unmeasured_usd": 1.0}, scope="unified")
+    html = render_report(unknown)
+    row = re.search(r'<td class="name">All pooled</td>.*?</tr>', html, flags=re.S)
+    assert row
+    assert row.group().count("n/a") == 2, "liquidity and concentration"
+    chart = _between(html, "<h3>Unified requirement", "<h3>Key figures")
+    assert chart.count(">n/a</text>") == 2
+    known = _changed("requirement", tables, {"liquidity_usd": 0.0, "unmeasured_usd": 0.0}, scope="unified")
+    row = re.search(r'<td class="name">All pooled</td>.*?</tr>', render_report(known), flags=re.S)
+    assert row
+    assert "n/a" not in row.group()
+
+
+def test_an_unbounded_requirement_is_a_word_and_no_chart() -> None:
+    tables = one_desk()
+    endless = {"requirement_silo_usd": np.inf, "requirement_effective_usd": np.inf, "requirement_ideal_usd": np.inf}
+    tables = _changed("portfolio_margin", tables, endless)
+    tables = _changed("requirement", tables, {"basis_usd": np.inf, "requirement_usd": np.inf}, scope="unified")
+    page = Page(render_report(tables))
+    assert page.errors == []
+    assert "unbounded" in page.text
+    assert "A part of the requirement is unbounded: see the table." in page.text
+    assert not re.search(r"\b(inf|nan)\b", page.text)
+
+
+def test_many_nodes_are_cut_and_say_so() -> None:
+    tables = one_desk()
+    rows = tables["requirement"].to_pylist()
+    first = next(row for row in rows if row["scope"] != "unified")
+    rows += [first | {"level": "maintenance", "scope": f"node {k}", "requirement_usd": 1.0} for k in range(NODE_ROWS)]
+    nodes = sum(row["level"] == "maintenance" for row in rows) - 1
+    html = render_report({**tables, "requirement": pa.Table.from_pylist(rows, schema=RESULTS["requirement"])})
+    assert f"{nodes - NODE_ROWS} more nodes, with smaller requirements, are in the result store." in html
+
+
+def test_the_locked_capital_costs_what_the_table_says() -> None:
+    tables = one_desk()
+    html = render_report(tables)
+    section = _between(html, "<h3>Cost of locked capital", "<details>")
+    names = re.findall(r'<td class="name">([^<]*)</td>', section)
+    nodes = sorted(tables["node_margin"].to_pylist(), key=lambda row: -row["locked_usd"])
+    assert names == [row["node"] for row in nodes]
+    assert f"<b>{full(tables['portfolio_margin'].to_pylist()[0]['capital_cost_usd'])}</b> a year" in section
+    assert section.count("n/a") == sum(row["funding_cost_usd"] is None for row in nodes)
+    assert "Interest on debts is not known here." in section
+    paid = _changed("node_margin", tables, {"borrow_cost_usd": 4321.0}, node=nodes[0]["node"])
+    section = _between(render_report(paid), "<h3>Cost of locked capital", "<details>")
+    assert "4,321" in section
+    assert "Interest on debts is not known here." not in section
+
+
+def test_headline_figures_of_several_portfolios_are_sums_and_extremes() -> None:
+    tables = many_desks()
+    known = [row for row in tables["portfolio_margin"].to_pylist() if row["requirement_effective_usd"] is not None]
+    tiles = _between(render_report(tables), '<div class="tiles">', "<nav>").replace("\u00a0", " ")
+    effective, silo, es, error = (
+        sum(row[column] for row in known)
+        for column in (
+            "requirement_effective_usd",
+            "requirement_silo_usd",
+            "es_99_pooled_usd",
+            "es_99_pooled_error_usd",
+        )
+    )
+    assert f"USD {compact(effective)}<".replace("\u00a0", " ") in tiles
+    assert str(percent(effective / silo, 1)) in tiles
+    assert f"USD {compact(es)} ± {compact(error)}<".replace("\u00a0", " ") in tiles
+    assert "14 of 15 portfolios computed; ± an upper bound" in tiles
+    weakest = min(known, key=lambda row: row["health_unified"])
+    assert f"{times(weakest['health_unified'])}<".replace("\u00a0", " ") in tiles
+    assert f"{weakest['portfolio_id']}, equity over maintenance" in tiles
+    worst = max(tables["stress"].to_pylist(), key=lambda row: row["loss_usd"])
+    assert f"{worst['stress']}, {worst['portfolio_id']}".replace("\u00a0", " ") in tiles
+
+
+def test_haircuts_stand_between_market_value_and_unified_equity() -> None:
+    tables = one_desk()
+    equity = tables["portfolio_margin"].to_pylist()[0]["equity_usd"]
+    html = render_report(_changed("portfolio_margin", tables, {"unified_equity_usd": 0.9 * equity}))
+    assert f"Collateral haircuts: USD {compact(-0.1 * equity)}</title>" in html
+    assert f"Unified equity: USD {compact(0.9 * equity)}</title>" in html
+    assert "Collateral haircuts" not in render_report(tables)
+
+
+def test_what_needs_no_look_is_folded_away() -> None:
+    tables = one_desk()
+    assert "<details open><summary>" in _between(render_report(tables), '<section id="reconciliation">', "</section>")
+    rows = [row for row in tables["reconciliation"].to_pylist() if row["status"] == "match"]
+    fine = {**tables, "reconciliation": pa.Table.from_pylist(rows, schema=RESULTS["reconciliation"])}
+    assert "<details><summary>" in _between(render_report(fine), '<section id="reconciliation">', "</section>")
 
 
 def test_a_single_portfolio_without_figures_is_no_blank_page() -> None:

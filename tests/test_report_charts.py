@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from aggregator import report_charts
-from aggregator.report import difference, full, native, percent, ratio
 from aggregator.report_charts import (
     HeatCell,
     LadderStep,
@@ -18,6 +17,17 @@ from aggregator.report_charts import (
     ladder_chart,
     nice_ticks,
     waterfall_chart,
+)
+from aggregator.report_words import (
+    counted,
+    difference,
+    full,
+    full_with_error,
+    native,
+    percent,
+    ratio,
+    words,
+    words_with_error,
 )
 from tests.report_samples import HOSTILE, Page
 
@@ -69,6 +79,19 @@ def test_full_figures() -> None:
     assert difference(0.5, None) == '<span class="na">n/a</span>'
 
 
+def test_figures_with_their_error() -> None:
+    assert words_with_error(124_946.4, 12_347.6) == "USD\u00a0125\u00a0k\u00a0±\u00a012.3\u00a0k"
+    assert words_with_error(124_946.4, None) == words(124_946.4)
+    assert full_with_error(124_946.4, 12_347.6) == "124,946\u00a0±\u00a012,348"
+    assert full_with_error(1.5, 0.25, 2) == "1.50\u00a0±\u00a00.25"
+    assert full_with_error(1.5, None, 2) == "1.50"
+    assert full_with_error(None, 1.0) == full(None) == words_with_error(None, 1.0)
+    assert full(float("inf")) == words(float("inf")) == "unbounded"
+    assert percent(float("nan")) == full(None)
+    assert counted(1, "account") == "1 account"
+    assert counted(1200, "account") == "1,200 accounts"
+
+
 @pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-3.2e6, 7.7e6), (0.0, 999.0), (1e-4, 3e-4), (-5.0, -1.0)])
 def test_ticks_are_round_inside_and_even(low: float, high: float) -> None:
     ticks = nice_ticks(low, high)
@@ -108,6 +131,32 @@ def test_ladder_bars_are_in_proportion() -> None:
     assert ">n/a</text>" in svg
     assert "<script" not in svg
     assert Page(svg).errors == []
+
+
+def test_a_whisker_is_one_error_to_each_side() -> None:
+    svg = str(ladder_chart([LadderStep("a", 100.0), LadderStep("b", 80.0, 90.0, "99.5 %:", error=20.0)], title="t"))
+    first, second = _boxes(svg, ALL_COLORS)
+    unit = first[2] / 100.0
+    lines = re.findall(r'<line x1="([-\d.]+)" y1="([-\d.]+)" x2="([-\d.]+)" y2="[-\d.]+" stroke="#1f2933"/>', svg)
+    assert len(lines) == 3
+    start, _, end = (float(part) for part in lines[0])
+    assert start == pytest.approx(second[0] + 60.0 * unit, abs=2 * COORDINATE)
+    assert end == pytest.approx(second[0] + 100.0 * unit, abs=2 * COORDINATE)
+    assert "80.0 ± 20.0</text>" in svg
+    assert svg.count("<polygon") == 1
+    beyond = str(ladder_chart([LadderStep("b", 80.0, error=40.0)], title="t"))
+    ends = [float(x) for x in re.findall(r'<line x1="[-\d.]+" y1="[-\d.]+" x2="([-\d.]+)"', beyond)]
+    assert max(ends) <= 480.0
+
+
+def test_small_steps_are_seen_and_nothing_is_not_drawn() -> None:
+    steps = [WaterfallStep("base", 1e6, "total"), WaterfallStep("tiny", 1.0), WaterfallStep("nothing", 0.0)]
+    svg = str(waterfall_chart(steps, title="t", rise=report_charts.ORANGE, fall=report_charts.BLUE))
+    base, tiny = _boxes(svg, ALL_COLORS)
+    assert tiny[2] >= 1.5
+    assert base[0] + base[2] == pytest.approx(tiny[0], abs=2 * COORDINATE)
+    assert len(_boxes(svg, (report_charts.ORANGE,))) == 1
+    assert ">0</text>" in svg
 
 
 def test_waterfall_steps_hang_together() -> None:

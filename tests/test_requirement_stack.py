@@ -477,18 +477,18 @@ def test_the_grid_moves_all_together_and_each_alone() -> None:
     by_label = {label: row for row, label in enumerate(points.labels)}
     assert len(by_label) == len(points.labels) == len(points.weights)
 
-    together = by_label["all -1 of the move, vol up"]
+    together = by_label["all prices at -1 of the scan, vol up"]
     assert moves[together, where["price:BTC"]] == pytest.approx(-0.15)
     assert moves[together, where["price:DOGE"]] == pytest.approx(-0.225)
     assert points.vol_steps[together, where["vol:BTC"]] == 1.0
-    alone = by_label["DOGE -1 of the move"]
+    alone = by_label["DOGE alone at -1 of the scan"]
     assert moves[alone, where["price:DOGE"]] == pytest.approx(-0.4)
     assert np.all(moves[alone, [where["price:BTC"], where["peg:USDC"], where["funding:BTC"]]] == 0.0)
-    extreme = by_label["DOGE -3 of the move"]
+    extreme = by_label["DOGE alone at -3 of the scan"]
     assert moves[extreme, where["price:DOGE"]] == pytest.approx(-0.9)
     assert points.weights[extreme] == pytest.approx(1 / 3)
     assert np.all(points.vol_steps[extreme] == 0.0)
-    peg = by_label["peg of USDC -1 of the move"]
+    peg = by_label["peg of USDC at -1 of the scan"]
     assert moves[peg, where["peg:USDC"]] == pytest.approx(-0.05)
     assert np.count_nonzero(moves[peg]) == 1
     assert points.unmoved == ("funding:BTC",)
@@ -553,7 +553,7 @@ def test_a_cubes_rows_are_repriced_at_every_point() -> None:
         today = 0.99 * _black(3000.0, 3300.0, 0.05, 0.8, True)
         assert float(changes[point, token]) == pytest.approx(price / peg - 1.0, rel=1e-12, abs=1e-15)
         assert float(changes[point, option]) == pytest.approx(0.999 * (peg * moved - today), rel=1e-10, abs=1e-11)
-    still = points.labels.index("ETH +0 of the move")
+    still = points.labels.index("ETH alone at +0 of the scan")
     assert float(changes[still, token]) == float(changes[still, option]) == 0.0
 
 

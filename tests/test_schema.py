@@ -78,7 +78,7 @@ def marks(**columns: Any) -> pa.Table:
 
 
 VERSIONS = {"marks": "2", "margin_tiers": "2", "collateral_tiers": "2"}
-RESULT_VERSIONS = {"portfolio_margin": "2", "node_margin": "2", "liquidation_prices": "2"}
+RESULT_VERSIONS = {"portfolio_margin": "3", "account_margin": "2", "node_margin": "2", "liquidation_prices": "2"}
 
 
 @pytest.mark.parametrize("name", sorted(CANONICAL))

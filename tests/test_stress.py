@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from aggregator.engine import TILE, Cube, Headline, draw_cube, evaluate_headlines, price_rows
+from aggregator.config import TILE
+from aggregator.engine import Cube, Headline, draw_cube, evaluate_headlines, price_rows
 from aggregator.errors import ConfigurationError
 from aggregator.generators.multivariate_t import multivariate_t
 from aggregator.history_tables import read_history_table

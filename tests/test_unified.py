@@ -6,18 +6,22 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from aggregator.cube import CubeRows
-from aggregator.engine import CONFIDENCES, Cube, draw_cube, evaluate_headlines
+from aggregator.engine import CONFIDENCES, Cube, Headline, draw_cube, evaluate_headlines
+from aggregator.errors import FailureReason
 from aggregator.factors import MarketSize, StressedLaw
 from aggregator.generators.multivariate_t import multivariate_t
 from aggregator.greeks import row_sensitivities
 from aggregator.policy import Requirement
 from aggregator.portfolio import PackedPortfolio
+from aggregator.results import Evaluated
 from aggregator.unified import Unified, UnifiedMarket
 from aggregator.unified_market import priced_grid, unified_market
+from aggregator.unified_results import node_columns, requirement_columns, requirement_failures, requirement_rows
 from tests.quickstart_book import FACTORS, HORIZON_DAYS, quickstart_book
 
 SEED, SCENARIOS, STRESSED = 5, 4096, 1024
@@ -34,8 +38,13 @@ class Desk(NamedTuple):
     portfolio: PackedPortfolio
     cube: Cube
     market: UnifiedMarket
+    headline: Headline
     unified: Unified
     policy: Requirement
+
+    @property
+    def evaluated(self) -> Evaluated:
+        return Evaluated(self.portfolio, self.headline)
 
 
 def law(scale: float) -> Any:
@@ -64,7 +73,7 @@ def desk(policy: Requirement, sizes: dict[str, MarketSize] = SIZES, portfolio_id
     (headline,) = evaluate_headlines([portfolio], FACTORS, cube, devices=1, policy=policy)
     assert headline is not None
     assert headline.unified is not None
-    return Desk(portfolio, cube, market, headline.unified, policy)
+    return Desk(portfolio, cube, market, headline, headline.unified, policy)
 
 
 @pytest.fixture(scope="module")
@@ -272,6 +281,39 @@ def test_an_asset_without_a_market_is_shown_and_not_charged(plain: Desk) -> None
     assert not component(plain, "unmeasured", 0).any()
     assert np.isfinite(component(without, "requirement", 0)).all()
     assert (component(without, "liquidity", 0) <= component(plain, "liquidity", 0)).all()
+
+
+def test_a_charge_that_nothing_was_measured_of_is_null_and_an_infinite_requirement_is_a_failure(plain: Desk) -> None:
+    without = desk(Requirement(), {"price:BTC": SIZES["price:BTC"]})
+    rows = requirement_rows(without.evaluated, ["point"] * 10_000, stressed=True)
+    solana = next(row for row in rows if row["scope"].endswith("SOL") and row["level"] == "maintenance")
+    assert (solana["liquidity_usd"], solana["concentration_usd"]) == (None, None)
+    assert solana["unmeasured_usd"] > 0
+    assert requirement_failures([plain.evaluated]) == []
+    components = plain.unified.components._replace(venue=jnp.full_like(plain.unified.components.venue, jnp.inf))
+    headline = plain.headline._replace(unified=plain.unified._replace(components=components))
+    broken = Evaluated(plain.portfolio, headline)
+    assert requirement_rows(broken, ["point"] * 10_000, stressed=True) == []
+    assert requirement_columns(broken, plain.policy, {}) == {}
+    (failure,) = requirement_failures([broken])
+    assert (failure.reason, failure.subject) == (FailureReason.CALCULATION, "north-desk")
+
+
+def test_columns_follow_from_the_rows(plain: Desk) -> None:
+    rows = requirement_rows(plain.evaluated, ["point"] * 10_000, stressed=True)
+    row = requirement_columns(plain.evaluated, plain.policy, {})
+    of = {(r["scope"], r["level"]): r for r in rows}
+    assert row["requirement_ideal_usd"] == of["unified", "maintenance"]["requirement_usd"]
+    nodes = [r["requirement_usd"] for (scope, level), r in of.items() if scope != "unified" and level == "maintenance"]
+    assert row["requirement_silo_usd"] == pytest.approx(sum(nodes), rel=1e-12)
+    assert row["requirement_initial_usd"] >= 1.25 * row["requirement_effective_usd"]
+    assert row["health_unified"] == pytest.approx(row["unified_equity_usd"] / row["requirement_effective_usd"])
+    costs = node_columns(plain.evaluated, plain.policy)
+    assert [cost["requirement_usd"] for cost in costs] == nodes
+    paid = sum(cost["opportunity_cost_usd"] + (cost["funding_cost_usd"] or 0.0) for cost in costs)
+    assert row["capital_cost_usd"] == pytest.approx(paid, rel=1e-12)
+    for cost in costs:
+        assert cost["opportunity_cost_usd"] == pytest.approx(0.05 * cost["locked_usd"], rel=1e-12)
 
 
 def test_collateral_at_a_haircut_does_not_move() -> None:

@@ -283,8 +283,8 @@ class PortfolioReader:
         """Whether an unknown coin adds nothing to the equity by the venue's index or collateral rates: a finding."""
         net = line.held - line.borrowed - line.interest
         stated, rates = self.portfolio.indices.get(line.asset), self.portfolio.rates.get(line.asset)
-        found = worth_nothing("asset", None if stated is None or line.option_equity else net * stated[0])
-        owed = line.borrowed or line.interest or line.option_equity or net < 0
+        owed = bool(line.borrowed or line.interest or line.option_equity) or net < 0
+        found = worth_nothing("asset", None if stated is None else net * stated[0], owed=owed)
         if found is None and not owed and rates is not None and not any(rate for _, rate in rates.tiers):
             found = Uncounted("asset", f"its rate in {RATES} is 0")
         if found is not None:

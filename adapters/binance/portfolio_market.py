@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
+from itertools import pairwise
 from typing import Any
 
-from aggregator.errors import FailureReason
+from aggregator.errors import ConfigurationError, FailureReason
 
 from ..adapter import parameter_table
 from ..amounts import FieldError, positive_at
@@ -23,6 +24,8 @@ LEVERAGE, RATES, INDEX = (
     "portfolio/collateralRate",
     "portfolio/asset-index-price",
 )
+STATUSES = ("normal", "warning", "reduce_only", "liquidation")
+"""Statuses of an account in the dated file, from the calmest on."""
 
 
 @dataclass
@@ -60,6 +63,7 @@ def read_portfolio_market(
                 rows, payload.name, records_of(payload.body), asset_index_price, key=lambda line: line[0]
             ):
                 out.indices[asset] = price, payload
+    uni_mmr_statuses(parameters)  # what is wrong with them is said now, not when somebody needs them
     out.leverage = loan_leverages(rows, payloads.get(LEVERAGE, ()))
     dated = parameter_table(parameters, "portfolio_margin", venue=VENUE)
     with rows.guard(PARAMETER_FILE, subject="portfolio_margin"):
@@ -84,13 +88,27 @@ def read_portfolio_market(
 def uni_mmr_statuses(parameters: Mapping[str, Any]) -> tuple[tuple[str, Decimal], ...]:
     """The dated statuses of an account by the uniMMR above which each holds, descending; empty without a table of them.
 
-    Raises `FieldError` for a figure that is no positive number.
+    Raises `ConfigurationError` naming the key for a status that is none of the documented ones or is missing, and for a
+    figure that is no positive number or not below that of the calmer status.
     """
+    path = "portfolio_margin.uni_mmr_statuses"
     table = parameter_table(
         parameter_table(parameters, "portfolio_margin", venue=VENUE), "uni_mmr_statuses", venue=VENUE
     )
-    path = "portfolio_margin.uni_mmr_statuses"
-    return tuple(sorted(((name, positive_at(table, name, path)) for name in table), key=lambda entry: -entry[1]))
+    if not table:
+        return ()
+    for name in table:
+        if name not in STATUSES:
+            raise ConfigurationError(f"parameters of {VENUE}: {path}: unknown status {name!r:.40}")
+    try:
+        found = tuple((name, positive_at(table, name, path)) for name in STATUSES)
+    except FieldError as error:
+        raise ConfigurationError(f"parameters of {VENUE}: {error.path}: {error.message}") from None
+    for (calmer, above), (name, figure) in pairwise(found):
+        if figure >= above:
+            message = f"{path}.{name}: {figure} is not below the {above} of {calmer}"
+            raise ConfigurationError(f"parameters of {VENUE}: {message}")
+    return found
 
 
 def loan_leverages(rows: Rows, payloads: Sequence[Payload], account: str | None = None) -> dict[str, Decimal]:

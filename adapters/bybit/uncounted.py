@@ -22,13 +22,15 @@ def uncounted(
     """Why a coin of which `net` is held adds nothing to the margin balance, or None where it does or nobody says so.
 
     `answers` are the rows of account/collateral-info by coin, the owner's own before the market's, `tables` the tiered
-    ratios. A debt counts in full. An answer may be asked for coin by coin: what is not in one says something only where
+    ratios. A debt counts in full, whatever its stated value. An answer may be asked for coin by coin: what is not in one says something only where
     it names all `others` of the account and one more. With `as_collateral` False (isolated margin: the wallet backs
     nothing) only the stated value decides.
     """
-    if (found := worth_nothing("usdValue", line.usd_value)) is not None:
+    if net < 0 or line.spot_borrow or line.borrowed:
+        return None
+    if (found := worth_nothing("usdValue", line.usd_value, owed=False)) is not None:
         return found
-    if not as_collateral or net < 0:
+    if not as_collateral:
         return None
     stated_of = [answer[line.coin] for answer in answers if line.coin in answer]
     for key, stated, name in (

@@ -402,7 +402,7 @@ class OwnerReader:
         A haircut takes nothing off maintenance, so that a currency with value counts whatever its haircut is.
         """
         index = implied_index(line) if account.model.cross and not line.holds_positions else None
-        found = worth_nothing("equity", None if index is None else line.equity * index)
+        found = worth_nothing("equity", None if index is None else line.equity * index, owed=line.equity < 0)
         if found is not None:
             tell_uncounted(
                 self.rows,

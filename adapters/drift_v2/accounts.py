@@ -40,15 +40,9 @@ MAX_SUB_ACCOUNT = 65_535
 USDC_IGNORING_POOL = 1
 """An account of this pool may hold USDC, which does not count as its collateral."""
 _OF_A_SPOT = ("scaled_balance", "open_orders")
-_OF_A_PERP = (
-    "base_asset_amount",
-    "quote_asset_amount",
-    "open_bids",
-    "open_asks",
-    "open_orders",
-    "lp_shares",
-    "isolated_position_scaled_balance",
-)
+_OF_A_PERP = ("base_asset_amount", "quote_asset_amount", "open_bids", "open_asks", "open_orders")
+_OF_SOME_PERPS = ("lp_shares", "isolated_position_scaled_balance")
+"""By the age of the program's layout a position states one of these or both."""
 _BASE_DIGITS, _QUOTE_DIGITS, _ENTRY = 9, 6, Decimal("0.000001")
 _EXACT_DIGITS = 80
 
@@ -110,9 +104,9 @@ def read_user(
     ratio, pool, mode = 0, 0, "default"
     before = len(rows.failures)
     with rows.guard(user.payload.name, subject=user.account_id, account_id=user.account_id):
-        ratio = unsigned(record, "max_margin_ratio", path, default=0)
-        pool = unsigned(record, "pool_id", path, default=0)
-        mode = variant(record, "margin_mode", path, known=MODES, default="default")
+        ratio = unsigned(record, "max_margin_ratio", path)
+        pool = unsigned(record, "pool_id", path)
+        mode = variant(record, "margin_mode", path, known=MODES)
 
     def each(name: str, read: Callable[[Any, str], None]) -> None:
         with rows.guard(user.payload.name, subject=user.account_id, account_id=user.account_id):
@@ -153,11 +147,18 @@ def _is_free(entry: Any) -> bool:
     """Whether a slot of the account holds nothing, as the program tells; what cannot be read is not free."""
     if not isinstance(entry, Mapping):
         return False
-    names = _OF_A_PERP if has(entry, "base_asset_amount") else _OF_A_SPOT
+    names: tuple[str, ...] = _OF_A_SPOT
+    if has(entry, "base_asset_amount"):
+        names = (*_OF_A_PERP, *(name for name in _OF_SOME_PERPS if has(entry, name) or _states_isolation(entry)))
     try:
-        return has(entry, names[0]) and all(integer(entry, name, "", default=0) == 0 for name in names)
+        return all(integer(entry, name, "", default=0 if name == "lp_shares" else None) == 0 for name in names)
     except FieldError:
         return False
+
+
+def _states_isolation(entry: Any) -> bool:
+    """Whether a perpetual position is of a layout that says if it is isolated; those with `lp_shares` need not be."""
+    return has(entry, "position_flag") or has(entry, "isolated_position_scaled_balance") or not has(entry, "lp_shares")
 
 
 def _index(entry: Any) -> Any:
@@ -206,8 +207,9 @@ def _perp(reading: Reading, entry: Any, path: str, *, pool: int, mode: str) -> t
     last = integer(entry, "last_cumulative_funding_rate", path, default=0 if base == 0 else None)
     rate = perp.funding_long if base > 0 else perp.funding_short
     bids, asks, count = _orders(entry, path)
-    flags = unsigned(entry, "position_flag", path, default=0)
-    deposit = unsigned(entry, "isolated_position_scaled_balance", path, default=0)
+    absent = None if _states_isolation(entry) else 0
+    flags = unsigned(entry, "position_flag", path, default=absent)
+    deposit = unsigned(entry, "isolated_position_scaled_balance", path, default=absent)
     isolated = None
     if flags & ISOLATED_FLAG:
         spot = reading.quote(path)
@@ -223,7 +225,7 @@ def _perp(reading: Reading, entry: Any, path: str, *, pool: int, mode: str) -> t
         asks,
         count,
         funding_payment(rate, last, base) if base else 0,
-        unsigned(entry, "max_margin_ratio", path, default=0),
+        unsigned(entry, "max_margin_ratio", path, default=absent),
         isolated,
     )
     return HeldPerp(perp, position, _entry_price(entry, perp, base, path)), perp.symbol

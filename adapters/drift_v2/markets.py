@@ -208,11 +208,11 @@ def _read_spot(reading: Reading, payload: Payload, record: Any, path: str, index
         unsigned(record, "scale_initial_asset_weight_start", path),
         totals["deposit"],
     )
-    status = variant(record, "status", path, known=STATUSES, default="active")
+    status = variant(record, "status", path, known=STATUSES)
     asset = reading.token(symbol, decimals, joined(path, "name"))
     if any(known.asset_id == asset for known in reading.spots.values()):
         raise FieldError(path, FailureReason.DUPLICATE, f"several spot markets are {asset}")
-    pool = unsigned(record, "pool_id", path, default=0)
+    pool = unsigned(record, "pool_id", path)
     reading.spots[index] = Spot(symbol, asset, market, pool, interests[0], interests[1])
     _add_mark(reading, asset, "oracle", usd(price), payload, source)
     if twap is not None:
@@ -235,9 +235,9 @@ def _read_perp(reading: Reading, payload: Payload, record: Any, path: str, index
     history_path = joined(place, "historical_oracle_data")
     history = field_of(amm, "historical_oracle_data", place) if has(amm, "historical_oracle_data") else {}
     price, twap, source = _oracle(record, history, path, history_path)
-    status = variant(record, "status", path, known=STATUSES, default="active")
-    contract = variant(record, "contract_type", path, known=CONTRACTS, default="perpetual")
-    quote_index = unsigned(record, "quote_spot_market_index", path, default=QUOTE_SPOT_MARKET)
+    status = variant(record, "status", path, known=STATUSES)
+    contract = variant(record, "contract_type", path, known=CONTRACTS)
+    quote_index = unsigned(record, "quote_spot_market_index", path)
     if quote_index != QUOTE_SPOT_MARKET:
         message = f"settles in spot market {quote_index}; only market 0 is known to be one"
         raise FieldError(joined(path, "quote_spot_market_index"), FailureReason.UNSUPPORTED, message)
@@ -254,8 +254,8 @@ def _read_perp(reading: Reading, payload: Payload, record: Any, path: str, index
         _net_user_pnl(amm, history, price, place) if imbalance else 0,
         is_prediction=contract == "prediction",
         expiry_price=integer(record, "expiry_price", path) if status == "settlement" else None,
-        high_leverage_ratio_initial=_ratio(record, "high_leverage_margin_ratio_initial", path, default=0),
-        high_leverage_ratio_maintenance=_ratio(record, "high_leverage_margin_ratio_maintenance", path, default=0),
+        high_leverage_ratio_initial=_ratio(record, "high_leverage_margin_ratio_initial", path),
+        high_leverage_ratio_maintenance=_ratio(record, "high_leverage_margin_ratio_maintenance", path),
     )
     if market.margin_ratio_initial == 0 or market.margin_ratio_maintenance > market.margin_ratio_initial:
         message = f"margin ratios {market.margin_ratio_initial} and {market.margin_ratio_maintenance}"
@@ -266,7 +266,7 @@ def _read_perp(reading: Reading, payload: Payload, record: Any, path: str, index
         symbol,
         identity,
         market,
-        unsigned(record, "pool_id", path, default=0),
+        unsigned(record, "pool_id", path),
         integer(amm, "cumulative_funding_rate_long", place),
         integer(amm, "cumulative_funding_rate_short", place),
         status == "settlement",

@@ -427,24 +427,29 @@ def _add_market_rows(reading: Reading, identity: str, market: Market) -> None:
 
 
 def tell_unstated_caps(reading: Reading) -> None:
-    """A finding for every market that somebody holds and whose list names no caps on open interest.
-
-    Its initial margin is taken at the base fraction, the least that it can be; maintenance margin does not scale.
+    """A failure of every account that holds a market whose list names no caps on open interest: its initial margin is
+    at least that of the base fraction, and nobody knows how far open interest scales it up.
     """
-    held = {row["instrument_id"] for row in reading.rows.rows["positions"]}
+    unstated = {instrument_id(VENUE, ticker): ticker for ticker, m in reading.markets.items() if m.unstated_caps}
+    if not unstated:
+        return
+    held = {(row["instrument_id"], row["account_id"]) for row in reading.rows.rows["positions"]}
     for _, table in reading.rows.tables["positions"]:
-        held.update(table["instrument_id"].unique().to_pylist())
-    for ticker, market in sorted(reading.markets.items()):
-        identity = instrument_id(VENUE, ticker)
-        if market.unstated_caps and identity in held:
-            reading.rows.fail(
-                FailureReason.MISSING_FIELD,
-                f"fields {LOWER_CAP!r} and {UPPER_CAP!r} of {ticker} are missing: its initial margin is taken at the "
-                f"base fraction {Decimal(market.base_imf_ppm) / PPM}, which its open interest may scale up",
-                payload=market.payload.name,
-                path=joined(market.unstated_caps, LOWER_CAP),
-                subject=identity,
-            )
+        held.update(zip(table["instrument_id"].to_pylist(), table["account_id"].to_pylist(), strict=True))
+    for identity, account in sorted(held):
+        if identity not in unstated:
+            continue
+        ticker = unstated[identity]
+        market = reading.markets[ticker]
+        reading.rows.fail(
+            FailureReason.MISSING_FIELD,
+            f"fields {LOWER_CAP!r} and {UPPER_CAP!r} of {ticker} are missing: its open interest may scale the initial "
+            f"fraction above the base of {Decimal(market.base_imf_ppm) / PPM}",
+            payload=market.payload.name,
+            path=joined(market.unstated_caps, LOWER_CAP),
+            subject=identity,
+            account_id=account,
+        )
 
 
 def repeated(names: Counter[Any], name: Any, path: str) -> None:

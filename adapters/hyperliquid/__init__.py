@@ -41,7 +41,7 @@ from .markets import (
 )
 from .orders import read_active_assets, read_open_orders
 from .parse import add_bare_account, dex_of_account, plain_perp_positions, read_perp_accounts, read_spot_account
-from .rules import USDC_TOKEN, dated_parameters, dated_tokens
+from .rules import USDC_TOKEN, dated_parameters, dated_tokens, partial_liquidation
 from .universe import merged_markets, read_margin_tables, read_markets
 
 PERP_ACCOUNT = "clearinghouseState"
@@ -107,6 +107,7 @@ class HyperliquidAdapter:
                     FailureReason.MALFORMED, "expected a list of metas", payload=payload.name, subject=payload.request
                 )
         dated = dated_parameters(context.parameters)
+        partial_liquidation(context.parameters)  # what is wrong with it is said now, not when somebody needs it
         stated: dict[str, int] = {}
         for payload, meta, path in metas:
             markets = read_markets(rows, payload, meta, path=path, dated=dated, asked=asked)

@@ -170,16 +170,21 @@ def _dated_tiers(market: Any, tables: Mapping[str, tuple[MarginTier, ...]], coin
 
 
 def partial_liquidation(parameters: Mapping[str, Any]) -> PartialLiquidation | None:
-    """The dated terms of a partial liquidation, None without a table of them; raises `ConfigurationError`."""
+    """The dated terms of a partial liquidation, None without a table of them.
+
+    Raises `ConfigurationError` naming the key unless the notional is positive, the share lies between 0 and 1, and the
+    cooldown is not negative.
+    """
     table = parameter_table(parameters, "partial_liquidation", venue="hyperliquid")
     if not table:
         return None
     try:
-        return PartialLiquidation(
-            Fraction(positive_at(table, "notional")),
-            Fraction(positive_at(table, "share")),
-            integer_at(table, "cooldown_s"),
-        )
+        share, cooldown = positive_at(table, "share"), integer_at(table, "cooldown_s")
+        if share >= 1:
+            raise FieldError("share", FailureReason.OUT_OF_RANGE, f"{share} is not below 1")
+        if cooldown < 0:
+            raise FieldError("cooldown_s", FailureReason.OUT_OF_RANGE, f"{cooldown} must not be negative")
+        return PartialLiquidation(Fraction(positive_at(table, "notional")), Fraction(share), cooldown)
     except FieldError as error:
         message = f"hyperliquid parameters, [partial_liquidation] {error.path}: {error.message}"
         raise ConfigurationError(message) from None

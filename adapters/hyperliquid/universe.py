@@ -85,7 +85,8 @@ def read_markets(
     markets: dict[str, Market] = {}
     for place, entry in listed:
         with rows.guard(payload.name, subject="universe"):
-            market = _market(payload, entry, place, tables=tables, broken=broken, dated=dated)
+            # Where no table is listed a market may be without the id of one, as recorded metas are.
+            market = _market(payload, entry, place, tables=tables, broken=broken, dated=dated, has_tables=bool(pairs))
             if market.coin in markets:
                 problem = Problem(FailureReason.DUPLICATE, f"{market.coin} is listed twice in {payload.name}")
                 market = market._replace(tiers=None, problem=problem)
@@ -103,6 +104,7 @@ def _market(
     tables: Mapping[str, tuple[MarginTier, ...]],
     broken: Mapping[str, Problem],
     dated: DatedParameters,
+    has_tables: bool,
 ) -> Market:
     coin = member(entry, "name", path)
     if not isinstance(coin, str) or not coin:
@@ -116,7 +118,7 @@ def _market(
     tiers, problem = None, None
     has_table = entry.get("marginTableId") is not None
     try:
-        tiers = _listed_tiers(payload, entry, path, tables=tables, broken=broken, dated=dated)
+        tiers = _listed_tiers(payload, entry, path, tables=tables, broken=broken, dated=dated, has_tables=has_tables)
     except FieldError as error:
         problem = Problem(error.reason, error.message)
     return Market(coin, tiers, problem, has_table, bool(flags["onlyIsolated"]), bool(flags["isDelisted"]), payload)
@@ -130,9 +132,11 @@ def _listed_tiers(
     tables: Mapping[str, tuple[MarginTier, ...]],
     broken: Mapping[str, Problem],
     dated: DatedParameters,
+    has_tables: bool,
 ) -> MarketTiers:
+    """Tiers of one market; without a table's id the one of its maximum leverage, in payloads from before the tables."""
     max_leverage = positive_at(entry, "maxLeverage", path)
-    if entry.get("marginTableId") is None:
+    if not has_tables and entry.get("marginTableId") is None:
         return MarketTiers(single_tier(max_leverage), f"{payload.request} maxLeverage {max_leverage}")
     number = integer_at(entry, "marginTableId", path)
     source = f"{payload.request} marginTableId {number}"

@@ -32,9 +32,11 @@ from .parse import (
     PositionLine,
     balance_line,
     builder_line,
+    check_builder_total,
     data_path,
     detail_line,
     fee_line,
+    name_of,
     no_position,
     order_line,
     position_line,
@@ -111,8 +113,7 @@ class OwnerReader:
         self._balance()
         positions = self._positions()
         if not self.mode:
-            # Without a configuration answer: only the modes in USD have an adjusted equity.
-            self.mode = "multi" if self.balance is None or self.balance.adjusted is not None else "single"
+            self.mode = self._mode_by_balance()
         self._builder()
         self._cross_accounts()
         for line, payload in positions:
@@ -134,6 +135,16 @@ class OwnerReader:
         self._spread_failures()
         for home in sorted(self.accounts):
             self._write(home, self.accounts[home])
+
+    def _mode_by_balance(self) -> str:
+        """The mode without a configuration answer: only the modes in USD state more than an empty adjEq."""
+        line = self.balance
+        if line is not None and not line.states_mode:
+            message = f"field 'adjEq' is missing, which tells the account's mode without {CONFIG}"
+            payload, path = self._payload(BALANCE) or self._payload(RISK), joined(line.path, "adjEq")
+            self._fail(FailureReason.MISSING_FIELD, message, account=self.whole, payload=payload, path=path)
+            return "multi"
+        return "multi" if line is None or line.adjusted is not None else "single"
 
     # answers
 
@@ -251,6 +262,7 @@ class OwnerReader:
                 if len(records) != 1:
                     raise FieldError("data", FailureReason.MALFORMED, f"{len(records)} rows of one portfolio")
                 self.builder = builder_line(records[0], data_path(payload.body, 0))
+                check_builder_total(self.builder)
 
     # accounts
 
@@ -643,14 +655,20 @@ class OwnerReader:
             )
 
     def _tell_uncharged(self, home: str, account: Account) -> None:
-        """A finding with the size of pending orders under portfolio margin of which the balance states no margin: how
-        they enter the risk units is not public.
+        """A finding with the size of pending orders under portfolio margin of which the balance states no margin, or
+        with what is frozen for them: how they enter the risk units is not public.
         """
         pending = self.pending.get(home, {})
-        if not pending or self.balance is None:
+        frozen = {name: line.order_frozen for name, line in account.details.items() if line.order_frozen}
+        if self.balance is None or not (pending or frozen):
             return
-        sizes = ", ".join(f"{size:f} {name}" for name, size in sorted(pending.items()))
-        message = f"ordFroz states no margin of pending orders, which are not in the requirement: {sizes} contracts"
+        sizes = [
+            f"{size:f} {name_of(name).base} in {name}" if name_of(name).kind == "spot" else f"{size:f} {name} contracts"
+            for name, size in sorted(pending.items())
+        ]
+        sizes += [f"{size:f} {currency} frozen" for currency, size in sorted(frozen.items())]
+        what = ", ".join(sizes)
+        message = f"ordFroz states no margin of pending orders, which are not in the requirement: {what}"
         path = joined(self.balance.path, "ordFroz")
         self._fail(FailureReason.MISSING_FIELD, message, account=None, payload=account.payload, path=path, subject=home)
 

@@ -117,7 +117,10 @@ class DetailLine(NamedTuple):
 
 
 class BalanceLine(NamedTuple):
-    """A balance answer. USD figures are None where the account mode has no such figure or the answer does not say."""
+    """A balance answer. USD figures are None where the account mode has no such figure or the answer does not say.
+
+    `states_mode` is whether the answer has the field `adjEq`, empty or not: it is empty under single-currency margin.
+    """
 
     path: str
     details: tuple[Any, ...]
@@ -129,6 +132,7 @@ class BalanceLine(NamedTuple):
     order_frozen: Decimal | None
     notional: Decimal | None
     time: datetime | None
+    states_mode: bool
 
 
 class PositionLine(NamedTuple):
@@ -365,6 +369,7 @@ def balance_line(record: Any, path: str = "") -> BalanceLine:
         order_frozen=_non_negative(record, "ordFroz", path),
         notional=optional_decimal_at(record, "notionalUsd", path),
         time=optional_time_at(record, "uTime", path),
+        states_mode=record.get("adjEq") is not None,
     )
 
 
@@ -436,6 +441,7 @@ def risk_balance(record: Any, path: str = "") -> tuple[BalanceLine, list[DetailL
         None,
         None,
         optional_time_at(record, "ts", path),
+        record.get("adjEq") is not None,
     )
     return line, details
 
@@ -650,20 +656,41 @@ def fee_line(record: Any, path: str = "") -> FeeLine:
 
 
 _PARTS = ("mr1", "mr2", "mr3", "mr4", "mr5", "mr6", "mr7", "mr8", "mr9")
-
-
 _LATER_PARTS = ("mr8", "mr9")
+# Sums of one answer agree but for their digits.
+_RELATIVE, _CENT = Decimal("1e-6"), Decimal("0.01")
 
 
 def _part(entry: Any, key: str, path: str) -> Decimal:
-    """A part of a risk unit's margin, empty where it is 0; older answers lack the last ones."""
-    if key not in _LATER_PARTS:
-        member(entry, key, path)
-    return _non_negative(entry, key, path) or Decimal(0)
+    """A part of a risk unit's margin, which the documented answer states as "0" where it is 0; older answers lack the
+    last ones.
+    """
+    if key in _LATER_PARTS and isinstance(entry, Mapping) and key not in entry:
+        return Decimal(0)
+    return non_negative_at(entry, key, path)
+
+
+def _check_sum(stated: Decimal, expected: Sequence[Decimal], words: str, path: str) -> None:
+    """Raises inconsistent unless a total is one of the sums that its parts may give."""
+    if all(abs(stated - value) > _RELATIVE * abs(stated) + _CENT for value in expected):
+        message = f"{stated} is not the {expected[0]:f} of {words}"
+        raise FieldError(path, FailureReason.INCONSISTENT, message)
+
+
+def _check_unit(unit: RiskUnitLine) -> None:
+    """That a unit's maintenance margin is that of its parts: max(max(MR1, MR2, MR6) + MR3 + MR4 + MR5, MR7).
+
+    MR9 is taken to stand beside it; whether `mmr` holds it no page says, so that either sum agrees.
+    """
+    parts = unit.parts
+    core = max(parts["mr1"], parts["mr2"], parts["mr6"]) + parts["mr3"] + parts["mr4"] + parts["mr5"]
+    margin = max(core, parts["mr7"])
+    words = "max(mr1, mr2, mr6) + mr3 + mr4 + mr5, at least mr7"
+    _check_sum(unit.maintenance, (margin, margin + parts["mr9"]), words, joined(unit.path, "mmr"))
 
 
 def builder_line(record: Any, path: str = "") -> BuilderLine:
-    """A row of account/position-builder."""
+    """A row of account/position-builder; raises inconsistent where a unit's margin is not that of its parts."""
     units = []
     for number, entry in enumerate(members(record, "riskUnitData", path)):
         place = f"{joined(path, 'riskUnitData')}[{number}]"
@@ -683,6 +710,7 @@ def builder_line(record: Any, path: str = "") -> BuilderLine:
                 amounts=amounts,
             )
         )
+        _check_unit(units[-1])
     in_use: dict[str, Decimal] = {}
     borrowed = Decimal(0)
     assets = record.get("assets") or []
@@ -704,3 +732,11 @@ def builder_line(record: Any, path: str = "") -> BuilderLine:
         spot_in_use=in_use,
         time=optional_time_at(record, "ts", path),
     )
+
+
+def check_builder_total(line: BuilderLine) -> None:
+    """Raises inconsistent unless the total maintenance margin is that of the risk units and of what is borrowed."""
+    units = sum((unit.maintenance for unit in line.units), line.borrow_maintenance)
+    depeg = sum((unit.parts["mr9"] for unit in line.units), Decimal(0))
+    words = "the mmr of its risk units and borrowMmr"
+    _check_sum(line.maintenance, (units, units + depeg), words, joined(line.path, "totalMmr"))

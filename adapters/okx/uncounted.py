@@ -12,14 +12,14 @@ from .parse import DetailLine, DiscountLine
 def uncounted(detail: DetailLine, slices: Mapping[str, DiscountLine], *, others: Collection[str]) -> Uncounted | None:
     """Why a currency adds nothing to the adjusted equity, or None where it does or nobody says that it does not.
 
-    A debt counts in full, whatever its discount. The balance's own figure goes before the discount list, in which a
-    currency that is no collateral does not stand. The list may be asked for coin by coin: what is not in it says
-    something only where it names all `others` of the account and one more.
+    A debt counts in full, whatever its discount and its stated value. The balance's own figure goes before the discount
+    list, in which a currency that is no collateral does not stand. The list may be asked for coin by coin: what is not
+    in it says something only where it names all `others` of the account and one more.
     """
-    if (found := worth_nothing("eqUsd", detail.equity_usd)) is not None:
-        return found
-    if detail.equity < 0 or detail.cash < 0:
+    if detail.equity < 0 or detail.cash < 0 or detail.interest:
         return None
+    if (found := worth_nothing("eqUsd", detail.equity_usd, owed=False)) is not None:
+        return found
     if not detail.is_collateral:
         return Uncounted("collateralEnabled", "collateralEnabled is false")
     if detail.discounted_usd is not None:

@@ -5,7 +5,8 @@ Requests understood, by their path with or without version (`/v1/positions`, `po
 
 - per owner: `/v1/positions` and `/v1/balance` (an account needs both), `/v1/orders`, `/v1/account` (the venue's own
   figures; `/v1/account/summary` is the list of them), `/v1/account/info` (fee rates, which account is isolated),
-  `/v1/account/margin` (margin methodology, cross margin without it; chosen leverages);
+  `/v1/account/margin` (margin methodology, chosen leverages: an account with positions or orders needs them, and the
+  venue answers for one market at a time);
 - market-wide: `/v1/markets` (specifications; also joined with marks as `market_specs` and `market_data`),
   `/v1/markets/summary` (marks), `/v1/bbo`, `/v1/system/margin-config` and its older path
   `/v1/system/portfolio-margin-config`, `/v1/system/config` (liquidation parameters).
@@ -156,7 +157,7 @@ FACTS = VenueFacts(
         "funding of orders is netted with the sign of the published SDK, which is opposite to the positions'",
         "a perpetual's own delta (some 0.9997) counts as 1 where the minimum delta requirement binds",
         "portfolio margin over several base assets is the sum of their requirements: the SDK takes one",
-        "an unknown token beside USDC is a finding: its value would add to both sides alike",
+        "an unknown token beside USDC is a finding: the venue's figures hold its value on both sides, ours do not",
         "perpetual options and dated futures under portfolio margin are unsupported",
     ),
 )

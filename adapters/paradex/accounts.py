@@ -19,14 +19,14 @@ from aggregator.errors import FailureReason
 
 from ..account_rows import add_balance
 from ..amounts import FieldError, joined, token_amount
-from ..market_rows import add_mark
+from ..market_rows import add_mark, add_reconciliation_note
 from ..symbols import account_id, instrument_id
 from ..transport import Payload
-from ..uncounted import Uncounted, tell_uncounted
+from ..uncounted import SMALLEST_VALUE
 from . import mechanics
 from . import portfolio_margin as pm
 from .markets import FUNDING_HOURS, USDC, VENUE, Reading, Spec
-from .parse import BALANCE, POSITIONS, Account, Held, Resting, read_accounts
+from .parse import BALANCE, MARGIN, POSITIONS, Account, Held, Resting, read_accounts
 from .rules import (
     OptionFee,
     OptionRates,
@@ -68,6 +68,7 @@ def _add_account(reading: Reading, owner: str, account: Account, *, parent: Acco
                 subject=identity,
                 account_id=identity,
             )
+    _check_margin_configuration(reading, account)
     kind = "portfolio" if account.methodology == "portfolio_margin" else "cross"
     rule_set = f"{VENUE}:{kind}:{identity.partition(':')[2]}"
     margin_mode = "isolated" if kind == "cross" and account.isolated_market else kind
@@ -115,27 +116,79 @@ def _add_account(reading: Reading, owner: str, account: Account, *, parent: Acco
     rows.rows["rule_sets"] += rule_set_rows(rule_set, components)
 
 
+def _check_margin_configuration(reading: Reading, account: Account) -> None:
+    """Fails an account with positions or orders whose margin method, or whose chosen leverage of a perpetual, is not
+    stated: a portfolio-margin account is no cross account, and the venue states no default of a chosen leverage.
+    """
+    specs = _specs(account)
+    if not account.is_read or not specs:
+        return
+    missing = sorted(symbol for symbol, spec in specs.items() if spec.kind != "option")
+    missing = [symbol for symbol in missing if symbol not in account.leverages]
+    if account.methodology is None:
+        message, payload = f"no /v1/{MARGIN} payload of the account: its margin method is not known", account.payload
+        path = "margin_methodology"
+    elif account.methodology == "cross_margin" and missing and account.margin_payload is not None:
+        message = f"no leverage of {', '.join(missing)} in the configurations of /v1/{MARGIN}"
+        payload, path = account.margin_payload, "configs"
+    else:
+        return
+    account.is_read = False
+    reading.rows.fail(
+        FailureReason.MISSING_FIELD,
+        message,
+        payload=payload.name,
+        path=path,
+        subject=account.identity,
+        account_id=account.identity,
+    )
+
+
 def _tell_unknown_tokens(reading: Reading, account: Account) -> None:
-    """A finding for each unknown token that is held beside USDC: the venue requires its value in full, so that it backs
-    nothing, whatever it is worth. Without USDC in the list it may be what the account lives on, and fails it.
+    """A finding for each unknown token that is held beside USDC: the venue adds its value to the account value and to
+    both requirements alike, so that it backs nothing, whatever it is worth. Without USDC in the list it may be what the
+    account lives on, and fails it.
     """
     balances = account.balances or {}
+    if account.unknown and USDC in balances:
+        _note_unknown_tokens(reading, account)
     for token, (payload, path) in sorted(account.unknown.items()):
         if USDC in balances:
-            found = Uncounted("token", "tokens other than USDC are required in full")
-            tell_uncounted(
-                reading.rows,
-                found,
-                account=account.identity,
-                asset=token,
-                quantity=balances[token],
+            reading.rows.fail(
+                FailureReason.UNKNOWN_ASSET,
+                f"{token[:40]!r} is not in the asset book: the venue adds its value to the account value and requires "
+                f"it in full, the account is computed without {balances[token]:f} of it on either side",
                 payload=payload,
-                path=path,
+                path=joined(path, "token"),
+                subject=account.identity,
             )
             continue
         account.is_read = False
         with reading.rows.guard(payload, subject=account.identity, account_id=account.identity):
             reading.catalog.known_asset(token, path=joined(path, "token"))
+
+
+def _note_unknown_tokens(reading: Reading, account: Account) -> None:
+    """Notes for the reconciliation with what unknown tokens are worth in the venue's figures: the account value less
+    USDC at par, other tokens at their spot and the profit of every position; none where one of these is not stated.
+    """
+    stated, held = account.reported.get("reported_equity"), (account.positions or {}).values()
+    if stated is None or account.positions is None or any(entry.mark is None for entry in held):
+        return
+    with localcontext(prec=_EXACT_DIGITS), suppress(FieldError):
+        known = sum(((e.mark - e.entry) * e.quantity + e.funding for e in held if e.mark is not None), Decimal(0))
+        for token, size in (account.balances or {}).items():
+            if token not in account.unknown:
+                known += size * (1 if token == USDC else reading.base(token, path="token").spot)
+        worth = stated - known
+        if worth < SMALLEST_VALUE:
+            return
+        names = ", ".join(sorted(account.unknown))
+        words = f"the venue counts {names}, of which the asset book knows nothing, as value and as requirement"
+        for figure in ("equity", "initial_margin", "maintenance_margin"):
+            add_reconciliation_note(
+                reading.rows, account.identity, figure, worth, words, as_of=account.received_at, source="account_value"
+            )
 
 
 def _add_balances(reading: Reading, account: Account) -> None:

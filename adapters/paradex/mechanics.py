@@ -266,8 +266,10 @@ def liquidation(value: Exact, mmr: Exact, terms: LiquidationTerms) -> Liquidatio
 
     The smallest multiple of the share increment that brings the margin ratio below its target, at most all of it.
     Positions go to the insurance fund at the mark, so that the value falls by the penalty alone; a penalty beyond what
-    is left takes all that is left.
+    is left takes all that is left. Raises `ValueError` for an increment that is not above 0, which never ends.
     """
+    if terms.share_increment <= 0:
+        raise ValueError(f"share increment {terms.share_increment} is not above 0")
     worth, required = Fraction(value), Fraction(mmr)
     if not is_liquidatable(required, worth):
         return None

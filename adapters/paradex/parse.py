@@ -80,6 +80,8 @@ class Account:
     fees: dict[str, Decimal] = field(default_factory=dict)
     leverages: dict[str, Decimal] = field(default_factory=dict)
     methodology: str | None = None
+    margin_payload: Payload | None = None
+    """The last of the answers that state the methodology and chosen leverages."""
     reported: dict[str, Decimal | None] = field(default_factory=dict)
     received_at: datetime | None = None
     is_read: bool = True
@@ -311,7 +313,7 @@ def _read_margin(account: Account, payload: Payload) -> None:
     if account.methodology not in (None, methodology):
         message = f"{methodology} here, {account.methodology} in another payload"
         raise FieldError("margin_methodology", FailureReason.INCONSISTENT, message)
-    account.methodology = methodology
+    account.methodology, account.margin_payload = methodology, payload
     configs = body["configs"] if body.get("configs") is not None else []
     if not isinstance(configs, list):
         raise FieldError("configs", FailureReason.MALFORMED, f"expected a list, found {type(configs).__name__}")

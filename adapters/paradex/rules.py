@@ -392,6 +392,10 @@ def read_parameter_file(parameters: Mapping[str, Any]) -> ParameterFile:
         raise ConfigurationError(f"parameters of paradex: fees.{negative[0]}: a fee rate must lie in 0..1")
     cap = fees.pop("option_cap", None)
     terms = file.liquidation
+    for key in ("target_margin_ratio", "share_increment", "fee"):
+        if terms is not None and not 0 < getattr(terms, key) < 1:
+            message = f"liquidation.{key}: {getattr(terms, key)} does not lie between 0 and 1"
+            raise ConfigurationError(f"parameters of paradex: {message}")
     return ParameterFile(
         {kind: fee for kind, fee in fees.items() if fee is not None},
         portfolio,

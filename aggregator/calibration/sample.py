@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import DataError, Failure, FailureReason
-from ..history import (
+from ..history_tables import (
     ReturnPanel,
     column_microseconds,
     column_numbers,

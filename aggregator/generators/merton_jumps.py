@@ -100,7 +100,7 @@ class MertonJumps(eqx.Module):
         normal = (*self.factors, *(_size_stream(name) for name in jumping), *common)
         uniform = (*(_count_stream(name) for name in jumping), *(() if not common else (_COMMON_COUNT,)))
         streams = named_streams(key, (*normal, *uniform), index)  # one call: every separate one costs compile time
-        z = standard_normals(streams[: len(normal)])
+        z = rounded(standard_normals(streams[: len(normal)]))  # a normal is a product: its factors must stay together
 
         def add_column(j: Array, total: Array) -> Array:
             return total + rounded(self.columns[j] * z[j])

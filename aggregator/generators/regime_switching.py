@@ -91,7 +91,7 @@ class RegimeSwitching(eqx.Module):
         count = len(self.moving)
         streams = named_streams(key, (*self.moving, _SWITCH_STREAM, MIXTURE_STREAM), index)
         regime = _drawn(jax.random.uniform(streams[count], (), jnp.float64), self.cumulative_transition[state])
-        z = standard_normals(streams[:count])
+        z = rounded(standard_normals(streams[:count]))  # a normal is a product: its factors must stay together
         columns = self.columns[regime]
 
         def add_column(j: Array, total: Array) -> Array:

@@ -15,12 +15,22 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, UInt32
 
 from ..errors import ConfigurationError
-from ..scenarios import ScenarioGenerator, checked_factors, named_streams, stream_number
+from ..rounding import rounded
+from ..scenarios import ScenarioGenerator, checked_factors, named_streams, standard_normals, stream_number
 
 
 def overlay_streams(key: PRNGKeyArray, overlay: str, names: tuple[str, ...], index: UInt32[Array, ""]) -> PRNGKeyArray:
     """The streams [names] of an overlay in scenario `index`, apart from those of all other overlays and generators."""
     return named_streams(jax.random.fold_in(key, stream_number(f"overlay {overlay}")), names, index)
+
+
+def overlay_normals(streams: PRNGKeyArray) -> Float[Array, " names"]:
+    """One standard normal of each stream.
+
+    A normal is itself a product, sqrt(2) erf_inv(u): without rounding it the compiler puts the factors of a further
+    product in another order in another program (seen with two devices: the last bit of a t draw).
+    """
+    return rounded(standard_normals(streams))
 
 
 def appended_names(base: ScenarioGenerator, names: Iterable[str], *, overlay: str, kind: str) -> tuple[str, ...]:

@@ -19,8 +19,8 @@ from jaxtyping import Array, Float, Int32, PRNGKeyArray, UInt32
 
 from ..errors import ConfigurationError
 from ..rounding import rounded
-from ..scenarios import ScenarioGenerator, float64, require_positive, standard_normals
-from .added_factors import appended_names, overlay_streams, require_at_least, require_finite
+from ..scenarios import ScenarioGenerator, float64, require_positive
+from .added_factors import appended_names, overlay_normals, overlay_streams, require_at_least, require_finite
 
 _OVERLAY = "funding"
 _WHOLE = 1e-9
@@ -78,7 +78,7 @@ class Funding(eqx.Module):
 
         def pay(number: Array, before: tuple[Array, Array]) -> tuple[Array, Array]:
             rates, paid = before
-            z = standard_normals(jax.vmap(lambda stream: jax.random.fold_in(stream, number))(streams))
+            z = overlay_normals(jax.vmap(lambda stream: jax.random.fold_in(stream, number))(streams))
             drawn = self.theta + rounded(self.decay * (rates - self.theta)) + rounded(self.spread * z)
             is_due = number < self.intervals
             rates = jnp.where(is_due, drawn, rates)

@@ -25,9 +25,16 @@ from ..scenarios import (
     float64,
     mixture_names,
     require_positive,
-    standard_normals,
 )
-from .added_factors import added_places, factors_with, overlay_streams, require_at_least, require_finite, with_moves
+from .added_factors import (
+    added_places,
+    factors_with,
+    overlay_normals,
+    overlay_streams,
+    require_at_least,
+    require_finite,
+    with_moves,
+)
 from .partial_default import (
     DefaultLaw,
     DefaultRates,
@@ -102,9 +109,9 @@ class LstDiscount(eqx.Module):
         of_base, before, jumps = state
         of_base, moves = self.base.step(of_base, key, index)
         count = len(self.names)
-        jump_names = tuple(f"{name} jump" for name in self.names)
-        streams = overlay_streams(key, _OVERLAY, (*self.names, *mixture_names(self.names), *jump_names), index)
-        z = standard_normals(streams[:count])
+        of_jumps = tuple(f"{name} jump" for name in self.names)
+        streams = overlay_streams(key, _OVERLAY, (*self.names, *mixture_names(self.names), *of_jumps), index)
+        z = overlay_normals(streams[:count])
         mixing = jax.vmap(chi_square)(streams[count : 2 * count], self.degrees_of_freedom)
         t = rounded(jnp.sqrt(self.degrees_of_freedom / mixing) * z)
         after = self.mean + rounded(self.decay * (before - self.mean)) + rounded(self.scale * t)

@@ -21,8 +21,15 @@ from jaxtyping import Array, Float, Int32, PRNGKeyArray, UInt32
 
 from ..errors import ConfigurationError
 from ..rounding import rounded
-from ..scenarios import ScenarioGenerator, float64, require_positive, standard_normals
-from .added_factors import appended_names, overlay_streams, price_places, require_at_least, require_finite
+from ..scenarios import ScenarioGenerator, float64, require_positive
+from .added_factors import (
+    appended_names,
+    overlay_normals,
+    overlay_streams,
+    price_places,
+    require_at_least,
+    require_finite,
+)
 
 _OVERLAY = "oracle_error"
 _DAYS_PER_YEAR = 365.0
@@ -115,7 +122,7 @@ class OracleError(eqx.Module):
         streams = overlay_streams(key, _OVERLAY, (*feeds, *(f"{feed} error" for feed in feeds)), index)
         of_feed = np.array([feeds.index(feed) for feed in self.feeds])
         u = jax.vmap(lambda stream: jax.random.uniform(stream, (2,), jnp.float64))(streams[: len(feeds)])[of_feed]
-        z = standard_normals(streams[len(feeds) :])[of_feed]
+        z = overlay_normals(streams[len(feeds) :])[of_feed]
         oracles, own = jax.vmap(_oracle_step)(oracles, moves[np.array(self.prices)], u, z, self.figures)
         return (of_base, oracles), jnp.concatenate([moves, own])
 

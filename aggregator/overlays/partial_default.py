@@ -15,17 +15,21 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from scipy import special
 
 from ..errors import ConfigurationError
 from ..rounding import rounded
-from ..scenarios import ScenarioGenerator, chi_square, float64, require_positive
+from ..scenarios import ScenarioGenerator, float64, require_positive
 from .added_factors import require_at_least, require_finite
 
 LEAST_SHAPE = 0.1
-"""Below it a Beta law is a coin toss between nothing and the cap, and its powers leave the range of a float."""
+"""Below it a Beta law is a coin toss between nothing and the cap, too steep for the table of its quantiles."""
 
 _DAYS_PER_YEAR = 365.0
+_LARGEST_LOGIT = 37.0  # no uniform in float64 has a larger one
+_NODES_PER_UNIT = 64
 _TINY = 1e-300
 
 
@@ -66,9 +70,8 @@ class DefaultRates(eqx.Module):
     expected_jumps: Float[Array, "*coins"]
     """lambda h without stress."""
     stress_loading: Float[Array, "*coins"]
-    depth_a: Float[Array, "*coins"]
-    depth_b: Float[Array, "*coins"]
-    depth_cap: Float[Array, "*coins"]
+    depths: Float[Array, "*coins nodes"]
+    """Quantiles of the depth at evenly spaced ln(u / (1 - u))."""
     recovery: Float[Array, "*coins"]
     """k h."""
     absorbing_probability: Float[Array, "*coins"]
@@ -94,9 +97,7 @@ def default_rates(laws: dict[str, DefaultLaw], *, step_days: float, stress: Stre
     return DefaultRates(
         expected_jumps=float64([law.jumps_per_year * step_days / _DAYS_PER_YEAR for law in of]),
         stress_loading=float64([law.stress_loading for law in of]),
-        depth_a=float64([law.depth_a for law in of]),
-        depth_b=float64([law.depth_b for law in of]),
-        depth_cap=float64([law.depth_cap for law in of]),
+        depths=float64([_depth_table(law) for law in of]),
         recovery=float64([law.recovery_per_day * step_days for law in of]),
         absorbing_probability=float64([law.absorbing_probability for law in of]),
     )
@@ -132,13 +133,13 @@ def default_step(
     state: DefaultState, stream: PRNGKeyArray, rates: DefaultRates, stress: Float[Array, ""]
 ) -> tuple[DefaultState, Float[Array, ""]]:
     """The state of one coin after a step, and ln((1 - D') / (1 - D)) over it."""
-    u = jax.random.uniform(stream, (4,), jnp.float64)
+    u = jax.random.uniform(stream, (3,), jnp.float64)
     # Time to the jump in units of its mean: it comes in this step when that is within lambda h.
     until = -jnp.log1p(-u[0])
     expected = rounded(rates.expected_jumps * jnp.exp(rounded(rates.stress_loading * stress)))
     jumps = ~state.has_jumped & (until < expected)
     since = jnp.clip(1.0 - until / jnp.maximum(expected, _TINY), 0.0, 1.0)  # share of the step behind the jump
-    depth = rounded(rates.depth_cap * _beta(stream, u[2:], rates.depth_a, rates.depth_b))
+    depth = _depth(u[2], rates.depths)
     stays = jnp.where(jumps, u[1] < rates.absorbing_probability, state.stays)
     healing = jnp.where(stays, 0.0, rates.recovery) * jnp.where(jumps, since, 1.0)
     discount = rounded(jnp.where(jumps, depth, state.discount) * jnp.exp(-healing))
@@ -146,10 +147,19 @@ def default_step(
     return after, jnp.log1p(-discount) - jnp.log1p(-state.discount)
 
 
-def _beta(stream: PRNGKeyArray, u: Float[Array, "2"], a: Float[Array, ""], b: Float[Array, ""]) -> Float[Array, ""]:
-    """One Beta(a, b) draw: G_a / (G_a + G_b), a Gamma(a) being Gamma(a + 1) u^{1/a}, which needs no a above 1."""
-    of_a, of_b = (
-        rounded(chi_square(jax.random.fold_in(stream, number), 2.0 * shape + 2.0) * jnp.exp(jnp.log1p(-v) / shape))
-        for number, shape, v in ((1, a, u[0]), (2, b, u[1]))
-    )
-    return of_a / (of_a + of_b)
+def _depth_table(law: DefaultLaw) -> np.ndarray:
+    """Depths at the nodes: the table is linear in ln(u / (1 - u)), so that both tails keep their powers of u."""
+    logit = np.arange(-_LARGEST_LOGIT, _LARGEST_LOGIT + 0.5 / _NODES_PER_UNIT, 1.0 / _NODES_PER_UNIT)
+    # each half from its own end, where the other loses the digits of u
+    lower = special.betaincinv(law.depth_a, law.depth_b, special.expit(logit))
+    upper = 1.0 - special.betaincinv(law.depth_b, law.depth_a, special.expit(-logit))
+    return law.depth_cap * np.maximum.accumulate(np.where(logit < 0.0, lower, upper))
+
+
+def _depth(u: Float[Array, ""], depths: Float[Array, " nodes"]) -> Float[Array, ""]:
+    """Quantile of the depth at `u`, within 1e-4 of the cap."""
+    last = depths.shape[0] - 1
+    place = jnp.clip((jnp.log(u) - jnp.log1p(-u) + _LARGEST_LOGIT) * _NODES_PER_UNIT, 0.0, float(last))
+    node = jnp.minimum(place.astype(jnp.int32), last - 1)
+    share = place - node.astype(jnp.float64)
+    return depths[node] + rounded(share * (depths[node + 1] - depths[node]))

@@ -16,8 +16,15 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, UInt32
 
 from ..rounding import rounded
-from ..scenarios import ScenarioGenerator, float64, require_positive, standard_normals
-from .added_factors import appended_names, overlay_streams, price_places, require_at_least, require_finite
+from ..scenarios import ScenarioGenerator, float64, require_positive
+from .added_factors import (
+    appended_names,
+    overlay_normals,
+    overlay_streams,
+    price_places,
+    require_at_least,
+    require_finite,
+)
 
 _OVERLAY = "spot_vol"
 
@@ -68,7 +75,7 @@ class SpotVol(eqx.Module):
         """The state after one step of scenario `index`, and the log-changes of the factors over it."""
         of_base, y = state
         of_base, moves = self.base.step(of_base, key, index)
-        z = standard_normals(overlay_streams(key, _OVERLAY, self.names, index))
+        z = overlay_normals(overlay_streams(key, _OVERLAY, self.names, index))
         r = moves[np.array(self.prices)]
         change = rounded(self.beta * r) + rounded(self.beta_abs * (jnp.abs(r) - self.mean_abs)) + rounded(self.eta * z)
         change = change - rounded(self.pull * (y - self.level))
