@@ -301,13 +301,14 @@ def _first_verdicts(judge: _Judge, rays: np.ndarray, limit: np.ndarray, active: 
     """
     accounts, count, width = rays.shape
     steps = np.arange(1, _PER_RAY + 1) / _PER_RAY
-    near, far, found = np.zeros_like(limit), limit, np.zeros(limit.shape, bool)
+    near, far = np.zeros_like(limit), limit
+    found: np.ndarray = np.zeros(limit.shape, bool)
     for number in range(passes):
         lengths = near[:, :, None] + (far - near)[:, :, None] * steps
         lengths[:, :, -1] = far
         moves = lengths[:, :, :, None] * rays[:, :, None, :]
         gone = judge(moves.reshape(accounts, count * _PER_RAY, width), active)[1].reshape(accounts, count, _PER_RAY)
-        hit, at = gone.any(axis=2), gone.argmax(axis=2)
+        hit, at = np.any(gone, axis=2), np.argmax(gone, axis=2)
         found = hit if number == 0 else found
         if not found.any():
             break

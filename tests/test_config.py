@@ -448,7 +448,7 @@ def test_the_digest_depends_on_everything_else(tmp_path: Path, override: str) ->
 def test_every_top_level_key_is_either_in_the_digest_or_tried_above_as_left_out() -> None:
     assert set(Configuration.model_fields) == {
         *("title", "engine", "store", "report"),
-        *("assets", "run", "data", "reconcile", "scenarios", "requirement", "stress", "stress_history"),
+        *("assets", "run", "data", "reconcile", "scenarios", "requirement", "stress", "stress_history", "paths"),
         *("sources", "portfolios", "limits"),
     }
 
