@@ -6,6 +6,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import date
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,19 @@ _YIELD_KEYS = ("of", "issuer", "index", "as_of", "source")
 _SECTIONS = ("factors", "stables", "wrapped", "yield_bearing", "spellings")
 
 
+LARGEST_INDEX = 10
+"""Dollars that one unit of a yield-bearing dollar may have grown to; more is a slip of the pen."""
+
+
+@dataclass(frozen=True)
+class Earnings:
+    """That a dollar earns in its own price, and the index that it was at on a day; without one only a price will do."""
+
+    index: Decimal | None
+    as_of: date | None
+    source: str
+
+
 class Asset(NamedTuple):
     """What moves a token: units of a risk factor's asset (dollars without one), a peg factor, an issuer group."""
 
@@ -27,6 +41,7 @@ class Asset(NamedTuple):
     multiplier: Decimal
     peg_of: str | None
     issuer: str | None
+    earnings: Earnings | None = None
 
 
 @dataclass(frozen=True)
@@ -38,7 +53,8 @@ class AssetBook:
     def resolve(self, symbol: str) -> Asset | None:
         """The asset of a venue's token or underlying symbol, or None if unknown.
 
-        A contract prefix (`1000X`, `10000X`, `1000000X`, `1MX`, `kX`) becomes a multiplier of the asset X.
+        A contract prefix (`1000X`, `10000X`, `1000000X`, `1MX`, `kX`) becomes a multiplier of the asset X, if a price
+        factor moves it: nobody writes contracts on thousands of a stable.
         """
         if symbol in self.assets:
             return self.assets[symbol]
@@ -46,6 +62,8 @@ class AssetBook:
         if match is None or match[2] not in self.assets:
             return None
         base = self.assets[match[2]]
+        if base.risk_factor is None:
+            return None
         scale = _PREFIX_SCALE.get(match[1]) or int(match[1])
         return base._replace(symbol=symbol, multiplier=base.multiplier * scale)
 
@@ -110,24 +128,38 @@ def read_asset_book(path: Path) -> AssetBook:
 
 
 def _yield_bearing(place: str, symbol: str, entry: Any, stables: Mapping[str, str]) -> Asset:
-    """A dollar that earns in its own price: `index` dollars per unit where nobody states a price of today."""
+    """A dollar that earns in its own price: `index` dollars per unit where nobody states a price of today; without an
+    index such a price is needed.
+    """
     if not isinstance(entry, dict) or not _texts(entry, dict):
         raise ConfigurationError(f"{place} is no {{of, issuer, index, as_of, source}}")
     for key in entry:
         if key not in _YIELD_KEYS:
             raise ConfigurationError(f"{place}: unknown key {key!r}{nearest_name(key, _YIELD_KEYS)}")
+    if "of" in entry and entry["of"] not in stables:
+        raise ConfigurationError(f"{place} needs `of` a listed stable")
+    earnings = Earnings(None, None, "")
+    if any(key in entry for key in ("index", "as_of", "source")):
+        earnings = _index(place, entry)
+    return Asset(symbol, None, earnings.index or Decimal(1), entry.get("of", symbol), entry.get("issuer"), earnings)
+
+
+def _index(place: str, entry: Mapping[str, str]) -> Earnings:
+    """The index of a yield-bearing dollar, which is nothing without its day and its source."""
     for key in ("index", "as_of", "source"):
         if not entry.get(key):
             raise ConfigurationError(f"{place} needs `{key}`")
-    if "of" in entry and entry["of"] not in stables:
-        raise ConfigurationError(f"{place} needs `of` a listed stable")
     try:
         index = Decimal(entry["index"])
     except InvalidOperation:
         index = Decimal(0)
-    if not index.is_finite() or index <= 1:
-        raise ConfigurationError(f"{place}: index {entry['index']!r} is no number above 1")
-    return Asset(symbol, None, index, entry.get("of", symbol), entry.get("issuer"))
+    if not index.is_finite() or not 1 < index <= LARGEST_INDEX:
+        raise ConfigurationError(f"{place}: index {entry['index']!r} is no number above 1 and up to {LARGEST_INDEX}")
+    try:
+        as_of = date.fromisoformat(entry["as_of"])
+    except ValueError:
+        raise ConfigurationError(f"{place}: as_of {entry['as_of']!r} is no date like 2026-01-31") from None
+    return Earnings(index, as_of, entry["source"])
 
 
 def _texts(value: Any, kind: type[list[Any]] | type[dict[str, Any]]) -> bool:

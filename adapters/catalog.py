@@ -16,6 +16,7 @@ from aggregator.errors import FailureReason
 
 from .amounts import FieldError
 from .asset_book import Asset, AssetBook
+from .earning_dollars import tell_unpriced_earnings
 from .rows import Rows
 from .symbols import instrument_id
 
@@ -49,6 +50,8 @@ class Catalog:
     """Rows by asset id."""
     instruments: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Rows by instrument id."""
+    earning: dict[str, Asset] = field(default_factory=dict)
+    """Dollars that earn in their own price, by asset id."""
 
     def symbol(self, name: str) -> str:
         """The asset book's spelling of a symbol of the venue."""
@@ -67,7 +70,7 @@ class Catalog:
         where nobody states its price.
         """
         asset = self.resolved(name)
-        return asset is not None and asset.risk_factor is None and asset.multiplier == 1
+        return asset is not None and asset.risk_factor is None and asset.earnings is None
 
     def risk_symbol(self, name: str) -> str:
         """Name of the price factor (or peg) that moves an asset taken in before; `KeyError` for any other."""
@@ -82,6 +85,8 @@ class Catalog:
             if asset is None:
                 return None
             self.assets[symbol] = asset_row(asset)
+            if asset.earnings is not None:
+                self.earning[symbol] = asset
         return symbol
 
     def known_asset(
@@ -105,6 +110,8 @@ class Catalog:
         row = asset_row(asset, chain=chain, decimals=decimals)
         identity: str = row["asset_id"]
         self.assets[identity] = row
+        if asset.earnings is not None:
+            self.earning[identity] = asset
         return identity
 
     def dollar(self) -> str:
@@ -152,6 +159,12 @@ class Catalog:
         return identity
 
     def write(self, rows: Rows) -> None:
-        """Adds the rows of `assets` and `instruments`, by id."""
+        """Adds the rows of `assets` and `instruments`, by id; balances and marks must be there.
+
+        A finding tells of each balance of a dollar that earns in its own price which is valued by the asset book's
+        index, for want of a price; where the book has no index either, its account fails.
+        """
+        if self.earning:
+            tell_unpriced_earnings(rows, self.earning)
         rows.rows["assets"].extend(self.assets[identity] for identity in sorted(self.assets))
         rows.rows["instruments"].extend(self.instruments[identity] for identity in sorted(self.instruments))

@@ -219,6 +219,9 @@ LimitMetric = Literal[
     "es_995_pooled_usd",
     "equity_to_es_99",
     "native_maintenance_usd",
+    "requirement_effective_usd",
+    "health_unified",
+    "p_liquidation_path",
     "health",
     "p_liquidation_at_horizon",
 ]
@@ -228,8 +231,9 @@ class Limit(Section):
     """A bound that the run must keep: exactly one of `minimum` and `maximum`.
 
     `scope`: "*" every portfolio, a portfolio id, or for the account metrics (health, p_liquidation_at_horizon) an
-    account id or its prefix. A metric that is null leaves the limit undecided, which is reported and never counts as
-    kept.
+    account id or its prefix. p_liquidation_path is both: "*" is every portfolio, whose probability bounds that of its
+    accounts; any other scope is the portfolio and the accounts that it names. A metric that is null leaves the limit
+    undecided, which is reported and never counts as kept.
     """
 
     metric: LimitMetric

@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from math import expm1, inf, isfinite, log
+from math import expm1, inf, isfinite
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from .report_requirement import (
     requirement_waterfall,
     shortfall_ladder,
 )
+from .report_reverse_stress import nearest_moves_table
 from .report_stress import stress_table
 from .report_summary import condition_word, tiles, verdict
 from .report_words import (
@@ -42,6 +43,7 @@ from .report_words import (
     finished,
     full,
     full_with_error,
+    hours,
     limited,
     moment,
     move,
@@ -113,6 +115,10 @@ def render_report(run_tables: Mapping[str, pa.Table]) -> str:
         tiles=tiles(run_tables, portfolios),
         portfolios=Limited(portfolios[:PORTFOLIO_ROWS], max(0, len(portfolios) - PORTFOLIO_ROWS)),
         decimals=decimals_of(row["equity_usd"] for row in portfolios),
+        has_paths=any(
+            run_tables[name].column("p_liquidation_path").null_count < run_tables[name].num_rows
+            for name in ("portfolio_margin", "account_margin")
+        ),
         left_out=[
             {**row, "accounts_left_out": parsed_json(row["accounts_left_out"], "portfolio_margin.accounts_left_out")}
             for row in portfolios[:PORTFOLIO_ROWS]
@@ -208,6 +214,7 @@ def _detail(row: Row, run_tables: Mapping[str, pa.Table], anchor: str) -> Row:
             "liquidation_prices",
             "node_margin",
             "requirement",
+            "reverse_stress",
             "stress",
         )
     }
@@ -238,6 +245,7 @@ def _detail(row: Row, run_tables: Mapping[str, pa.Table], anchor: str) -> Row:
         "components": components,
         "capital": capital_table(own["node_margin"]),
         "stress": stress_table(own["stress"]),
+        "nearest_moves": nearest_moves_table(own["reverse_stress"]),
         "waterfall": _equity_waterfall(row, own["account_margin"]),
         "histogram": histogram_chart(bins, lines, title="Distribution of losses", tail_from=tail_from)
         if bins
@@ -383,10 +391,8 @@ def _liquidation_prices(rows: Sequence[Row]) -> list[Row]:
 
 
 def _move_of(log_move: float | None) -> str | None:
-    """A log move in percent; a rise beyond tenfold is no more than far."""
-    if log_move is None:
-        return None
-    return "> +1,000 %" if log_move > log(11.0) else move(expm1(log_move))
+    """A log move in percent."""
+    return None if log_move is None else move(expm1(log_move))
 
 
 @cache
@@ -406,6 +412,7 @@ def _environment() -> Environment:
         "far": far,
         "full": full,
         "full_with_error": full_with_error,
+        "hours": hours,
         "moment": moment,
         "move": move,
         "native": native,

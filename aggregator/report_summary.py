@@ -118,7 +118,7 @@ def tiles(run_tables: Mapping[str, pa.Table], portfolios: Sequence[Row]) -> list
             "value": percent(effective / silo, 1) if effective is not None and silo else NOT_AVAILABLE,
             "note": "of the nodes alone" if silo is None else Markup("of the nodes alone, {}").format(words(silo)),
         },
-        _extreme(portfolios, "p_liquidation_any_at_horizon", "Largest P(any liquidation)", "at the horizon"),
+        _likeliest_liquidation(portfolios),
         _worst_stress(run_tables["stress"].to_pylist(), count),
     ]
 
@@ -133,6 +133,16 @@ def _extreme(portfolios: Sequence[Row], column: str, label: str, note: str, *, l
     if len(portfolios) > 1:
         return {"label": label, "value": value, "note": Markup("{}, {}").format(short(row["portfolio_id"]), note)}
     return {"label": label, "value": value, "note": note}
+
+
+def _likeliest_liquidation(portfolios: Sequence[Row]) -> Row:
+    """The tile of the portfolio that most likely loses an account at the horizon; beside it, the same on the way."""
+    column, on_the_way = "p_liquidation_any_at_horizon", "p_liquidation_path"
+    tile = _extreme(portfolios, column, "Largest P(any liquidation)", "at the horizon")
+    row = max((r for r in portfolios if r[column] is not None), key=lambda r: r[column], default=None)
+    if row is None or row[on_the_way] is None:
+        return tile
+    return {**tile, "note": Markup("{}; on the way {}").format(tile["note"], percent(row[on_the_way], 2))}
 
 
 def _worst_stress(stresses: Sequence[Row], portfolios: int) -> Row:

@@ -136,7 +136,9 @@ def part(amount: float | None, whole: float | None) -> str | Markup:
 
 
 def move(share: float) -> str:
-    """A relative move in percent with its sign."""
+    """A relative move in percent with its sign; a rise beyond tenfold is no more than far."""
+    if share > 10:
+        return "> +1,000 %"
     return f"+{share * 100:.1f} %" if share > 0 else f"{_signed(f'{share * 100:.1f}')} %"
 
 
@@ -160,6 +162,13 @@ def ratio(number: float | None) -> str | Markup:
 def times(number: float | None) -> str | Markup:
     """A multiple such as 3.21 times, as 3.21 ×."""
     return NOT_AVAILABLE if number is None else f"{_signed(f'{number:,.2f}')}{NO_BREAK}×"
+
+
+def hours(number: float | None, probability: float | None) -> str | Markup:
+    """A time to liquidation in hours; a dash where its probability is known and no path has one."""
+    if number is None:
+        return NOT_AVAILABLE if probability is None else Markup('<span class="na">–</span>')
+    return f"{number:,.1f}"
 
 
 def far(share: float | None) -> str | Markup:

@@ -84,6 +84,8 @@ Progress = Callable[[str, int, int], None]
 
 _VERSIONS = ("jax", "jaxlib", "equinox", "numpy", "pyarrow", "deltalake", "pydantic")
 _ACCOUNT_METRICS = ("health", "p_liquidation_at_horizon")
+# Of a portfolio, that any account is liquidated, which bounds each; of an account when the scope names one.
+_METRICS_OF_BOTH = ("p_liquidation_path",)
 _UNCOUNTED_SEGMENT = re.compile(r"v?\d+")
 
 
@@ -762,14 +764,7 @@ def _missed_target(missed: TargetOutcome, target: float | None) -> Condition:
 def _limit_conditions(
     limit: Limit, portfolios: Sequence[Mapping[str, Any]], accounts: Sequence[Mapping[str, Any]]
 ) -> list[Condition]:
-    is_account = limit.metric in _ACCOUNT_METRICS
-    rows = accounts if is_account else portfolios
-    key = "account_id" if is_account else "portfolio_id"
-    chosen = [
-        r
-        for r in rows
-        if limit.scope == "*" or r[key] == limit.scope or (is_account and r[key].startswith(limit.scope + ":"))
-    ]
+    chosen = _in_scope(limit, portfolios, accounts)
     out = []
     if not chosen:
         out.append(
@@ -779,17 +774,37 @@ def _limit_conditions(
                 f"{limit.metric} of {limit.scope}: nothing of that name in this run",
             )
         )
-    for row in chosen:
+    for name, row in chosen:
         value = row[limit.metric]
         if value is None or row.get("complete") is False:
             # A debt-free account has no health to fall short of; anything else without a number is undecided.
-            if row["status"] != "no_requirement":
-                message = f"{limit.metric} of {row[key]} is undecided ({row['status']})"
+            if limit.metric != "health" or row["status"] != "no_requirement":
+                computed = row["status"] in ("ok", "no_requirement")
+                reason = "no value in this run" if value is None and computed else row["status"]
+                message = f"{limit.metric} of {name} is undecided ({reason})"
                 out.append(Condition("limit_undecided", ExitCode.BAD_DATA, message))
         elif limit.minimum is not None and value < limit.minimum:
-            message = f"{limit.metric} of {row[key]} is {value:.6g}, below the limit {limit.minimum:g}"
+            message = f"{limit.metric} of {name} is {value:.6g}, below the limit {limit.minimum:g}"
             out.append(Condition("limit_breached", ExitCode.LIMIT_BREACHED, message))
         elif limit.maximum is not None and value > limit.maximum:
-            message = f"{limit.metric} of {row[key]} is {value:.6g}, above the limit {limit.maximum:g}"
+            message = f"{limit.metric} of {name} is {value:.6g}, above the limit {limit.maximum:g}"
             out.append(Condition("limit_breached", ExitCode.LIMIT_BREACHED, message))
     return out
+
+
+def _in_scope(
+    limit: Limit, portfolios: Sequence[Mapping[str, Any]], accounts: Sequence[Mapping[str, Any]]
+) -> list[tuple[str, Mapping[str, Any]]]:
+    """(id, row) of every portfolio and account that the limit is about, portfolios first."""
+    scope, everything = limit.scope, limit.scope == "*"
+    of_both = limit.metric in _METRICS_OF_BOTH
+    chosen: list[tuple[str, Mapping[str, Any]]] = []
+    if limit.metric not in _ACCOUNT_METRICS:
+        chosen += [(r["portfolio_id"], r) for r in portfolios if everything or r["portfolio_id"] == scope]
+    if limit.metric in _ACCOUNT_METRICS or (of_both and not everything):
+        chosen += [
+            (r["account_id"], r)
+            for r in accounts
+            if everything or r["account_id"] == scope or r["account_id"].startswith(scope + ":")
+        ]
+    return chosen

@@ -39,6 +39,8 @@ HOSTILE_NAMES = (
 VENUES = ("aave_v3", "binance", "deribit", "derive", "hyperliquid")
 ASSETS = ("BTC", "ETH", "SOL", "USDC")
 BATCHES = 8
+PATH_STEPS = 4
+FARTHEST = 10.0
 OFFSET_CAP = 0.8
 STRESSES: tuple[tuple[str, str, bool, dict[str, float]], ...] = (
     *((f"fall {k} %", f"Everything falls by {k} %", k == 30, dict.fromkeys(("BTC", "ETH", "SOL"), -k / 100))
@@ -107,6 +109,11 @@ def drawn_portfolio(name: str, rng: np.random.Generator, size_usd: float) -> dic
     rows["stress"] = [_stress(name, stress, positions, equity, maintenance) for stress in STRESSES]
     locked = {a: 1.6 * maintenance[a] for _, a in accounts}
     funding = {a: -0.02 * locked[a] if venue == "hyperliquid" else None for venue, a in accounts}
+    passage = _first_passages({a: by_account[a] for a in equity}, {a: equity[a] - maintenance[a] for a in equity})
+    paths = {a: _path_columns(hours) for a, hours in passage.items()}
+    rows["reverse_stress"] = _nearest_moves(
+        name, accounts, positions, {a: equity[a] - maintenance[a] for a in equity}, moves
+    )
     likeliest = max(liquidated, key=lambda account: float(np.mean(liquidated[account])))
     rows["portfolio_margin"].append(
         {
@@ -157,6 +164,7 @@ def drawn_portfolio(name: str, rng: np.random.Generator, size_usd: float) -> dic
             "health_unified": sum(equity.values()) / effective,
             "unmeasured_usd": whole["unmeasured_usd"],
             "capital_cost_usd": sum(0.05 * locked[a] + (funding[a] or 0.0) for _, a in accounts),
+            **_path_columns(np.min(list(passage.values()), axis=0)),
         }
     )
     for venue, account in accounts:
@@ -186,6 +194,7 @@ def drawn_portfolio(name: str, rng: np.random.Generator, size_usd: float) -> dic
                 "reported_parts": False if reports else None,
                 "equity_difference": 0.0 if reports else None,
                 "maintenance_difference": -0.000021 * maintenance[account] if reports else None,
+                **paths[account],
             }
         )
         rows["reconciliation"] += [
@@ -276,6 +285,76 @@ def drawn_portfolio(name: str, rng: np.random.Generator, size_usd: float) -> dic
                 "probability": count / SCENARIOS,
             }
         )
+    return rows
+
+
+def _first_passages(losses: Mapping[str, np.ndarray], surplus: Mapping[str, float]) -> dict[str, np.ndarray]:
+    """Hours to the first verdict on each path, infinite without one: steps are the scenarios, permuted and scaled."""
+    rng = np.random.default_rng(SEED)
+    orders = [rng.permutation(SCENARIOS) for _ in range(PATH_STEPS)]
+    hours = np.append(24.0 / PATH_STEPS * np.arange(1, PATH_STEPS + 1), np.inf)
+    out = {}
+    for account, own in losses.items():
+        lost = np.cumsum([own[order] / np.sqrt(PATH_STEPS) for order in orders], axis=0) > surplus[account]
+        out[account] = hours[np.where(lost.any(axis=0), lost.argmax(axis=0), PATH_STEPS)]
+    return out
+
+
+def _path_columns(hours: np.ndarray) -> dict[str, float | None]:
+    """Columns of the paths from the hours to liquidation of each."""
+    ended = hours[np.isfinite(hours)]
+    row: dict[str, float | None] = {"p_liquidation_path": len(ended) / len(hours)}
+    if len(ended):
+        row["hours_to_liquidation"] = float(ended.mean())
+        for share in (10, 50):
+            row[f"hours_to_liquidation_{share}"] = float(np.quantile(ended, share / 100, method="inverted_cdf"))
+    return row
+
+
+def _nearest_moves(
+    portfolio: str,
+    accounts: Sequence[tuple[str, str]],
+    positions: Sequence[tuple[str, str, str, float]],
+    surplus: Mapping[str, float],
+    moves: Mapping[str, np.ndarray],
+) -> list[dict[str, Any]]:
+    """Rows of `reverse_stress` of accounts whose losses are taken as linear in the log moves."""
+    shocks = np.log1p(np.array([moves[asset] for asset in ASSETS]))
+    covariance = np.cov(shocks, bias=True)
+
+    def row(
+        kind: str, subject: str, account: str, venue: str, values: np.ndarray, spread: np.ndarray
+    ) -> dict[str, Any]:
+        """The move along `spread` @ values at which what the values lose eats the surplus of the account."""
+        variance = float(values @ spread @ values)
+        distance = surplus[account] / np.sqrt(variance) if variance > 0 else np.inf
+        found = {"portfolio_id": portfolio, "kind": kind, "subject": subject}
+        if distance > FARTHEST:
+            return found | {"status": "none", **({"account_id": account, "venue": venue} if kind == "account" else {})}
+        found |= {"account_id": account, "venue": venue}
+        if distance <= 0:
+            return found | {"status": "liquidatable_now", "distance": 0.0}
+        move = -spread @ values * surplus[account] / variance
+        named = {f"price:{a}": float(np.expm1(x)) for a, x in zip(ASSETS, move, strict=True) if x}
+        beyond = float(np.mean(-values @ (np.diag(spread.any(axis=0)) @ shocks) >= surplus[account]))
+        return found | {
+            "status": "ok", "distance": float(distance), "moves": json.dumps(named), "probability": beyond,
+        }  # fmt: skip
+
+    exposures = {
+        a: np.array([sum(p[3] for p in positions if p[1:3] == (a, asset)) for asset in ASSETS]) for a in surplus
+    }
+    of_accounts = [row("account", a, a, venue, exposures[a], covariance) for venue, a in accounts]
+    nearest = min(of_accounts, key=lambda found: found.get("distance", np.inf))
+    whole = {"kind": "joint", "subject": "portfolio"} | (
+        {} if "distance" in nearest else dict.fromkeys(("account_id", "venue"))
+    )
+    rows = [*of_accounts, nearest | whole]
+    for number, asset in enumerate(ASSETS[:3]):
+        alone = np.zeros_like(covariance)
+        alone[number, number] = covariance[number, number]
+        found = [row("asset", f"price:{asset}", a, venue, exposures[a], alone) for venue, a in accounts]
+        rows.append(min(found, key=lambda of: of.get("distance", np.inf)))
     return rows
 
 
@@ -480,6 +559,13 @@ def many_desks(count: int = 15) -> dict[str, pa.Table]:
     names = [f"desk {chr(ord('A') + k % 26)}{k // 26 or ''}" for k in range(count - 1)]
     parts = [drawn_portfolio(name, rng, float(10 ** rng.uniform(4.5, 7.5))) for name in names]
     parts[1]["account_margin"][0].update(liquidatable=True, health=0.97, near_boundary=True)
+    gone = parts[1]["account_margin"][0]
+    for row in parts[1]["reverse_stress"]:
+        if row["kind"] == "joint" or row["subject"] == gone["account_id"]:
+            row |= {
+                "account_id": gone["account_id"], "venue": gone["venue"], "status": "liquidatable_now",
+                "distance": 0.0, "moves": None, "probability": None,
+            }  # fmt: skip
     parts[2]["portfolio_margin"][0].update(
         complete=False, status="incomplete", accounts_left_out='["okx:lost"]', left_out_gross_usd=310_000.0
     )
@@ -575,6 +661,10 @@ def hostile_run() -> dict[str, pa.Table]:
         row["drivers"] = json.dumps([{"key": n, "loss_usd": 1.0} for n in HOSTILE_NAMES])
         row["moves"] = json.dumps(dict.fromkeys(HOSTILE_NAMES, -0.5))
         row["liquidated"] = json.dumps(HOSTILE_NAMES)
+    for number, row in enumerate(rows["reverse_stress"]):
+        name = HOSTILE_NAMES[number % len(HOSTILE_NAMES)]
+        row.update(subject=f"price:{name}", account_id=name, venue=name)
+        row["moves"] = json.dumps(dict.fromkeys(HOSTILE_NAMES[number % 3 :], -0.5))
     for number, row in enumerate(rows["stress"]):
         row["stress"] = f"{number} {HOSTILE_NAMES[number % len(HOSTILE_NAMES)]}"
         row["liquidated"] = row["insolvent"] = json.dumps(HOSTILE_NAMES)

@@ -1,11 +1,12 @@
 """The asset book: what moves each token, and every mistake in the file by name."""
 
+from datetime import date
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
-from adapters.asset_book import Asset, AssetBook, read_asset_book
+from adapters.asset_book import Asset, AssetBook, Earnings, read_asset_book
 from adapters.catalog import Catalog
 from aggregator.errors import ConfigurationError
 
@@ -59,7 +60,23 @@ def test_contract_prefixes_become_multipliers(tmp_path: Path, symbol: str, multi
 
 
 @pytest.mark.parametrize(
-    "symbol", ["", "btc", "DOGE", "1000DOGE", "k", "1000", "100SHIB", "1000kSHIB", "KSHIB", "BTC ", "1000SHIB\n"]
+    "symbol",
+    [
+        "1000USDC",
+        "kUSDC",
+        "1MUSDC",
+        "",
+        "btc",
+        "DOGE",
+        "1000DOGE",
+        "k",
+        "1000",
+        "100SHIB",
+        "1000kSHIB",
+        "KSHIB",
+        "BTC ",
+        "1000SHIB\n",
+    ],
 )
 def test_an_unlisted_symbol_is_unknown_and_never_guessed(tmp_path: Path, symbol: str) -> None:
     assert book_of(tmp_path, BOOK).resolve(symbol) is None
@@ -89,11 +106,27 @@ def test_an_empty_file_is_an_empty_book(tmp_path: Path) -> None:
         ('wrapped = ["WETH"]', "`[wrapped]` as symbol"),
         ('yield_bearing = ["sDAI"]', "`[yield_bearing]` as symbol"),
         (
-            '[yield_bearing]\nsDAI = { index = "1.1", as_of = "2026", source = "x", of = "DAI" }',
+            '[yield_bearing]\nsDAI = { index = "1.1", as_of = "2026-01-01", source = "x", of = "DAI" }',
             "needs `of` a listed stable",
         ),
-        ('[yield_bearing]\nUSDY = { index = "0.9", as_of = "2026", source = "x" }', "'0.9' is no number above 1"),
-        ('[yield_bearing]\nUSDY = { index = "much", as_of = "2026", source = "x" }', "'much' is no number above 1"),
+        ('[yield_bearing]\nUSDY = { index = "0.9", as_of = "2026-01-01", source = "x" }', "'0.9' is no number above 1"),
+        ('[yield_bearing]\nUSDY = { index = "1", as_of = "2026-01-01", source = "x" }', "'1' is no number above 1"),
+        (
+            '[yield_bearing]\nUSDY = { index = "11.5", as_of = "2026-01-01", source = "x" }',
+            "'11.5' is no number above 1",
+        ),
+        (
+            '[yield_bearing]\nUSDY = { index = "Infinity", as_of = "2026-01-01", source = "x" }',
+            "'Infinity' is no number",
+        ),
+        ('[yield_bearing]\nUSDY = { index = "NaN", as_of = "2026-01-01", source = "x" }', "'NaN' is no number"),
+        ('[yield_bearing]\nUSDY = { index = "1.1", as_of = "2026", source = "x" }', "as_of '2026' is no date"),
+        ('[yield_bearing]\nUSDY = { index = "1.1", as_of = "lately", source = "x" }', "as_of 'lately' is no date"),
+        ('[yield_bearing]\nUSDY = { index = "1.1", as_of = "2026-02-30", source = "x" }', "'2026-02-30' is no date"),
+        (
+            '[yield_bearing]\nUSDY = { index = "much", as_of = "2026-01-01", source = "x" }',
+            "'much' is no number above 1",
+        ),
         ('[yield_bearing]\nUSDY = { index = "1.1", source = "x" }', "needs `as_of`"),
         ('[yield_bearing]\nUSDY = { index = "1.1", as_of = "2026" }', "needs `source`"),
         ('[yield_bearing]\nUSDY = { as_of = "2026", source = "x" }', "needs `index`"),
@@ -123,7 +156,8 @@ def test_the_shipped_book_is_consistent() -> None:
     book = read_asset_book(SHIPPED)
     for symbol, asset in book.assets.items():
         assert asset.symbol == symbol
-        assert asset.multiplier == 1 or (asset.risk_factor is None and asset.multiplier > 1)
+        index = asset.earnings.index if asset.earnings is not None else None
+        assert asset.multiplier == (index or 1)
         assert asset.risk_factor or asset.peg_of, f"nothing moves {symbol}"
         assert asset.risk_factor is None or book.assets[asset.risk_factor].risk_factor == asset.risk_factor
         assert asset.peg_of is None or book.assets[asset.peg_of].peg_of == asset.peg_of
@@ -147,11 +181,15 @@ def test_a_dollar_that_earns_has_an_index_and_the_peg_of_its_stable(tmp_path: Pa
     earning = """
 [yield_bearing]
 sUSDC = { of = "USDC", issuer = "sky", index = "1.0625", as_of = "2026-01-01", source = "a page" }
-USDY = { issuer = "ondo", index = "1.15", as_of = "2026-01-01", source = "a page" }
+USDY = { issuer = "ondo" }
 """
     book = book_of(tmp_path, BOOK + earning)
-    assert book.resolve("sUSDC") == Asset("sUSDC", None, Decimal("1.0625"), "USDC", "sky")
-    assert book.resolve("USDY") == Asset("USDY", None, Decimal("1.15"), "USDY", "ondo")
+    assert book.resolve("sUSDC") == Asset(
+        "sUSDC", None, Decimal("1.0625"), "USDC", "sky", Earnings(Decimal("1.0625"), date(2026, 1, 1), "a page")
+    )
+    without = Earnings(None, None, "")
+    assert book.resolve("USDY") == Asset("USDY", None, Decimal(1), "USDY", "ondo", without)
+    assert book.resolve("1000sUSDC") is None
     catalog = Catalog("test", book)
     assert [catalog.is_stable(name) for name in ("USDC", "sUSDC", "USDY", "ETH")] == [True, False, False, False]
 

@@ -471,6 +471,45 @@ def test_a_bad_field_makes_the_account_incomplete(change: Callable[[Body], Any],
     assert take_snapshot([result.batches], result.failures).incomplete == {NORTH}
 
 
+@pytest.mark.parametrize(
+    ("kind", "index", "key"),
+    [
+        *(("spot_markets", 1, key) for key in ("status", "pool_id")),
+        *(
+            ("perp_markets", 0, key)
+            for key in (
+                "status",
+                "contract_type",
+                "pool_id",
+                "quote_spot_market_index",
+                "high_leverage_margin_ratio_initial",
+                "high_leverage_margin_ratio_maintenance",
+            )
+        ),
+    ],
+)
+def test_a_market_that_does_not_say_what_it_always_says(kind: str, index: int, key: str) -> None:
+    """One in settlement would be valued as an active one, a prediction market as a perpetual."""
+    result = normalized(with_market(lambda market: market.pop(key), kind, index))
+    findings = [f for f in failures_of(result, None) if f.reason == FailureReason.MISSING_FIELD]
+    assert [f.path.rpartition(".")[2] for f in findings] == [key]
+    assert failures_of(result, NORTH)
+
+
+def test_a_position_of_the_older_layout_does_not_say_whether_it_is_isolated() -> None:
+    def older(user: Body) -> None:
+        for position in user["perp_positions"]:
+            if int(position["position_flag"]) or int(position["max_margin_ratio"]):
+                continue
+            position["lp_shares"] = "0"
+            for key in ("position_flag", "isolated_position_scaled_balance", "max_margin_ratio"):
+                position.pop(key)
+
+    before, after = normalized(desk()), normalized(with_user(older))
+    assert failures_of(after, NORTH) == []
+    assert figures(after)[NORTH] == figures(before)[NORTH]
+
+
 def test_entries_of_one_market_that_come_twice_are_rejected() -> None:
     result = normalized(with_user(lambda u: u["spot_positions"].append(u["spot_positions"][1])))
     assert [f.reason for f in failures_of(result, NORTH)] == [FailureReason.DUPLICATE] * 2

@@ -597,11 +597,12 @@ def test_recorded_payloads_are_read(recorded: Path) -> None:
     for markets in (payload for payload in read.values() if not payload.account):
         result = normalized([markets, *accounts])
         # The channel's first message is of a version without caps on open interest.
-        unstated = ["dydx_v4:BTC-USD"] if markets.name == "ws_markets_subscribed.json" else []
-        assert [failure.subject for failure in result.failures] == unstated
+        holders = {"dydx_v4:constructed:0", "dydx_v4:ws:0"} if markets.name == "ws_markets_subscribed.json" else set()
+        found = {(failure.subject, failure.reason, failure.account_id) for failure in result.failures}
+        assert found == {("dydx_v4:BTC-USD", FailureReason.MISSING_FIELD, account) for account in holders}
         assert len(rows_of(result, "accounts")) == 4
         snapshot = take_snapshot([result.batches], result.failures)
-        assert snapshot.incomplete == frozenset()
+        assert snapshot.incomplete == holders
     # The constructed account's figures are those of the indexer's own test: equity 325 000, free collateral 317 500.
     row = only(result, "accounts", account_id="dydx_v4:constructed:0")
     assert (row["reported_equity"], row["reported_initial_margin"]) == (325_000, 7_500)

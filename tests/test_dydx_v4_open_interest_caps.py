@@ -1,4 +1,4 @@
-"""dYdX v4: a market list that does not state caps on open interest leaves initial margin at its least, and says so."""
+"""dYdX v4: without the caps on open interest of a market its holders' initial margin is not known."""
 
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from adapters.asset_book import read_asset_book
 from adapters.dydx_v4 import ADAPTER
 from adapters.transport import Payload
 from aggregator.errors import Failure
+from aggregator.snapshot import take_snapshot
 from tests.normalized_rows import rows_of
 from tests.payload_files import changed, read_payload
 from tests.sample_dydx_v4 import PAYLOADS
@@ -53,12 +54,17 @@ def findings(result: Normalized) -> list[Failure]:
 
 
 @pytest.mark.parametrize("said_as_null", [False, True])
-def test_a_held_market_without_caps_is_a_finding_and_its_accounts_stay_complete(said_as_null: bool) -> None:
+def test_a_held_market_without_caps_makes_its_holders_incomplete_and_nobody_else(said_as_null: bool) -> None:
     result = normalized(without_caps("SOL-USD", said_as_null=said_as_null))
-    (found,) = findings(result)
-    assert (found.reason, found.subject, found.account_id) == ("missing_field", "dydx_v4:SOL-USD", None)
-    assert found.path == "markets.SOL-USD.openInterestLowerCap"
-    assert all(name in found.message for name in (*CAPS, "SOL-USD", "0.05"))
+    holders = {row["account_id"] for row in rows_of(result, "positions", instrument_id="dydx_v4:SOL-USD")}
+    assert holders
+    assert {found.account_id for found in findings(result)} == holders
+    assert holders < {row["account_id"] for row in rows_of(result, "accounts")}
+    for found in findings(result):
+        assert (found.reason, found.subject) == ("missing_field", "dydx_v4:SOL-USD")
+        assert found.path == "markets.SOL-USD.openInterestLowerCap"
+        assert all(name in found.message for name in (*CAPS, "SOL-USD", "0.05"))
+    assert take_snapshot([result.batches], result.failures).incomplete >= holders
     (tier,) = rows_of(result, "margin_tiers", market="dydx_v4:SOL-USD")
     assert float(tier["initial_rate"]) == 0.05  # the desk's caps make it 0.3046
     state = {row["field"] for row in rows_of(result, "market_state", market="dydx_v4:SOL-USD")}

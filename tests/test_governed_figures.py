@@ -16,17 +16,23 @@ from adapters.adapter import Context, Normalized, find_adapter
 from adapters.asset_book import read_asset_book
 from adapters.binance.portfolio_market import uni_mmr_statuses
 from adapters.hyperliquid.rules import partial_liquidation
+from adapters.paradex.mechanics import LiquidationTerms, liquidation
 from adapters.paradex.rules import read_parameter_file
 from aggregator.errors import ConfigurationError
 from aggregator.rule_forms import ContractMargin, PriceVolGrid, Verdict
-from tests import sample_binance, sample_okx, sample_paradex
+from tests import sample_binance, sample_hyperliquid, sample_okx, sample_paradex
 from tests.normalized_rows import components_of, failures_of, forms_of
 from tests.payload_files import read_payload
 
 TESTS = Path(__file__).resolve().parent
 CONFIGS = TESTS.parent / "configs"
 ASSETS = read_asset_book(CONFIGS / "assets.toml")
-SAMPLES = {"okx": sample_okx.PAYLOADS, "binance": sample_binance.PAYLOADS, "paradex": sample_paradex.PAYLOADS}
+SAMPLES = {
+    "okx": sample_okx.PAYLOADS,
+    "binance": sample_binance.PAYLOADS,
+    "paradex": sample_paradex.PAYLOADS,
+    "hyperliquid": sample_hyperliquid.PAYLOADS,
+}
 
 
 def parameters_of(venue: str, change: Callable[[Any], Any] = lambda parameters: None) -> dict[str, Any]:
@@ -104,3 +110,49 @@ def test_hyperliquid_terms_of_a_partial_liquidation() -> None:
     assert partial_liquidation({}) is None
     with pytest.raises(ConfigurationError, match=r"\[partial_liquidation\] share"):
         partial_liquidation({"partial_liquidation": {"notional": "1", "share": "0", "cooldown_s": "30"}})
+
+
+@pytest.mark.parametrize("key", ["target_margin_ratio", "share_increment", "fee"])
+@pytest.mark.parametrize("value", ["0", "-0.2", "1", "3"])
+def test_paradex_terms_that_cannot_be(key: str, value: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"parameters of paradex: liquidation\.{key}: {value} "):
+        normalized("paradex", lambda p: p["liquidation"].update({key: value}))
+
+
+def test_paradex_an_increment_of_nothing_ends_at_once() -> None:
+    terms = LiquidationTerms(Fraction(1, 2), Fraction(9, 10), Fraction(0))
+    with pytest.raises(ValueError, match="share increment 0 is not above 0"):
+        liquidation(1, 2, terms)
+
+
+@pytest.mark.parametrize(
+    ("change", "useful"),
+    [
+        ({"normal": "1.1"}, "uni_mmr_statuses.warning: 1.2 is not below the 1.1 of normal"),
+        ({"liquidation": "1.05"}, "uni_mmr_statuses.liquidation: 1.05 is not below the 1.05 of reduce_only"),
+        ({"warning": "0"}, "uni_mmr_statuses.warning: 0 must be positive"),
+        ({"warning": "much"}, "uni_mmr_statuses.warning"),
+        ({"calm": "2"}, "unknown status 'calm'"),
+    ],
+)
+def test_binance_statuses_that_cannot_be(change: dict[str, str], useful: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        normalized("binance", lambda p: p["portfolio_margin"]["uni_mmr_statuses"].update(change))
+    assert useful in str(caught.value)
+    with pytest.raises(ConfigurationError, match="warning"):
+        normalized("binance", lambda p: p["portfolio_margin"]["uni_mmr_statuses"].pop("warning"))
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"share": "0"}, "share"),
+        ({"share": "1"}, "share"),
+        ({"notional": "-1"}, "notional"),
+        ({"cooldown_s": "-30"}, "cooldown_s"),
+        ({"cooldown_s": "soon"}, "cooldown_s"),
+    ],
+)
+def test_hyperliquid_terms_that_cannot_be(change: dict[str, str], key: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"\[partial_liquidation\] {key}"):
+        normalized("hyperliquid", lambda p: p["partial_liquidation"].update(change))

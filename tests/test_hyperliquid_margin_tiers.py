@@ -21,6 +21,7 @@ from tests.desk_hyperliquid import (
     perp_payload,
 )
 from tests.normalized_rows import failures_of, only, rows_of
+from tests.payload_files import changed
 
 
 def tiers_of(result: Normalized, coin: str, account: str = CROSS) -> list[tuple[Any, ...]]:
@@ -106,6 +107,21 @@ def test_no_source_of_tiers_leaves_the_account_incomplete_with_its_rows() -> Non
     assert rows_of(result, "margin_tiers") == []
 
 
+def test_a_market_without_the_id_of_its_table_where_tables_are_listed() -> None:
+    def without_id(body: Any) -> None:
+        for entry in body[0]["universe"]:
+            if entry["name"] == "BTC":
+                entry.pop("marginTableId")
+
+    payloads = [changed(p, without_id) if p.request == "metaAndAssetCtxs" else p for p in desk()]
+    result = normalized(*payloads)
+    (finding,) = failures_of(result, None)
+    assert (finding.reason, finding.subject) == (FailureReason.MISSING_FIELD, "BTC")
+    assert "marginTableId" in finding.message
+    assert [f.reason for f in failures_of(result, CROSS)] == [FailureReason.MISSING_FIELD]
+    assert rows_of(result, "margin_tiers", market="hyperliquid:BTC") == []
+
+
 def test_an_owner_with_dated_parameters_of_its_own_does_not_look_at_todays_markets() -> None:
     def old(body: Any) -> None:
         without_max_leverage(body)
@@ -174,7 +190,10 @@ def test_two_statements_of_the_venue_that_contradict_each_other() -> None:
 )
 def test_a_margin_table_that_cannot_be(tiers: list[tuple[str, Any]], reason: FailureReason) -> None:
     table = [[60, {"marginTiers": [{"lowerBound": low, "maxLeverage": leverage} for low, leverage in tiers]}]]
-    universe = [{"name": "BTC", "maxLeverage": 40, "marginTableId": 60}, {"name": "ETH", "maxLeverage": 25}]
+    universe = [
+        {"name": "BTC", "maxLeverage": 40, "marginTableId": 60},
+        {"name": "ETH", "maxLeverage": 25, "marginTableId": 25},
+    ]
     result = normalized(meta_payload(universe, table), perp_payload())
     assert {f.reason for f in failures_of(result, None)} == {reason}
     assert [f.reason for f in failures_of(result, CROSS)] == [reason]

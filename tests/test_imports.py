@@ -131,6 +131,7 @@ AGGREGATOR_ORDER = (
     "report_positions",
     "report_requirement",
     "report_stress",
+    "report_reverse_stress",
     "report_summary",
     "report",
     "headline",

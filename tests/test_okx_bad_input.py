@@ -433,3 +433,60 @@ def test_bare_rows_and_full_paths() -> None:
     result = normalized(bare)
     assert result.failures == []
     assert {r["account_id"] for r in rows_of(result, "accounts")} == set(ACCOUNTS)
+
+
+# Position builder
+
+
+def unit(number: int, key: str, value: Any) -> Callable[[Any], None]:
+    return lambda body: body["data"][0]["riskUnitData"][number].update({key: value})
+
+
+@pytest.mark.parametrize(
+    ("change", "reason", "path"),
+    [
+        *(
+            (unit(1, key, ""), "not_a_number", f"data[0].riskUnitData[1].{key}")
+            for key in ("mr1", "mr2", "mr3", "mr4", "mr5", "mr6", "mr7", "mr8", "mr9")
+        ),
+        (unit(1, "mr3", None), "missing_field", "data[0].riskUnitData[1].mr3"),
+        (unit(1, "mr8", None), "missing_field", "data[0].riskUnitData[1].mr8"),
+        (unit(1, "mr3", "0"), "inconsistent", "data[0].riskUnitData[1].mmr"),
+        (unit(1, "mr6", "5276"), "inconsistent", "data[0].riskUnitData[1].mmr"),
+        (unit(0, "mr7", "40000"), "inconsistent", "data[0].riskUnitData[0].mmr"),
+        (unit(0, "mmr", "35210"), "inconsistent", "data[0].riskUnitData[0].mmr"),
+        (setting(row(0), "totalMmr", "41000"), "inconsistent", "data[0].totalMmr"),
+        (setting(row(0), "borrowMmr", ""), "inconsistent", "data[0].totalMmr"),
+        (lambda body: body["data"][0]["riskUnitData"].pop(0), "inconsistent", "data[0].totalMmr"),
+    ],
+)
+def test_a_builder_whose_parts_do_not_make_its_totals(change: Callable[[Any], Any], reason: str, path: str) -> None:
+    """The unit of ETH: max(3247.29, 812.4, 5277.077214) + 455.25 + 310.5 + 61.75 = 6104.577214."""
+    result = normalized(desk_with("east_position_builder.json", change))
+    failures = failures_of(result, EAST)
+    assert (reason, path) in [(f.reason, f.path) for f in failures if f.payload == "east_position_builder.json"]
+
+
+def test_a_builder_without_the_later_parts_is_of_an_older_answer() -> None:
+    def older(body: Any) -> None:
+        for entry in body["data"][0]["riskUnitData"]:
+            del entry["mr8"], entry["mr9"]
+
+    assert failures_of(normalized(desk_with("east_position_builder.json", older)), EAST) == []
+
+
+@pytest.mark.parametrize("change", [dropping(row(0), "adjEq"), setting(row(0), "adjEq", None)])
+def test_without_a_configuration_the_mode_needs_the_adjusted_equity(change: Callable[[Any], Any]) -> None:
+    """Only an empty one says single-currency margin."""
+    result = normalized(desk_with("quay_position_risk.json", change))
+    assert ("missing_field", "data[0].adjEq") in [(f.reason, f.path) for f in failures_of(result, QUAY)]
+    accounts = {r["account_id"] for r in rows_of(result, "accounts") if r["account_id"].startswith("okx:quay")}
+    assert accounts == {QUAY}
+    empty = normalized(desk_with("quay_position_risk.json", setting(row(0), "adjEq", "")))
+    accounts = {r["account_id"] for r in rows_of(empty, "accounts") if r["account_id"].startswith("okx:quay")}
+    assert accounts == {"okx:quay:BTC", "okx:quay:USDT"}
+
+
+def test_a_balance_without_the_adjusted_equity_and_without_a_configuration() -> None:
+    result = normalized(desk_with("west_balance.json", dropping(row(0), "adjEq")))
+    assert ("missing_field", "data[0].adjEq") in [(f.reason, f.path) for f in failures_of(result, WEST)]

@@ -14,6 +14,7 @@ from adapters.transport import PayloadRequest, RecordedTransport
 from aggregator.errors import Failure, FailureReason
 from tests.desk_paradex import DESK, GRID, PAYLOADS, SOL, SUBACCOUNT, R, normalized, sample, with_change
 from tests.normalized_rows import incomplete, only, rows_of
+from tests.payload_files import changed
 
 
 def setter(index: int, **values: Any) -> Callable[[Any], None]:
@@ -193,3 +194,65 @@ def test_an_asset_book_without_the_settlement_asset() -> None:
     book = AssetBook({"BTC": Asset("BTC", "BTC", Decimal(1), None, None)})
     result = normalized(*sample().values(), assets=book)
     assert {DESK, SOL, GRID} <= incomplete(result)
+
+
+def configs(value: Any) -> Callable[[Any], None]:
+    return lambda body: body.update(configs=value)
+
+
+@pytest.mark.parametrize(
+    ("file", "account"), [("desk_margin", DESK), ("desk_margin_isolated", SOL), ("grid_margin", GRID)]
+)
+def test_without_its_margin_answer_the_method_of_an_account_is_not_known(file: str, account: str) -> None:
+    """Cross margin at the largest leverage is no stand-in: an isolated account would need half, a portfolio another."""
+    result = normalized(*(payload for name, payload in sample().items() if name != file))
+    assert [(f.reason, f.path, f.account_id) for f in result.failures] == [
+        (R.MISSING_FIELD, "margin_methodology", account)
+    ]
+    assert "v1/account/margin" in result.failures[0].message
+
+
+@pytest.mark.parametrize(("file", "account"), [("desk_margin", DESK), ("desk_margin_isolated", SOL)])
+@pytest.mark.parametrize("change", [configs(None), configs([]), lambda body: body.pop("configs")])
+def test_a_perpetual_whose_leverage_is_not_stated(file: str, account: str, change: Callable[[Any], Any]) -> None:
+    result = with_change(file, change)
+    assert [(f.reason, f.path, f.account_id, f.payload) for f in result.failures] == [
+        (R.MISSING_FIELD, "configs", account, f"{file}.json")
+    ]
+    assert "SOL-USD-PERP" in result.failures[0].message
+
+
+def test_an_account_that_holds_nothing_needs_no_margin_answer() -> None:
+    def flat(body: Any) -> None:
+        body["results"] = []
+
+    payloads = sample()
+    del payloads["grid_margin"]
+    for name in ("grid_positions", "grid_orders"):
+        payloads[name] = changed(payloads[name], flat)
+    assert normalized(*payloads.values()).failures == []
+
+
+def test_an_unknown_token_is_a_note_of_its_worth_in_the_venues_figures() -> None:
+    """The desk's account value is 375 above what is known of it, which is what its 250 unknown tokens are worth."""
+
+    def hold(body: Any) -> None:
+        body["results"].append({"token": "NOBODY", "size": "250", "last_updated_at": 1})
+
+    def count(body: Any) -> None:
+        (own,) = [row for row in body["results"] if row["account"] != SUBACCOUNT]
+        for key in ("account_value", "initial_margin_requirement", "maintenance_margin_requirement"):
+            own[key] = str(Decimal(own[key]) + 375)
+
+    payloads = sample()
+    payloads["desk_balance"] = changed(payloads["desk_balance"], hold)
+    payloads["desk_account"] = changed(payloads["desk_account"], count)
+    result = normalized(*payloads.values())
+    (finding,) = result.failures
+    assert (finding.reason, finding.subject, finding.account_id) == (R.UNKNOWN_ASSET, DESK, None)
+    assert "counts for nothing" not in finding.message
+    notes = {r["field"]: r["value"] for r in rows_of(result, "market_state", market=DESK)}
+    assert notes == {
+        f"reconciliation_note.{figure}": pytest.approx(375, abs=0.01)
+        for figure in ("equity", "initial_margin", "maintenance_margin")
+    }

@@ -93,9 +93,10 @@ def test_an_account_without_address_and_info() -> None:
 
     payloads = sample()
     market = [payloads[name] for name in ("markets", "markets_summary")]
-    result = normalized(
-        *market, bare(payloads["grid_positions"], ("account",)), bare(payloads["grid_balance"], ("account",))
-    )
+    own = [bare(payloads["grid_positions"], ("account",)), bare(payloads["grid_balance"], ("account",))]
+    leverages = [{"market": f"{coin}-USD-PERP", "leverage": 50} for coin in ("BTC", "ETH")]
+    body = {"margin_methodology": "cross_margin", "configs": leverages}
+    result = normalized(*market, *own, replace(payloads["grid_margin"], account="lone", body=body))
     assert result.failures == []
     account = only(result, "accounts")
     assert (account["account_id"], account["margin_mode"]) == ("paradex:lone", "cross")

@@ -13,8 +13,9 @@ from aggregator.errors import StoreError
 from aggregator.report import DETAILED_PORTFOLIOS, RECONCILIATION_ROWS, render_report, write_report
 from aggregator.report_charts import compact
 from aggregator.report_requirement import ADD_ONS, NODE_ROWS
+from aggregator.report_reverse_stress import PRICE_ROWS
 from aggregator.report_stress import LARGEST_LOSSES, LARGEST_UNCOVERED
-from aggregator.report_words import full, full_with_error, percent, ratio, times
+from aggregator.report_words import far, full, full_with_error, move, native, percent, ratio, times
 from aggregator.schema import RESULTS
 from tests.report_samples import (
     HOSTILE,
@@ -62,6 +63,7 @@ SECTIONS = (
     "Unified requirement",
     "Requirement by node",
     "Named stresses",
+    "Smallest move that liquidates",
     "Losses over the horizon",
     "Cost of locked capital",
     "Equity waterfall",
@@ -228,14 +230,14 @@ def test_what_is_missing_is_said_and_never_zero() -> None:
     assert row
     cells = Page(row.group()).text
     assert "no complete account" in cells
-    assert cells.count("n/a") == 10
+    assert cells.count("n/a") == 11
     assert not re.search(r"\d", cells)
     assert "left out deribit:unknown; last known gross value left out USD 1.23 M" in Page(html).text
     assert "14 of 15 portfolios computed" in html
     lost = re.search(r'<tr class="undecided">\s*<td class="name">okx:lost</td>.*?</tr>', html, flags=re.S)
     assert lost
     assert "incomplete" in lost.group()
-    assert lost.group().count("n/a") == 9
+    assert lost.group().count("n/a") == 11
 
 
 def _between(html: str, start: str, end: str) -> str:
@@ -263,13 +265,17 @@ def test_every_number_of_the_requirement_and_the_stresses_is_in_a_table() -> Non
     tables = one_desk()
     html = render_report(tables)
     written: set[str] = set()
-    for name in ("portfolio_margin", "requirement", "node_margin", "stress"):
+    for name in ("portfolio_margin", "account_margin", "requirement", "node_margin", "stress", "reverse_stress"):
         for row in tables[name].to_pylist():
             for column, value in row.items():
                 if isinstance(value, float):
                     forms = [full(value), ratio(value), times(value)]
                     forms += [percent(value, decimals) for decimals in (0, 1, 2)]
                     forms += [f"USD {compact(value)}"] if column.endswith("_usd") else []
+                    forms += [full(value, 2)] if column == "distance" else []
+                    forms += [far(value / row["trigger"] - 1)] if column == "health" and row["trigger"] else []
+                    forms += [f"{value:,.1f}"] if column.startswith("hours") else []
+                    forms += [native(value)] if name == "account_margin" else []
                     written |= {number for form in forms for number in _numbers(str(form))}
                 elif column in ("liquidated", "insolvent"):
                     written.add(str(len(json.loads(value))))
@@ -277,7 +283,8 @@ def test_every_number_of_the_requirement_and_the_stresses_is_in_a_table() -> Non
         _between(html, '<section id="portfolios">', '<section id="ladder">'),
         _between(html, "The figures of the ladder", "</section>"),
         _between(html, "<h3>Requirement by node", "<h3>Named stresses"),
-        _between(html, "<h3>Named stresses", "<h3>Losses over"),
+        _between(html, "<h3>Named stresses", "<h3>Smallest move"),
+        _between(html, "<h3>Smallest move", "<h3>Losses over"),
         _between(html, "<h3>Cost of locked capital", "<details>"),
     ]
     shown = [number for part in parts for cell in _cells(part) for number in _numbers(cell)]
@@ -345,7 +352,7 @@ def test_the_stresses_stand_by_loss_and_none_that_uncovers_is_lost() -> None:
     rows = [row for row in tables["stress"].to_pylist() if row["portfolio_id"] == "desk A"]
     html = render_report(tables)
     start = html.index("Portfolio desk A</h2>")
-    table = _between(html[start:], "<h3>Named stresses", "<h3>Losses over").replace("\u00a0", " ")
+    table = _between(html[start:], "<h3>Named stresses", "<h3>Smallest move").replace("\u00a0", " ")
     shown = re.findall(r'<tr([^>]*)><td class="name">([^<]*?)(?: <span[^>]*>binding</span>)?</td>', table)
     by_loss = sorted(rows, key=lambda row: -row["loss_usd"])
     names = [name for _, name in shown]
@@ -371,6 +378,127 @@ def test_the_stresses_stand_by_loss_and_none_that_uncovers_is_lost() -> None:
     assert len(set(marks.values())) > 1
     assert table.count(">binding</span>") == sum(row["binding"] for row in rows if row["stress"] in names) == 1
     assert "1 of them binds the requirement" in table
+
+
+def _moves_section(html: str, portfolio: str) -> str:
+    start = html.index(f"Portfolio {portfolio}</h2>")
+    return _between(html[start:], "<h3>Smallest move that liquidates", "<h3>Losses over")
+
+
+def _move_rows(section: str) -> list[tuple[str, list[str]]]:
+    """(class, cells as text) of every row of the section's tables."""
+    rows = re.findall(r"<tr( class=\"\w+\")?>(<td.*?)</tr>", section, flags=re.S)
+    return [
+        (mark, [Page(cell).text.strip() for cell in re.findall(r"<td.*?</td>", cells, flags=re.S)])
+        for mark, cells in rows
+    ]
+
+
+def test_the_smallest_moves_are_those_of_the_table() -> None:
+    tables = one_desk()
+    rows = tables["reverse_stress"].to_pylist()
+    section = _moves_section(render_report(tables), "quickstart")
+    main, _, folded = section.partition("<details>")
+    joint = next(row for row in rows if row["kind"] == "joint")
+    prices = sorted((row for row in rows if row["kind"] == "asset"), key=lambda row: row["distance"])
+    accounts = [row for row in rows if row["kind"] == "account" and row["distance"] is not None]
+    accounts.sort(key=lambda row: row["distance"])
+    assert len(accounts) > 2, "the sample has near and far accounts"
+    assert any(row["kind"] == "account" and row["status"] == "none" for row in rows)
+    whats = ["all together", *(f"{row['subject'].removeprefix('price:')} price" for row in prices)]
+    for part, expected, firsts, seconds in (
+        (main, [joint, *prices], whats, [row["account_id"] for row in (joint, *prices)]),
+        (folded, accounts, [row["subject"] for row in accounts], [row["venue"] for row in accounts]),
+    ):
+        shown = _move_rows(part)
+        assert [cells[0] for _, cells in shown] == firsts, "nearest first"
+        assert [cells[1] for _, cells in shown] == seconds
+        for (mark, cells), row in zip(shown, expected, strict=True):
+            assert mark == ""
+            assert cells[2] == full(row["distance"], 2)
+            assert cells[4].replace("\u00a0", " ") == percent(row["probability"])
+            moves = sorted(json.loads(row["moves"]).items(), key=lambda pair: -abs(pair[1]))
+            visible = [(name, value) for name, value in moves if abs(value) >= 0.0005]
+            text = re.sub(r"\s+", " ", cells[3].replace("\u00a0", " ")).replace(" ;", ";")
+            assert text.split(" and ")[0] == "; ".join(
+                f"{name.removeprefix('price:')} price {move(value)}" for name, value in visible
+            )
+            assert ("and 1 smaller" in text) is (len(visible) < len(moves))
+
+
+def test_what_no_move_liquidates_is_no_distance() -> None:
+    tables = one_desk()
+    nothing = dict.fromkeys(("distance", "moves", "probability", "account_id", "venue"))
+    none = _changed("reverse_stress", tables, nothing | {"status": "none"})
+    section = _moves_section(render_report(none), "quickstart")
+    assert "No joint move that does was found. 3 prices alone liquidate nothing." in Page(section).text
+    assert [cells for _, cells in _move_rows(section)] == [["all together", "none", "n/a", "–", "n/a"]]
+    failed = _changed("reverse_stress", none, {"status": "calculation"}, subject="price:ETH")
+    (_, joint), (mark, ether) = _move_rows(_moves_section(render_report(failed), "quickstart"))
+    assert joint[0] == "all together"
+    assert mark == ' class="undecided"'
+    assert ether == ["ETH price calculation", "n/a", "n/a", "–", "n/a"]
+
+
+def test_an_account_that_is_gone_now_is_marked_among_the_moves() -> None:
+    tables = many_desks()
+    (account,) = [row["account_id"] for row in tables["account_margin"].to_pylist() if row["liquidatable"]]
+    section = _moves_section(render_report(tables), "desk B")
+    gone = [cells for mark, cells in _move_rows(section) if mark == ' class="alarm"']
+    assert [cells[0] for cells in gone] == ["all together liquidatable now", f"{account} liquidatable now"]
+    assert gone[0][1] == account
+    assert all(cells[2:] == ["0.00", "–", "n/a"] for cells in gone)
+
+
+def test_many_prices_are_cut_and_say_so() -> None:
+    tables = one_desk()
+    rows = tables["reverse_stress"].to_pylist()
+    price = next(row for row in rows if row["kind"] == "asset")
+    rows += [price | {"subject": f"price:A{k:02d}", "distance": 20.0 + k} for k in range(PRICE_ROWS)]
+    html = render_report({**tables, "reverse_stress": pa.Table.from_pylist(rows, schema=RESULTS["reverse_stress"])})
+    assert "3 more prices, farther away, are in the result store." in html
+
+
+def test_a_liquidation_on_the_way_stands_beside_that_at_the_horizon() -> None:
+    tables = one_desk()
+    html = render_report(tables)
+    row = tables["portfolio_margin"].to_pylist()[0]
+    tile = Page(_between(html, "Largest P(any liquidation)", "</div></div>")).text.replace("\u00a0", " ")
+    assert f"at the horizon; on the way {percent(row['p_liquidation_path'])}" in tile
+    sentence = f"with a probability of {percent(row['p_liquidation_path'])}, in half of these cases within "
+    assert f"{sentence}{row['hours_to_liquidation_50']:.1f} hours." in Page(html).text.replace("\u00a0", " ")
+    table = _between(html, "<h3>Accounts by health", "</table>")
+    names = [Page(cell).text.strip() for cell in re.findall(r"<th.*?</th>", table)]
+    at = names.index("on the way")
+    assert names[at - 1 : at + 2] == ["P(liq.) at horizon", "on the way", "Median hours"]
+    shown = {cells[0]: cells[at - 1 : at + 2] for _, cells in _move_rows(table.replace("\n", ""))}
+    accounts = tables["account_margin"].to_pylist()
+    assert len(shown) == len(accounts)
+    assert {0.0} < {account["p_liquidation_path"] for account in accounts}, "some are never liquidated"
+    for account in accounts:
+        hours = account["hours_to_liquidation_50"]
+        assert [cell.replace("\u00a0", " ") for cell in shown[account["account_id"]]] == [
+            percent(account["p_liquidation_at_horizon"]),
+            percent(account["p_liquidation_path"]),
+            "–" if hours is None else f"{hours:.1f}",
+        ]
+
+
+def test_a_run_without_paths_and_reverse_stress_shows_no_empty_columns() -> None:
+    tables = one_desk()
+    for name in ("portfolio_margin", "account_margin"):
+        new = [f.name for f in RESULTS[name] if "path" in f.name or f.name.startswith("hours_to")]
+        assert len(new) == 5
+        tables = _changed(name, tables, dict.fromkeys(new))
+    html = render_report({**tables, "reverse_stress": tables["reverse_stress"].slice(0, 0)})
+    page = Page(html)
+    assert page.errors == []
+    assert "on the way" not in page.text.lower()
+    assert "Median hours" not in page.text
+    assert "n/a" not in _between(html, '<section id="portfolios">', '<section id="ladder">')
+    section = _moves_section(html, "quickstart")
+    assert "<p>Not computed in this run.</p>" in section
+    assert "<table" not in section
 
 
 def test_a_run_without_requirement_and_stresses_says_so() -> None:

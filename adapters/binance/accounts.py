@@ -395,7 +395,9 @@ class OwnerReader:
         if not line.wallet or self.catalog.named.asset(line.asset):
             return False
         index = self.market.indices.get(line.asset)
-        found = worth_nothing("walletBalance", None if index is None else line.wallet * index.price, owed=line.wallet < 0)
+        found = worth_nothing(
+            "walletBalance", None if index is None else line.wallet * index.price, owed=line.wallet < 0
+        )
         if found is None and line.wallet > 0 and not line.margin_available:
             found = Uncounted("marginAvailable", "marginAvailable is false")
         if found is not None:

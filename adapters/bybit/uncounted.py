@@ -22,9 +22,9 @@ def uncounted(
     """Why a coin of which `net` is held adds nothing to the margin balance, or None where it does or nobody says so.
 
     `answers` are the rows of account/collateral-info by coin, the owner's own before the market's, `tables` the tiered
-    ratios. A debt counts in full, whatever its stated value. An answer may be asked for coin by coin: what is not in one says something only where
-    it names all `others` of the account and one more. With `as_collateral` False (isolated margin: the wallet backs
-    nothing) only the stated value decides.
+    ratios. A debt counts in full, whatever its stated value. An answer may be asked for coin by coin: what is not in
+    one says something only where it names all `others` of the account and one more. With `as_collateral` False
+    (isolated margin: the wallet backs nothing) only the stated value decides.
     """
     if net < 0 or line.spot_borrow or line.borrowed:
         return None

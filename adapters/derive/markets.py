@@ -147,7 +147,6 @@ class Reading:
                     continue  # a token that the asset book does not know is in no balance row either
                 row = weight_row(rules.name, symbol, weight.initial, weight.maintenance, source=rules.source)
                 rows.add("collateral_tiers", **row)
-        self.catalog.write(rows)
         for account, subject, name in sorted(self.marks, key=lambda key: (key[0] or "", key[1], key[2])):
             mark = self.marks[account, subject, name]
             confidence, is_readable = self.confidence(subject, name)
@@ -163,6 +162,7 @@ class Reading:
                     as_of=mark.as_of,
                     source=mark.source,
                 )
+        self.catalog.write(rows)
 
 
 def result_of(payload: Payload) -> Mapping[str, Any]:

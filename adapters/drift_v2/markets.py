@@ -175,8 +175,8 @@ def _oracle(record: Any, history: Any, path: str, history_path: str) -> tuple[in
     return positive(history, "last_oracle_price", history_path), twap, "last_oracle_price"
 
 
-def _ratio(record: Any, name: str, path: str, *, default: int | None = None, largest: int = WEIGHT) -> int:
-    number = unsigned(record, name, path, default=default)
+def _ratio(record: Any, name: str, path: str, *, largest: int = WEIGHT) -> int:
+    number = unsigned(record, name, path)
     if number > largest:
         raise FieldError(joined(path, name), FailureReason.OUT_OF_RANGE, f"{number} is above {largest}")
     return number

@@ -301,8 +301,7 @@ FACTS = VenueFacts(
     gaps=(
         "requirements are real numbers; the chain rounds each up to 1e-6 USDC",
         "the indexer's free collateral ignores scaling by open interest; it is shown as reported",
-        "a market list without open-interest caps: initial margin at the base fraction, a finding per market held",
-        "an account without positions and with negative USDC is shown as liquidatable, which the chain does not do",
+        "a market list without open-interest caps: whoever holds the market fails, its initial margin is not known",
         "in scenarios the initial fraction stays that of today's open interest",
         "the JSON names of node queries follow the protobuf files; no recorded payload of a node was at hand",
     ),
