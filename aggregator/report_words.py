@@ -164,11 +164,9 @@ def times(number: float | None) -> str | Markup:
     return NOT_AVAILABLE if number is None else f"{_signed(f'{number:,.2f}')}{NO_BREAK}×"
 
 
-def hours(number: float | None, probability: float | None) -> str | Markup:
-    """A time to liquidation in hours; a dash where its probability is known and no path has one."""
-    if number is None:
-        return NOT_AVAILABLE if probability is None else Markup('<span class="na">–</span>')
-    return f"{number:,.1f}"
+def hours(number: float | None) -> str | Markup:
+    """A time in hours as 16.0 h."""
+    return NOT_AVAILABLE if number is None else f"{number:,.1f}{NO_BREAK}h"
 
 
 def far(share: float | None) -> str | Markup:

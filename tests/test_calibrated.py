@@ -144,7 +144,7 @@ def test_stressed_laws_and_market_sizes_are_those_of_the_file() -> None:
 def test_a_mean_correlation_is_met_and_the_matrix_stays_one() -> None:
     rng = np.random.default_rng(0)
     root = rng.normal(size=(6, 6))
-    matrix = np.corrcoef(root @ root.T)
+    matrix = np.atleast_2d(np.corrcoef(root @ root.T))
     names = [f"price:{i}" for i in range(4)] + ["vol:0", "peg:0"]
     for mean in (0.0, 0.2, 0.85, 0.99):
         moved = correlation_with_mean(matrix, names, mean)

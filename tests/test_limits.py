@@ -34,7 +34,8 @@ def conditions(limit: dict[str, Any], *, without: str | None = None) -> list[tup
     portfolios, accounts = (
         [{k: None if k == without else v for k, v in row.items()} for row in rows] for rows in (PORTFOLIOS, ACCOUNTS)
     )
-    return [tuple(c) for c in _limit_conditions(Limit.model_validate(limit), portfolios, accounts)]
+    found = _limit_conditions(Limit.model_validate(limit), portfolios, accounts)
+    return [(c.condition, c.code, c.message) for c in found]
 
 
 def breach(message: str) -> tuple[str, int, str]:

@@ -237,7 +237,7 @@ def test_what_is_missing_is_said_and_never_zero() -> None:
     lost = re.search(r'<tr class="undecided">\s*<td class="name">okx:lost</td>.*?</tr>', html, flags=re.S)
     assert lost
     assert "incomplete" in lost.group()
-    assert lost.group().count("n/a") == 11
+    assert lost.group().count("n/a") == 10
 
 
 def _between(html: str, start: str, end: str) -> str:
@@ -431,8 +431,8 @@ def test_what_no_move_liquidates_is_no_distance() -> None:
     nothing = dict.fromkeys(("distance", "moves", "probability", "account_id", "venue"))
     none = _changed("reverse_stress", tables, nothing | {"status": "none"})
     section = _moves_section(render_report(none), "quickstart")
-    assert "No joint move that does was found. 3 prices alone liquidate nothing." in Page(section).text
-    assert [cells for _, cells in _move_rows(section)] == [["all together", "none", "n/a", "–", "n/a"]]
+    assert "3 prices alone liquidate nothing." in Page(section).text
+    assert [cells for _, cells in _move_rows(section)] == [["all together", "none found", "n/a", "–", "n/a"]]
     failed = _changed("reverse_stress", none, {"status": "calculation"}, subject="price:ETH")
     (_, joint), (mark, ether) = _move_rows(_moves_section(render_report(failed), "quickstart"))
     assert joint[0] == "all together"
@@ -466,12 +466,12 @@ def test_a_liquidation_on_the_way_stands_beside_that_at_the_horizon() -> None:
     tile = Page(_between(html, "Largest P(any liquidation)", "</div></div>")).text.replace("\u00a0", " ")
     assert f"at the horizon; on the way {percent(row['p_liquidation_path'])}" in tile
     sentence = f"with a probability of {percent(row['p_liquidation_path'])}, in half of these cases within "
-    assert f"{sentence}{row['hours_to_liquidation_50']:.1f} hours." in Page(html).text.replace("\u00a0", " ")
+    assert f"{sentence}{row['hours_to_liquidation_50']:.1f} h." in Page(html).text.replace("\u00a0", " ")
     table = _between(html, "<h3>Accounts by health", "</table>")
     names = [Page(cell).text.strip() for cell in re.findall(r"<th.*?</th>", table)]
-    at = names.index("on the way")
-    assert names[at - 1 : at + 2] == ["P(liq.) at horizon", "on the way", "Median hours"]
-    shown = {cells[0]: cells[at - 1 : at + 2] for _, cells in _move_rows(table.replace("\n", ""))}
+    at = names.index("on the way, median")
+    assert names[at - 1] == "P(liq.) at horizon"
+    shown = {cells[0]: cells[at - 1 : at + 1] for _, cells in _move_rows(table.replace("\n", ""))}
     accounts = tables["account_margin"].to_pylist()
     assert len(shown) == len(accounts)
     assert {0.0} < {account["p_liquidation_path"] for account in accounts}, "some are never liquidated"
@@ -479,9 +479,17 @@ def test_a_liquidation_on_the_way_stands_beside_that_at_the_horizon() -> None:
         hours = account["hours_to_liquidation_50"]
         assert [cell.replace("\u00a0", " ") for cell in shown[account["account_id"]]] == [
             percent(account["p_liquidation_at_horizon"]),
-            percent(account["p_liquidation_path"]),
-            "–" if hours is None else f"{hours:.1f}",
+            percent(account["p_liquidation_path"])
+            if hours is None
+            else f"{percent(account['p_liquidation_path'])} {hours:.1f} h",
         ]
+
+
+def test_a_portfolio_that_no_path_liquidates_is_said_to_be() -> None:
+    never = {"p_liquidation_path": 0.0} | dict.fromkeys(f"hours_to_liquidation{part}" for part in ("", "_10", "_50"))
+    text = Page(render_report(_changed("portfolio_margin", one_desk(), never))).text
+    assert "No account is liquidated on any path." in text
+    assert "Some account is liquidated" not in text
 
 
 def test_a_run_without_paths_and_reverse_stress_shows_no_empty_columns() -> None:
@@ -494,7 +502,6 @@ def test_a_run_without_paths_and_reverse_stress_shows_no_empty_columns() -> None
     page = Page(html)
     assert page.errors == []
     assert "on the way" not in page.text.lower()
-    assert "Median hours" not in page.text
     assert "n/a" not in _between(html, '<section id="portfolios">', '<section id="ladder">')
     section = _moves_section(html, "quickstart")
     assert "<p>Not computed in this run.</p>" in section
