@@ -51,8 +51,9 @@ class Price(Section):
 class Venue(Section):
     """What one venue does differently: its own (wrong) marks, a halt of withdrawals, or its failure.
 
-    `marks` are relative errors of the venue's marks of an asset against the market; with `withdrawals` false nothing
-    that lies there can be used elsewhere; `fails` loses it at the loss given default of the policy.
+    `marks` are relative errors of the venue's marks of an asset against the market: its triggers read them, losses are
+    taken at the market. With `withdrawals` false nothing that lies there can be used elsewhere; `fails` loses it at the
+    loss given default of the policy.
     """
 
     marks: dict[str, float] = {}
@@ -107,6 +108,12 @@ class Stress(Section):
     """Shut: nothing reaches another node in time, so every node stands alone."""
     combines: tuple[str, ...] = ()
     """Other stresses that happen at once: moves add in logarithms, depths multiply, halts unite."""
+
+    @model_validator(mode="after")
+    def _frozen_oracles(self) -> Stress:
+        if self.frozen and self.oracle != "frozen":
+            raise ValueError('frozen names venues, but oracle is not "frozen"')
+        return self
 
     @field_validator("vol")
     @classmethod

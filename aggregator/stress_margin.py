@@ -1,8 +1,8 @@
 """What the named stresses do to every portfolio: losses by node, and which accounts are liquidated or end below zero.
 
-A stress may move the marks of single venues apart from the market, and triggers may read other prices than those at
-which losses are taken. Every such view is a column of one small cube; a line reads the column of its venue's marks, an
-account that of its venue's triggers. Moves are instantaneous: no time passes.
+Losses are taken at the market's prices. The triggers of a venue may read others: its own wrong marks, or the prices of
+before. Every such view is a column of one small cube; lines read the market's, an account that of its venue's triggers.
+Moves are instantaneous: no time passes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from .unit_batch import column
 class StressArrays(eqx.Module):
     """One portfolio (a bucket has a leading axis), USD; venues are numbers of the run's list of venues."""
 
-    line_venue: Int[Array, " L"]
     account_venue: Int[Array, " A"]
     node_venue: Int[Array, " N"]
     node_equity: Float[Array, " N"]
@@ -44,7 +43,7 @@ class StressCube(eqx.Module):
 
     change: Float[Array, "rows C"]
     shocks: Float[Array, "C factors"]
-    mark_view: Int[Array, "V K"]
+    market_view: Int[Array, " K"]
     trigger_view: Int[Array, "V K"]
     funding: Float[Array, " K"]
     fails: Bool[Array, "V K"]
@@ -66,8 +65,8 @@ def stress_arrays(
     bucket: Bucket, portfolios: Sequence[PackedPortfolio], venues: Sequence[str], policy: Requirement
 ) -> StressArrays:
     """The arrays (NumPy) of a bucket; `portfolios` is the sequence that its members refer to."""
-    count, lines = bucket.arrays.line_node.shape
-    accounts, nodes = bucket.arrays.trigger.shape[1], bucket.arrays.node_is_real.shape[1]
+    count, accounts = bucket.arrays.trigger.shape
+    nodes = bucket.arrays.node_is_real.shape[1]
     number = {venue: at for at, venue in enumerate(venues)}
 
     def arrays(portfolio: PackedPortfolio) -> StressArrays:
@@ -79,7 +78,6 @@ def stress_arrays(
                 perpetuals[node].append(line.value_usd)
         losses = [policy.venue(venue).loss_given_default for _, venue in portfolio.nodes]
         return StressArrays(
-            line_venue=column([number[line.venue] for line in portfolio.lines], lines, np.int32),
             account_venue=column([number[info.venue] for info in portfolio.accounts], accounts, np.int32),
             node_venue=column([number[venue] for _, venue in portfolio.nodes], nodes, np.int32),
             node_equity=column([math.fsum(values) for values in equity], nodes, np.float64),
@@ -97,7 +95,7 @@ class StressViews(NamedTuple):
     """Host side of a `StressCube`: the distinct log-moves [C, factors] and which venue reads which under a stress."""
 
     shocks: np.ndarray
-    mark_view: np.ndarray
+    market_view: np.ndarray
     trigger_view: np.ndarray
 
 
@@ -115,16 +113,16 @@ def stress_views(
             shocks.append(moves)
         return found[key]
 
-    marks = np.zeros((len(venues), len(names)), np.int32)
+    market = np.zeros(len(names), np.int32)
     triggers = np.zeros((len(venues), len(names)), np.int32)
     for k, name in enumerate(names):
         moves = stress_moves(library.parts(name), factors, venues)
+        market[k] = view(moves.market)
         for v, venue in enumerate(venues):
-            marks[v, k] = view(moves.marks.get(venue, moves.market))
             triggers[v, k] = view(moves.triggers.get(venue, moves.marks.get(venue, moves.market)))
     table = np.array(shocks).reshape(-1, len(factors))
     missing = -len(table) % tile if len(table) else tile
-    return StressViews(np.pad(table, ((0, missing), (0, 0))), marks, triggers)
+    return StressViews(np.pad(table, ((0, missing), (0, 0))), market, triggers)
 
 
 def stress_cube(
@@ -140,7 +138,7 @@ def stress_cube(
     return StressCube(
         change=change,
         shocks=jnp.asarray(views.shocks),
-        mark_view=jnp.asarray(views.mark_view),
+        market_view=jnp.asarray(views.market_view),
         trigger_view=jnp.asarray(views.trigger_view),
         funding=jnp.asarray([math.fsum(part.funding for part in parts[name]) for name in names], jnp.float64),
         fails=jnp.asarray(np.array(fails, bool).reshape(len(venues), len(names))),
@@ -157,7 +155,7 @@ def stress_figures(
 ) -> StressFigures:
     """One portfolio under every stress."""
     losses = -line_changes(portfolio, cube.change)
-    line_loss = jnp.take_along_axis(losses, cube.mark_view[stress.line_venue], axis=1).astype(jnp.float64)
+    line_loss = losses[:, cube.market_view].astype(jnp.float64)
     nodes, count = portfolio.node_is_real.shape[0], cube.funding.shape[0]
     price_loss = accumulate(portfolio.line_node, lambda n: line_loss[n], jnp.zeros((nodes, count), jnp.float64))
     funding = rounded(stress.node_perpetuals[:, None] * cube.funding[None, :])
@@ -165,18 +163,19 @@ def stress_figures(
     lost = jnp.where(cube.fails[stress.node_venue], rounded(stress.node_loss_given_default[:, None] * left), 0.0)
     margin = scenario_margin(portfolio, today, cube.change, cube.shocks, rows, horizon_years=0.0)
 
-    def seen(values: Float[Array, "A C"], view: Int[Array, "V K"]) -> Float[Array, "A K"]:
-        return jnp.take_along_axis(values, view[stress.account_venue], axis=1)
+    def seen(values: Float[Array, "A C"]) -> Float[Array, "A K"]:
+        """What the triggers of each account's venue see."""
+        return jnp.take_along_axis(values, cube.trigger_view[stress.account_venue], axis=1)
 
     verdict = is_liquidated(
-        seen(margin.equity, cube.trigger_view),
-        seen(margin.maintenance, cube.trigger_view),
+        seen(margin.equity),
+        seen(margin.maintenance),
         trigger=portfolio.trigger[:, None],
         at_or_below=portfolio.at_or_below[:, None],
         needs_requirement=portfolio.needs_requirement[:, None],
     )
     real = portfolio.account_is_real[:, None]
-    insolvent = seen(margin.equity, cube.mark_view) < 0.0
+    insolvent = margin.equity[:, cube.market_view] < 0.0
     return StressFigures(price_loss, price_loss + funding + lost, line_loss, verdict & real, insolvent & real)
 
 

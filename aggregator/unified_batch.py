@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from .account import Line
 from .batch import Bucket
 from .policy import Requirement
 from .portfolio import PackedPortfolio
@@ -25,10 +26,13 @@ class UnifiedArrays(eqx.Module):
     """Number of the price factor that moves the line; 0 where none does."""
     line_has_factor: Bool[Array, " L"]
     line_simulated: Bool[Array, " L"]
-    """Whether the line moves in the scenarios; collateral at a haircut does not."""
+    """Whether the line moves in the scenarios. Collateral at a haircut does not (a stablecoin's peg always does), and
+    neither does a token that falls with its own venue: it counts for nothing there, so it may not hedge either.
+    """
     node_venue: Int[Array, " N"]
     """Nodes of equal number are at one venue, where an asset has one price."""
     node_gross: Float[Array, " N"]
+    """Gross value of what has a price of its own: dollars need no floor."""
     node_wrong_way: Float[Array, " N"]
     """Collateral in tokens that fall with their own venue."""
     node_venue_loss: Float[Array, " N"]
@@ -54,6 +58,16 @@ def unified_arrays(
     return stacked
 
 
+def is_own_token(line: Line, policy: Requirement) -> bool:
+    """Whether a line is collateral in a token of the venue that holds it."""
+    return line.kind == "collateral" and line.symbol in policy.venue(line.venue).own_tokens
+
+
+def is_at_haircut(line: Line) -> bool:
+    """Whether a line is collateral with a price of its own, which a policy of haircuts holds still."""
+    return line.kind == "collateral" and bool(line.factor)
+
+
 def _arrays(
     portfolio: PackedPortfolio,
     lines: int,
@@ -64,15 +78,15 @@ def _arrays(
 ) -> UnifiedArrays:
     held = portfolio.lines
     venues = sorted({venue for _, venue in portfolio.nodes})
-    own = {venue: frozenset(policy.venue(venue).own_tokens) for venue in venues}
     fixed_collateral = policy.collateral == "haircut"
     gross: list[list[float]] = [[] for _ in portfolio.nodes]
     equity: list[list[float]] = [[] for _ in portfolio.nodes]
     wrong_way: list[list[float]] = [[] for _ in portfolio.nodes]
     for line, node, value in zip(held, portfolio.line_node, portfolio.line_equity, strict=True):
-        gross[node].append(line.gross_usd)
+        if line.factor:
+            gross[node].append(line.gross_usd)
         equity[node].append(value)
-        if line.kind == "collateral" and line.symbol in own[line.venue]:
+        if is_own_token(line, policy):
             wrong_way[node].append(max(value, 0.0))
     loss = []
     for (_, venue), values in zip(portfolio.nodes, equity, strict=True):
@@ -82,7 +96,11 @@ def _arrays(
     return UnifiedArrays(
         line_factor=column([index.get(line.factor, 0) for line in held], lines, np.int32),
         line_has_factor=column([line.factor in index for line in held], lines, np.bool_),
-        line_simulated=column([not (fixed_collateral and line.kind == "collateral") for line in held], lines, np.bool_),
+        line_simulated=column(
+            [not (is_own_token(line, policy) or (fixed_collateral and is_at_haircut(line))) for line in held],
+            lines,
+            np.bool_,
+        ),
         node_venue=column([venues.index(venue) for _, venue in portfolio.nodes], nodes, np.int32),
         node_gross=column([math.fsum(g) for g in gross], nodes, np.float64),
         node_wrong_way=column([math.fsum(w) for w in wrong_way], nodes, np.float64),

@@ -13,6 +13,7 @@ from .errors import Failure, FailureReason
 from .policy import Requirement
 from .portfolio import PackedPortfolio
 from .results import Evaluated, Row
+from .unified_batch import is_at_haircut, is_own_token
 
 LEVELS = ("maintenance", "initial")
 UNIFIED_SCOPE = "unified"
@@ -67,11 +68,11 @@ def unified_equity(portfolio: PackedPortfolio, policy: Requirement, daily_vols: 
     values = []
     for line, value in zip(portfolio.lines, portfolio.line_equity, strict=True):
         share = 0.0
-        if line.kind == "collateral":
+        if is_at_haircut(line) and not is_own_token(line, policy):
             share = float(
                 volatility_haircut(
                     haircut.static,
-                    daily_vol=daily_vols.get(line.factor, math.nan) if line.factor else 0.0,
+                    daily_vol=daily_vols.get(line.factor, math.nan),
                     quantile=haircut.z,
                     horizon_days=haircut.days,
                     liquidity=haircut.liquidity,

@@ -100,6 +100,7 @@ def test_the_shipped_library_is_read_and_holds_what_it_promises() -> None:
         ('combines = ["crash", "failure"]', 'combines = ["crush"]', ("combines 'crush'", "did you mean 'crash'")),
         ('combines = ["crash", "failure"]', 'combines = ["both"]', ("is a combination itself",)),
         ("funding = 0.01", "funding = nan", ("stress.failure.funding",)),
+        ("funding = 0.01", 'frozen = ["binance"]', ("stress.failure", 'oracle is not "frozen"')),
         ("[stress.crash]", "[stress.crash", ("not valid TOML",)),
     ],
 )
@@ -257,13 +258,12 @@ def test_losses_are_the_twins(stressed: Stressed, name: str) -> None:
     k, portfolio = stressed.names.index(name), stressed.portfolio
     moves = stress_moves(stressed.library.parts(name), FACTORS, ())
     at_market = line_losses(stressed, moves.market)
-    by_venue = {venue: line_losses(stressed, own) for venue, own in moves.marks.items()}
     price, total = np.zeros(len(portfolio.nodes)), np.zeros(len(portfolio.nodes))
     funding = sum(part.funding for part in stressed.library.parts(name))
     fails = {v for part in stressed.library.parts(name) for v, what in part.venues.items() if what.fails}
     equity = np.zeros(len(portfolio.nodes))
     for n, (line, node) in enumerate(zip(portfolio.lines, portfolio.line_node, strict=True)):
-        price[node] += by_venue.get(line.venue, at_market)[n]
+        price[node] += at_market[n]
         equity[node] += portfolio.line_equity[n]
         if line.funding_rate is not None:
             total[node] += funding * line.value_usd
@@ -283,6 +283,8 @@ def liquidated(of: Stressed, name: str) -> set[str]:
 
 def test_a_wrong_mark_liquidates_at_its_venue_alone(stressed: Stressed) -> None:
     assert liquidated(stressed, "wrong mark") == {"hyperliquid:north:cross"}
+    # The market has not moved: nobody has lost anything yet.
+    assert not np.asarray(stressed.figures.node_loss)[:, stressed.names.index("wrong mark")].any()
 
 
 def test_a_frozen_oracle_liquidates_nobody_and_hides_who_is_broke(stressed: Stressed) -> None:

@@ -16,7 +16,7 @@ from aggregator.errors import FailureReason
 from aggregator.factors import MarketSize, StressedLaw
 from aggregator.generators.multivariate_t import multivariate_t
 from aggregator.greeks import row_sensitivities
-from aggregator.policy import Requirement
+from aggregator.policy import Requirement, VenuePolicy
 from aggregator.portfolio import PackedPortfolio
 from aggregator.results import Evaluated
 from aggregator.unified import Unified, UnifiedMarket
@@ -118,7 +118,13 @@ class Twin:
         ]
         self.members.append(list(range(len(portfolio.lines))))
         fixed = of.policy.collateral == "haircut"
-        self.moves = np.array([not (fixed and line.kind == "collateral") for line in portfolio.lines])
+        own = {venue: of.policy.venue(venue).own_tokens for _, venue in portfolio.nodes}
+        self.moves = np.array(
+            [
+                line.kind != "collateral" or not (line.symbol in own[line.venue] or (fixed and line.factor))
+                for line in portfolio.lines
+            ]
+        )
 
     def line_losses(self, change: Any) -> np.ndarray:
         values = np.asarray(change, dtype=np.float64)
@@ -235,7 +241,8 @@ def test_every_component_is_the_twins(plain: Desk, level: int) -> None:
     blend = np.maximum(horizon, (1 - policy.stress_weight) * horizon + policy.stress_weight * stressed)
     close(component(plain, "es_blend", level), blend)
     close(component(plain, "grid", level), twin.grid())
-    gross = np.array([sum(plain.portfolio.lines[n].gross_usd for n in m) for m in twin.members])
+    priced = [line.gross_usd if line.factor else 0.0 for line in plain.portfolio.lines]
+    gross = np.array([sum(priced[n] for n in m) for m in twin.members])
     close(component(plain, "floor", level), policy.floor_rate * gross)
     close(component(plain, "liquidity", level), twin.liquidity())
     close(component(plain, "concentration", level), twin.concentration(confidence))
@@ -321,6 +328,18 @@ def test_collateral_at_a_haircut_does_not_move() -> None:
     twin = Twin(fixed)
     expected = twin.shortfalls(fixed.cube.change, fixed.cube.weights, CONFIDENCES[0])
     np.testing.assert_allclose(component(fixed, "es_current", 0), expected, rtol=2e-4, atol=0.5)
+
+
+def test_a_venue_s_own_token_counts_for_nothing_and_hedges_nothing(plain: Desk) -> None:
+    own = desk(Requirement(venues={"aave_v3": VenuePolicy(own_tokens=("wstETH",))}))
+    held = [line for line in own.portfolio.lines if line.kind == "collateral" and line.symbol == "wstETH"]
+    lost = sum(line.value_usd for line in held if line.venue == "aave_v3")
+    assert lost > 0
+    assert component(own, "wrong_way", 0)[-1] == pytest.approx(lost, rel=1e-12)
+    expected = Twin(own).shortfalls(own.cube.change, own.cube.weights, CONFIDENCES[0])
+    np.testing.assert_allclose(component(own, "es_current", 0), expected, rtol=2e-4, atol=0.5)
+    # The short that the collateral hedged stands alone.
+    assert component(own, "es_current", 0)[-1] > 3 * component(plain, "es_current", 0)[-1]
 
 
 def test_without_figures_and_stressed_laws_the_rest_stands() -> None:
