@@ -323,8 +323,7 @@ def _over_buckets(portfolios, factors, cube, devices, function, policy, venues):
         arrays = jax.tree.map(np.asarray, bucket.arrays)
         unified, stress = None, None
         if policy is not None and cube.unified is not None:
-            horizon_days = cube.horizon_years * _DAYS_PER_YEAR
-            unified = unified_arrays(bucket, portfolios, factors, policy, horizon_days=horizon_days)
+            unified = unified_arrays(bucket, portfolios, factors, policy)
         if policy is not None and cube.stress is not None:
             stress = stress_arrays(bucket, portfolios, venues, policy)
         results = jax.device_get(map_bucket(Member(arrays, unified, stress), cube, function, devices))

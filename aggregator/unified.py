@@ -11,7 +11,6 @@ scaled by the same ratio. Grid, floor and add-ons are the same at both levels bu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import equinox as eqx
@@ -29,6 +28,7 @@ from .requirement import (
     blended_shortfall,
     effective_requirement,
     ideal_requirement,
+    initial_requirement,
     liquidity_horizon_shortfall,
 )
 from .risk import SCENARIO_TILE, euler_allocation, tail_rows, tail_weights, tile_sum
@@ -38,6 +38,9 @@ from .unified_batch import UnifiedArrays
 
 BATCHES = 8
 """Independent batches behind a standard error: the scrambles of a point set, or as many parts of the scenarios."""
+
+
+_DAYS_PER_YEAR = 365.0
 
 
 class Stack(NamedTuple):
@@ -101,6 +104,8 @@ class Unified(NamedTuple):
     components: Components
     silo: Float[Array, " levels"]
     effective: Float[Array, " levels"]
+    initial: Float[Array, ""]
+    """The unified initial margin: that of its own level, or the scaled maintenance margin if that is larger."""
     var_error: Float[Array, " levels"]
     """Standard error of the pooled VaR from independent batches; NaN with fewer than two of them."""
     es_error: Float[Array, " levels"]
@@ -152,8 +157,14 @@ def unified_requirement(
         by_horizon, stressed
     )
     base = jax.vmap(jax.vmap(base_requirement))(blend, both(jnp.maximum(grid, stress)), both(floor))
+    failure = add_ons.venue_failure(
+        unified.node_hazard,
+        unified.node_equity,
+        loss_given_default=unified.node_loss_given_default,
+        horizon_years=stack.horizons[0] / _DAYS_PER_YEAR,
+    )
     costs, gaps = both(liquidity), both(basis)
-    wrong_way, venue = both(_with_total(unified.node_wrong_way)), both(_with_total(unified.node_venue_loss))
+    wrong_way, venue = both(_with_total(unified.node_wrong_way)), both(_with_total(failure.amount))
     add_on_totals = AddOnTotals(costs, concentration, gaps, wrong_way, venue)
     requirement = jax.vmap(jax.vmap(ideal_requirement))(base, add_on_totals)
     components = Components(
@@ -180,7 +191,8 @@ def unified_requirement(
         )
     )(requirement[-1], silo)
     var_error, es_error = _standard_errors(scopes[-1], weights, levels)
-    return Unified(components, silo, effective, var_error, es_error, point, spread)
+    initial = initial_requirement(effective[0], effective[-1], scale=stack.initial_scale)
+    return Unified(components, silo, effective, initial, var_error, es_error, point, spread)
 
 
 # ---- losses by scope -------------------------------------------------------------------------------------------------
@@ -396,8 +408,3 @@ def _standard_errors(
     # A batch without weight (padding) says nothing about the spread of the others.
     complete = jnp.all(tile_sum(shares) > 0.0)
     return jnp.where(complete, error(var), jnp.nan), jnp.where(complete, error(es), jnp.nan)
-
-
-def by_field(components: Components, scope: int, level: int) -> Mapping[str, float]:
-    """One scope and level of host arrays as plain numbers by component."""
-    return {name: float(values[scope, level]) for name, values in components._asdict().items()}

@@ -16,8 +16,6 @@ from .policy import Requirement
 from .portfolio import PackedPortfolio
 from .unit_batch import column
 
-_DAYS_PER_YEAR = 365.0
-
 
 class UnifiedArrays(eqx.Module):
     """One portfolio (a bucket has a leading axis). Money in USD; L lines, N nodes, padded like the bucket."""
@@ -35,8 +33,10 @@ class UnifiedArrays(eqx.Module):
     """Gross value of what has a price of its own: dollars need no floor."""
     node_wrong_way: Float[Array, " N"]
     """Collateral in tokens that fall with their own venue."""
-    node_venue_loss: Float[Array, " N"]
-    """Expected loss over the horizon by failure of the venue."""
+    node_equity: Float[Array, " N"]
+    node_hazard: Float[Array, " N"]
+    """Failures of the venue per year."""
+    node_loss_given_default: Float[Array, " N"]
 
 
 def unified_arrays(
@@ -44,15 +44,13 @@ def unified_arrays(
     portfolios: Sequence[PackedPortfolio],
     factors: Sequence[str],
     policy: Requirement,
-    *,
-    horizon_days: float,
 ) -> UnifiedArrays:
     """The arrays (NumPy) of a bucket; `portfolios` is the sequence that its members refer to."""
     count, lines = bucket.arrays.line_node.shape
     nodes = bucket.arrays.node_is_real.shape[1]
     index = {name: number for number, name in enumerate(factors)}
-    one = [_arrays(portfolios[position], lines, nodes, index, policy, horizon_days) for position in bucket.members]
-    empty = _arrays(PackedPortfolio(""), lines, nodes, index, policy, horizon_days)
+    one = [_arrays(portfolios[position], lines, nodes, index, policy) for position in bucket.members]
+    empty = _arrays(PackedPortfolio(""), lines, nodes, index, policy)
     members = one + [empty] * (count - len(one))
     stacked: UnifiedArrays = jax.tree.map(lambda *leaves: np.stack(leaves), *members)
     return stacked
@@ -74,7 +72,6 @@ def _arrays(
     nodes: int,
     index: Mapping[str, int],
     policy: Requirement,
-    horizon_days: float,
 ) -> UnifiedArrays:
     held = portfolio.lines
     venues = sorted({venue for _, venue in portfolio.nodes})
@@ -88,11 +85,7 @@ def _arrays(
         equity[node].append(value)
         if is_own_token(line, policy):
             wrong_way[node].append(max(value, 0.0))
-    loss = []
-    for (_, venue), values in zip(portfolio.nodes, equity, strict=True):
-        failure = policy.venue(venue)
-        probability = -math.expm1(-failure.hazard_per_year * horizon_days / _DAYS_PER_YEAR)
-        loss.append(probability * failure.loss_given_default * max(math.fsum(values), 0.0))
+    failures = [policy.venue(venue) for _, venue in portfolio.nodes]
     return UnifiedArrays(
         line_factor=column([index.get(line.factor, 0) for line in held], lines, np.int32),
         line_has_factor=column([line.factor in index for line in held], lines, np.bool_),
@@ -104,5 +97,7 @@ def _arrays(
         node_venue=column([venues.index(venue) for _, venue in portfolio.nodes], nodes, np.int32),
         node_gross=column([math.fsum(g) for g in gross], nodes, np.float64),
         node_wrong_way=column([math.fsum(w) for w in wrong_way], nodes, np.float64),
-        node_venue_loss=column(loss, nodes, np.float64),
+        node_equity=column([math.fsum(e) for e in equity], nodes, np.float64),
+        node_hazard=column([f.hazard_per_year for f in failures], nodes, np.float64),
+        node_loss_given_default=column([f.loss_given_default for f in failures], nodes, np.float64),
     )

@@ -38,7 +38,7 @@ def requirement_columns(evaluated: Evaluated, policy: Requirement, daily_vols: M
     unified = figures.unified
     silo, effective = (float(values[0]) for values in (unified.silo, unified.effective))
     ideal = float(unified.components.requirement[-1, 0])
-    initial = max(policy.initial_scale * effective, float(unified.effective[1]))
+    initial = float(unified.initial)
     equity = unified_equity(portfolio, policy, daily_vols)
     row: Row = {
         "unified_equity_usd": equity,

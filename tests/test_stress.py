@@ -1,7 +1,6 @@
 """Named stresses: what the file may say, the moves it means, and every portfolio's figures against a plain twin."""
 
 import math
-import os
 from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -184,9 +183,8 @@ def test_a_replay_in_the_wrong_order_is_refused(tmp_path: Path) -> None:
         library(LIBRARY.replace("depth = 0.25", "replay = { first = 2020-03-13, last = 2020-03-12 }", 1), tmp_path)
 
 
-@pytest.mark.skipif("CROSSMARGIN_RECORDED" not in os.environ, reason="CROSSMARGIN_RECORDED names no recorded history")
-def test_the_shipped_moves_are_those_of_the_recorded_closes() -> None:
-    table = read_history_table(Path(os.environ["CROSSMARGIN_RECORDED"]) / "market" / "ohlcv_1d.parquet")
+def test_the_shipped_moves_are_those_of_the_recorded_closes(recorded: Path) -> None:
+    table = read_history_table(recorded / "market" / "ohlcv_1d.parquet")
     read = read_stress_library(SHIPPED)
     for name, stress in read.stress.items():
         if stress.replay is None:

@@ -246,6 +246,9 @@ def test_every_component_is_the_twins(plain: Desk, level: int) -> None:
     close(component(plain, "floor", level), policy.floor_rate * gross)
     close(component(plain, "liquidity", level), twin.liquidity())
     close(component(plain, "concentration", level), twin.concentration(confidence))
+    equity = [sum(plain.portfolio.line_equity[n] for n in m) for m in twin.members[:-1]]
+    of_venue = [0.02 / 365.0 * 0.6 * max(value, 0.0) for value in equity]
+    close(component(plain, "venue", level), np.array([*of_venue, sum(of_venue)]))
     basis = component(plain, "basis", level)
     assert not basis[:-1].any()
     close(basis[-1], twin.basis())
