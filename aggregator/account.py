@@ -57,6 +57,7 @@ class Line(NamedTuple):
     kind: str
     symbol: str
     funding_rate: float | None
+    is_perpetual: bool
 
 
 class AccountInfo(NamedTuple):
@@ -271,12 +272,22 @@ class AccountDraft:
         )
 
     def _line(
-        self, key: str, asset_id: str, value: float, gross: float, kind: str, symbol: str, rate: float | None = None
+        self,
+        key: str,
+        asset_id: str,
+        value: float,
+        gross: float,
+        kind: str,
+        symbol: str,
+        rate: float | None = None,
+        *,
+        is_perpetual: bool = False,
     ) -> Line:
         """The line of a balance of an asset, or of a position in an underlying."""
         factor = next((name for name in self.market.exponents(asset_id) if name.startswith("price:")), "")
         asset = self.market.risk_symbol(asset_id)
-        return Line(key, self.account_id, self.venue, self.row["node"], asset, value, gross, factor, kind, symbol, rate)
+        place = self.account_id, self.venue, self.row["node"]
+        return Line(key, *place, asset, value, gross, factor, kind, symbol, rate, is_perpetual)
 
     def _balance(self, balance: Row) -> None:
         market, asset_id = self.market, balance["asset_id"]
@@ -345,8 +356,10 @@ class AccountDraft:
         shown = -value if instrument["payoff"] == "inverse" and instrument["kind"] != "option" else value
         kind = "option" if instrument["kind"] == "option" else "linear"
         funding = market.mark(self.venue, self.account_id, position["instrument_id"], "funding_rate")
-        rate = float(funding["value"]) if funding is not None and instrument["kind"] == "perp" else None
-        self.lines.append(self._line(key, underlying, shown, abs(value), kind, position["instrument_id"], rate))
+        perpetual = instrument["kind"] == "perp"
+        rate = float(funding["value"]) if funding is not None and perpetual else None
+        name = position["instrument_id"]
+        self.lines.append(self._line(key, underlying, shown, abs(value), kind, name, rate, is_perpetual=perpetual))
         if cash:
             self._leg(line, settlement, settlement_exponents, cash, instrument=instrument)
         self.line_equity.append(value + cash)

@@ -10,6 +10,8 @@ import jax
 import numpy as np
 from scipy import stats
 
+from .calibrated_history import HistoryTables, filtered_law
+from .calibrated_overlays import jump_stress, made_by_overlays, with_overlays, with_path_overlays
 from .calibration_file import CURRENT, CalibrationFile, Law
 from .config import CalibratedFigures, Proxy
 from .errors import ConfigurationError, nearest_name
@@ -18,16 +20,11 @@ from .generators.mixture import Component, mixture
 from .generators.multivariate_t import multivariate_t
 from .generators.regime_switching import RegimeLaw, regime_switching
 from .generators.t_copula import MarginLaw, ParetoTail, t_copula
-from .overlays.depeg import depeg
-from .overlays.lst_discount import DiscountLaw, lst_discount
-from .overlays.partial_default import DefaultLaw
-from .overlays.spot_vol import SpotVolRule, spot_vol
-from .scenarios import ScenarioGenerator, stream_number
+from .overlays.jump_strata import JumpDesign
+from .scenarios import TILE, ScenarioGenerator, stream_number
 from .sobol_points import BLOCKS, SobolDesign
 
 _DAYS_PER_YEAR = 365.0
-_DEEPEST_CAP = 0.99  # a token that lost everything has no logarithm
-
 _HEAVIEST_SHAPE = 0.45
 """Largest tail index of a margin made of a parametric t: above one half a law has no variance."""
 
@@ -72,25 +69,29 @@ def calibrated_generator(
     seed: int,
     scenarios: int,
     horizon_days: float,
+    steps: int | None = None,
+    tables: HistoryTables | None = None,
 ) -> ScenarioGenerator:
     """The generator of one law of the file over `factors` (in another order where overlays append some).
 
-    `scenarios` matters to point sets alone. A proxied factor takes the law of its model, moved by its scale, and goes
-    along with it. Raises ConfigurationError for what the file cannot give.
+    Its own weights, where it has some, are those of `scenarios` scenarios. `horizon_days` is the length of one of
+    `steps` steps of a path, which alone has marks of oracles and funding. A proxied factor takes the law of its model,
+    moved by its scale, and goes along with it. `tables` are what filtered history replays. Raises ConfigurationError
+    for what the file cannot give.
     """
-    made_by_overlays = _made_by_overlays(file, figures, factors)
-    drawn = [name for name in factors if name not in made_by_overlays]
+    made = made_by_overlays(file, figures, factors)
+    drawn = [name for name in factors if name not in made]
     points = _design(figures, seed, law_name, scenarios) if takes_points(figures) else None
-    of = _Source(file, law_name, drawn, figures, horizon_days, points)
+    of = _Source(file, law_name, drawn, figures, horizon_days, points, seed, tables)
     if figures.mixture:
         base: ScenarioGenerator = mixture(
             {name: Component(weight, _LAWS[name](of)) for name, weight in figures.mixture.items()}
         )
     else:
         base = _LAWS[figures.law](of)
-    for overlay in figures.overlays:
-        base = _OVERLAYS[overlay](base, file, law_name, factors, horizon_days)
-    return base
+    design = _jump_design(figures, seed, law_name, scenarios, steps or 1)
+    base = with_overlays(base, file, figures, factors, step_days=horizon_days, design=design)
+    return base if steps is None else with_path_overlays(base, file, figures, factors, step_days=horizon_days)
 
 
 def takes_points(figures: CalibratedFigures) -> bool:
@@ -98,9 +99,19 @@ def takes_points(figures: CalibratedFigures) -> bool:
     return figures.points == "sobol" and not figures.mixture and figures.law in ("t_copula", "multivariate_t")
 
 
-def scenario_count(figures: CalibratedFigures, scenarios: int) -> int | None:
-    """What to ask of the generator: None for a point set, which has its own number."""
-    return None if takes_points(figures) else scenarios
+def scenario_count(generator: ScenarioGenerator, scenarios: int) -> int | None:
+    """What to ask of the generator: None for one whose scenarios have weights of their own, which are as many."""
+    return scenarios if generator.own_weights is None else None
+
+
+def _jump_design(figures: CalibratedFigures, seed: int, law_name: str, scenarios: int, steps: int) -> JumpDesign | None:
+    """Rare jumps are spread over each scramble of a point set, or over every tile; too few scenarios draw them as they
+    come.
+    """
+    if scenarios < TILE:
+        return None
+    key = jax.random.fold_in(jax.random.key(seed), stream_number(f"jumps {law_name}"))
+    return JumpDesign(key, scenarios, scenarios // BLOCKS if takes_points(figures) else TILE, steps)
 
 
 def _design(figures: CalibratedFigures, seed: int, law_name: str, scenarios: int) -> SobolDesign:
@@ -126,6 +137,8 @@ class _Source(NamedTuple):
     figures: CalibratedFigures
     horizon_days: float
     points: SobolDesign | None
+    seed: int
+    tables: HistoryTables | None
 
     @property
     def law(self) -> Law:
@@ -170,8 +183,13 @@ def _t_copula(of: _Source) -> ScenarioGenerator:
 
 
 def _merton_jumps(of: _Source) -> ScenarioGenerator:
-    """Jumps as the file has them; what the jumps leave of the law's variance is the diffusion's, at least a tenth."""
+    """Jumps as the file has them, under a stressed law more often (`jump_stress`).
+
+    What they leave of the law's variance is the diffusion's, at least a tenth.
+    """
+    hastened = math.exp(of.figures.jumps.stress_loading * jump_stress(of.file, of.law_name, of.factors))
     common = of.file.jumps.common
+    common = common.model_copy(update={"per_year": common.per_year * hastened})
     jumps, std = {}, of.std()
     for name, model in of.models().items():
         asset = of.file.jumps.assets.get(model.factor)
@@ -179,7 +197,7 @@ def _merton_jumps(of: _Source) -> ScenarioGenerator:
             jumps[name] = FactorJumps(0.0, 0.0, 0.0, 0.0)
             continue
         scale = model.scale
-        jumps[name] = FactorJumps(asset.beta * scale, asset.per_year, asset.mean * scale, asset.std * scale)
+        jumps[name] = FactorJumps(asset.beta * scale, asset.per_year * hastened, asset.mean * scale, asset.std * scale)
     diffusive = {}
     for name, jump in jumps.items():
         shared = common.per_year * jump.beta**2 * (common.mean**2 + common.std**2)
@@ -245,83 +263,26 @@ def correlation_with_mean(matrix: np.ndarray, factors: Sequence[str], mean: floa
     return out
 
 
+def _filtered_history(of: _Source) -> ScenarioGenerator:
+    if of.tables is None or of.figures.history is None:
+        raise ConfigurationError("filtered_history: no tables were read")
+    return filtered_law(
+        of.tables,
+        of.file,
+        of.law_name,
+        of.models(),
+        of.figures.history,
+        key=jax.random.fold_in(jax.random.key(of.seed), stream_number(f"history {of.law_name}")),
+        step_days=of.horizon_days,
+    )
+
+
 _LAWS: Mapping[str, Callable[[_Source], ScenarioGenerator]] = {
     "t_copula": _t_copula,
     "multivariate_t": _multivariate_t,
     "merton_jumps": _merton_jumps,
     "regime_switching": _regime_switching,
-}
-
-
-# ---- overlays --------------------------------------------------------------------------------------------------------
-
-
-def _made_by_overlays(file: CalibrationFile, figures: CalibratedFigures, factors: Sequence[str]) -> set[str]:
-    """Factors that an overlay makes whole, so that the law below must not draw them."""
-    made = set()
-    if "spot_vol" in figures.overlays:
-        made |= {name for name in factors if name.removeprefix("vol:") in file.vol_rules and name.startswith("vol:")}
-    if "lst_discount" in figures.overlays:
-        made |= {name for name in factors if name.removeprefix("peg:") in file.discounts and name.startswith("peg:")}
-    return made
-
-
-def _spot_vol(
-    base: ScenarioGenerator, file: CalibrationFile, law_name: str, factors: Sequence[str], horizon_days: float
-) -> ScenarioGenerator:
-    rules = {}
-    for name in factors:
-        kind, _, asset = name.partition(":")
-        if kind == "vol" and asset in file.vol_rules:
-            rule = file.vol_rules[asset]
-            rules[name] = SpotVolRule(rule.beta, rule.eta, rule.beta_abs, rule.mean_abs)
-    return spot_vol(base, rules, step_days=horizon_days) if rules else base
-
-
-def _depeg(
-    base: ScenarioGenerator, file: CalibrationFile, law_name: str, factors: Sequence[str], horizon_days: float
-) -> ScenarioGenerator:
-    laws = {}
-    for name in factors:
-        kind, _, asset = name.partition(":")
-        if kind == "peg" and asset in file.pegs:
-            peg = file.pegs[asset]
-            laws[name] = DefaultLaw(
-                peg.jumps_per_year,
-                peg.depth_a,
-                peg.depth_b,
-                min(peg.depth_cap, _DEEPEST_CAP),
-                peg.recovery_per_day,
-                peg.absorbing_probability,
-            )
-    return depeg(base, laws, step_days=horizon_days) if laws else base
-
-
-def _lst_discount(
-    base: ScenarioGenerator, file: CalibrationFile, law_name: str, factors: Sequence[str], horizon_days: float
-) -> ScenarioGenerator:
-    laws = {}
-    for name in factors:
-        kind, _, asset = name.partition(":")
-        if kind == "peg" and asset in file.discounts:
-            found = file.discounts[asset]
-            laws[name] = DiscountLaw(
-                found.daily_std,
-                found.nu,
-                found.mean,
-                found.reversion_per_day,
-                found.jumps_per_year,
-                found.depth_a,
-                found.depth_b,
-                min(found.depth_cap, _DEEPEST_CAP),
-            )
-    return lst_discount(base, laws, step_days=horizon_days) if laws else base
-
-
-_OVERLAYS: Mapping[str, Callable[..., ScenarioGenerator]] = {
-    "spot_vol": _spot_vol,
-    "depeg": _depeg,
-    "lst_discount": _lst_discount,
+    "filtered_history": _filtered_history,
 }
 
 

@@ -4,6 +4,8 @@ One file per as-of time, written by `crossmargin calibrate` (the text is made in
 per day unless its name says otherwise, returns are log returns, rates and depths are fractions, `per_year` is per 365
 days. Standard deviations are of whole laws, never the scale of a t. What could not be estimated is listed by field name
 in `assumed` or by factor in `filled`.
+
+Every figure has a range, see `calibration_ranges`.
 """
 
 from __future__ import annotations
@@ -18,6 +20,25 @@ from typing import Annotated, Any, Literal, get_args
 import numpy as np
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
+from .calibration_ranges import (
+    LARGEST_PEG_STD,
+    BetaShape,
+    Correlation,
+    DailyStd,
+    FundingRate,
+    Gap,
+    JumpStd,
+    LogMove,
+    Multiple,
+    NotNegative,
+    Nu,
+    PegStd,
+    PerDay,
+    PerYear,
+    Positive,
+    Share,
+    within,
+)
 from .correlation import correlation_matrix
 from .errors import ConfigurationError, nearest_name
 from .section import Section
@@ -27,11 +48,6 @@ CURRENT = "current"
 
 _PAIR = "|"
 _TOLERANCE = 1e-9
-
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Correlation = Annotated[float, Field(ge=-1, le=1)]
 
 
 class TableUsed(Section):
@@ -75,11 +91,11 @@ class Law(Section):
     first_date: date
     last_date: date
     days: int = Field(ge=1)
-    nu: float = Field(gt=2)
+    nu: Nu
     nu_interval: tuple[float, float]
     """95 % profile likelihood interval of nu, within the grid that was searched."""
     smallest_eigenvalue: Positive
-    daily_std: dict[str, Positive]
+    daily_std: dict[str, DailyStd]
     filled: dict[str, Literal["beta", "rule", "peg", "discount"]] = {}
     correlation: dict[str, Correlation] = {}
 
@@ -106,9 +122,9 @@ class Law(Section):
 class TailFit(Section):
     """Generalised-Pareto tail beyond `threshold`: excess over it has this shape and scale (scale in the law's unit)."""
 
-    threshold: float
-    shape: float = Field(lt=0.5)
-    scale: Positive
+    threshold: Annotated[float, within(-50.0, 50.0, "standard deviations")]
+    shape: Annotated[float, within(-5.0, 0.5, "the shape of a tail with a variance")] = Field(lt=0.5)
+    scale: Annotated[float, within(0.0, 50.0, "standard deviations", above=True)]
     exceedances: int = Field(ge=0)
 
 
@@ -118,7 +134,7 @@ class Margin(Section):
     `quantiles` belong to the probabilities `margin_probabilities` of the file, which begin and end at the thresholds.
     """
 
-    quantiles: tuple[float, ...] = Field(min_length=3)
+    quantiles: tuple[Annotated[float, within(-50.0, 50.0, "standard deviations")], ...] = Field(min_length=3)
     lower: TailFit
     upper: TailFit
 
@@ -140,9 +156,10 @@ class Garch(Section):
     alpha: NotNegative
     gamma: float
     beta: Share
-    daily_std_next: Positive
+    daily_std_next: DailyStd
     """Standard deviation of the first day after the sample."""
-    daily_std_long_run: Positive
+    daily_std_long_run: Annotated[float, within(0.0, 10.0, "a standard deviation of log moves a day", above=True)]
+    """Of the stationary law, which is wide where shocks hardly decay."""
     days: int = Field(ge=1)
 
     @model_validator(mode="after")
@@ -157,9 +174,9 @@ class Garch(Section):
 class CommonJump(Section):
     """Days on which at least half of the assets jump: rate, mean and standard deviation of the mean jump."""
 
-    per_year: NotNegative
-    mean: float
-    std: NotNegative
+    per_year: PerYear
+    mean: LogMove
+    std: JumpStd
     events: int = Field(ge=0)
 
 
@@ -169,11 +186,11 @@ class AssetJump(Section):
     `pooled`: fewer than the minimum of own jumps, mean and standard deviation are those of all assets' own jumps.
     """
 
-    beta: float
-    per_year: NotNegative
-    mean: float
-    std: NotNegative
-    diffusive_std: Positive
+    beta: Multiple
+    per_year: PerYear
+    mean: LogMove
+    std: JumpStd
+    diffusive_std: DailyStd
     events: int = Field(ge=0)
     pooled: bool = False
 
@@ -191,12 +208,12 @@ class Regime(Section):
     """One state: daily mean and standard deviation of the market, its ratio to the whole sample's, and the factors."""
 
     name: str
-    mean: float
-    market_std: Positive
-    std_multiplier: Positive
+    mean: LogMove
+    market_std: DailyStd
+    std_multiplier: Annotated[float, within(0.0, 100.0, "a multiple of the whole sample's", above=True)]
     mean_correlation: Correlation
     """Average over pairs of price factors."""
-    daily_std: dict[str, Positive]
+    daily_std: dict[str, DailyStd]
 
 
 class Regimes(Section):
@@ -232,15 +249,15 @@ class VolRuleFit(Section):
     volatility (1 = 100 points), per unit of r. `borrowed_from`: the asset whose history it is; "" for its own.
     """
 
-    beta: float
-    beta_abs: float
-    mean_abs: NotNegative
-    eta: NotNegative
-    beta_linear: float
-    eta_linear: NotNegative
+    beta: Multiple
+    beta_abs: Multiple
+    mean_abs: JumpStd
+    eta: JumpStd
+    beta_linear: Multiple
+    eta_linear: JumpStd
     r_squared: Share
     r_squared_linear: Share
-    skew_tilt: float
+    skew_tilt: Multiple
     days: int = Field(ge=0)
     borrowed_from: str = ""
     assumed: tuple[str, ...] = ()
@@ -253,13 +270,13 @@ class Peg(Section):
     are those of all stablecoins of the table together.
     """
 
-    daily_std: Positive
-    nu: float = Field(gt=2)
-    jumps_per_year: NotNegative
-    depth_a: Positive
-    depth_b: Positive
+    daily_std: PegStd
+    nu: Nu
+    jumps_per_year: PerYear
+    depth_a: BetaShape
+    depth_b: BetaShape
     depth_cap: float = Field(gt=0, le=1)
-    recovery_per_day: NotNegative
+    recovery_per_day: PerDay
     absorbing_probability: Share
     days: int = Field(ge=0)
     events: int = Field(ge=0)
@@ -270,13 +287,13 @@ class Peg(Section):
 class Discount(Section):
     """A staked or wrapped token's log discount to its share of the underlying: mean reversion and a rare jump."""
 
-    daily_std: Positive
-    nu: float = Field(gt=2)
-    mean: float
-    reversion_per_day: NotNegative
-    jumps_per_year: NotNegative
-    depth_a: Positive
-    depth_b: Positive
+    daily_std: PegStd
+    nu: Nu
+    mean: LogMove
+    reversion_per_day: PerDay
+    jumps_per_year: PerYear
+    depth_a: BetaShape
+    depth_b: BetaShape
     depth_cap: float = Field(gt=0, le=1)
     days: int = Field(ge=0)
     borrowed_from: str = ""
@@ -286,12 +303,12 @@ class Discount(Section):
 class Funding(Section):
     """Ornstein-Uhlenbeck funding rate, fraction per interval; `kappa` per interval, `sigma` per root interval."""
 
-    interval_hours: Positive
-    kappa: Positive
-    theta: float
-    sigma: Positive
-    cap: Positive
-    latest: float
+    interval_hours: Annotated[float, within(0.0, 168.0, "hours", above=True)]
+    kappa: Annotated[float, within(0.0, 50.0, "a rate of decay an interval", above=True)]
+    theta: FundingRate
+    sigma: Annotated[float, within(0.0, 1.0, "a share of notional an interval, 0.0001 for 0.01 %", above=True)]
+    cap: Annotated[float, within(0.0, 1.0, "a share of notional an interval, 0.0001 for 0.01 %", above=True)]
+    latest: FundingRate
     intervals: int = Field(ge=0)
     assumed: tuple[str, ...] = ()
 
@@ -299,12 +316,12 @@ class Funding(Section):
 class Liquidity(Section):
     """Depth of an asset's market by proxy: trading volume, volatility, spread, price impact of volume."""
 
-    adv_usd: Positive
+    adv_usd: Annotated[float, within(0.0, 1e13, "USD a day", above=True)]
     """Median daily quote volume, USD."""
-    daily_std: Positive
-    spread: NotNegative
+    daily_std: DailyStd
+    spread: Gap
     """Relative bid-ask spread, fraction of the price."""
-    amihud: NotNegative
+    amihud: Annotated[float, within(0.0, 1.0, "a return per USD of volume")]
     """Mean |daily return| per USD of quote volume."""
     days: int = Field(ge=1)
     market: str
@@ -314,12 +331,12 @@ class Liquidity(Section):
 class Basis(Section):
     """Change over a day of the log gap between perpetual and spot: 99 % expected shortfall of its size, and floor."""
 
-    es_99: NotNegative
-    floor: Positive
-    charge: Positive
+    es_99: Gap
+    floor: Annotated[float, within(0.0, 1.0, "a share of the price, 0.002 for 0.2 %", above=True)]
+    charge: Annotated[float, within(0.0, 1.0, "a share of the price, 0.002 for 0.2 %", above=True)]
     """max(es_99, floor): what the add-on takes per unit of matched notional."""
-    gap_mean: float
-    gap_std: NotNegative
+    gap_mean: Annotated[float, within(-1.0, 1.0, "a share of the price")]
+    gap_std: Gap
     days: int = Field(ge=0)
     assumed: tuple[str, ...] = ()
 
@@ -375,6 +392,17 @@ class CalibrationFile(Section):
     diagnostics: Diagnostics
     refused: dict[str, str] = {}
     """Asset to the reason why it has no law."""
+
+    @model_validator(mode="after")
+    def _pegs_hold(self) -> CalibrationFile:
+        for name, law in self.laws.items():
+            for factor, std in law.daily_std.items():
+                if factor.startswith("peg:") and std > LARGEST_PEG_STD:
+                    raise ValueError(
+                        f"laws.{name}.daily_std.{factor}: {std:g} is beyond any peg; "
+                        f"expected above 0 and at most {LARGEST_PEG_STD:g}"
+                    )
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> CalibrationFile:

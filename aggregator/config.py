@@ -142,21 +142,77 @@ class FilteredHistoryFigures(Section):
     proxies: dict[str, Proxy] = {}
     pegs: dict[str, PegFigures] = {}
     vol_rules: dict[str, VolRule] = {}
+    mean_block: float = Field(default=1.0, ge=1)
+    """Mean length, in dates, of the blocks that paths replay in one piece; 1 draws every step anew."""
     until: datetime | None = None
     """Last instant of the history; None: the run's as_of."""
 
 
-CalibratedLaw = Literal["t_copula", "multivariate_t", "merton_jumps", "regime_switching"]
-CalibratedOverlay = Literal["spot_vol", "depeg", "lst_discount"]
+class HistoryFigures(Section):
+    """The tables that the law filtered_history of a calibration replays, up to the calibration's as_of.
+
+    `volatility` "ewma" takes the calibration's decay; "gjr" its GARCH figures, with leverage where the file has some;
+    "garch" the same persistence without leverage. `mean_block` as in `FilteredHistoryFigures`.
+    """
+
+    table: str
+    context: str | None = None
+    volatility: Literal["ewma", "garch", "gjr"] = "ewma"
+    half_life_days: float = Field(default=730.0, ge=0)
+    mean_block: float = Field(default=1.0, ge=1)
+    splice: bool = True
+
+
+CalibratedLaw = Literal["t_copula", "multivariate_t", "merton_jumps", "regime_switching", "filtered_history"]
+CalibratedOverlay = Literal["spot_vol", "depeg", "lst_discount", "funding", "oracle_error", "liquidity_drought"]
+
+
+class JumpFigures(Section):
+    """What the calibration does not say of rare jumps; both ASSUMED, no history tells them.
+
+    The rate of jumps is multiplied by exp(`stress_loading` s), s being the standard deviations (of a day like today)
+    that the market falls over the step. `absorbing_share` of the jumps of a staked token are slashings, which never
+    heal; that of a stablecoin stands in the calibration.
+    """
+
+    stress_loading: float = Field(default=0.5, ge=0, le=5)
+    absorbing_share: float = Field(default=0.0, ge=0, le=1)
+
+
+class OracleFigures(Section):
+    """The oracle of every price that paths move; all ASSUMED, its lengths rounded to whole steps of the paths.
+
+    It follows the price of `delay_hours` ago when that differs from its mark by more than `deviation` or after
+    `heartbeat_hours`, but not during an outage; a wrong feed reports the price times exp(error_std Z). All assets share
+    outages and errors: there is one network of nodes.
+    """
+
+    deviation: float = Field(default=0.005, ge=0)
+    heartbeat_hours: float = Field(default=1.0, gt=0)
+    delay_hours: float = Field(default=0.0, ge=0)
+    outages_per_year: float = Field(default=2.0, ge=0)
+    outage_hours: float = Field(default=4.0, gt=0)
+    errors_per_year: float = Field(default=0.5, ge=0)
+    error_std: float = Field(default=0.05, ge=0)
+    error_hours: float = Field(default=1.0, gt=0)
+
+
+class DroughtFigures(Section):
+    """Depth of an order book over today's: max(`least`, exp(-`sensitivity` |move| / daily deviation)); both ASSUMED."""
+
+    sensitivity: float = Field(default=0.5, ge=0)
+    least: float = Field(default=0.1, gt=0, le=1)
 
 
 class CalibratedFigures(Section):
     """Scenarios from a dated calibration file (see `calibration_file`).
 
-    `law` is the generator, or `mixture` gives several of them with weights that sum to 1. The laws t_copula and
-    multivariate_t take scrambled Sobol points with thicker tails and weights (`points` "sobol") unless they are part of
-    a mixture; all others are independent draws. `overlays` act on the law in their order. `factors` None takes every
-    factor of the file. `stressed` names the file's stressed laws that the requirement looks at; None takes all of them.
+    `law` is the generator (filtered_history needs `history`), or `mixture` gives several of them with weights that sum
+    to 1. The laws t_copula and multivariate_t take scrambled Sobol points with thicker tails and weights (`points`
+    "sobol") unless they are part of a mixture; all others are independent draws. `overlays` act on the law: ordinary
+    moves in their order, then the rare jumps of all of them; funding and oracle_error act on paths, liquidity_drought
+    on sizes of markets. `factors` None takes every factor of the file. `stressed` names the file's stressed laws that
+    the requirement looks at; None takes all of them.
     """
 
     generator: Literal["calibrated"]
@@ -169,6 +225,19 @@ class CalibratedFigures(Section):
     factors: tuple[str, ...] | None = None
     stressed: tuple[str, ...] | None = None
     proxies: dict[str, Proxy] = {}
+    history: HistoryFigures | None = None
+    jumps: JumpFigures = JumpFigures()
+    oracle_error: OracleFigures = OracleFigures()
+    liquidity_drought: DroughtFigures = DroughtFigures()
+
+    @model_validator(mode="after")
+    def _with_history(self) -> CalibratedFigures:
+        replays = "filtered_history" in (self.mixture or (self.law,))
+        if replays and self.history is None:
+            raise ValueError("law filtered_history needs the section scenarios.history with its table")
+        if not replays and self.history is not None:
+            raise ValueError("scenarios.history is read by the law filtered_history alone")
+        return self
 
 
 class Paths(Section):
@@ -262,6 +331,8 @@ class Configuration(Section):
     """The library of named stresses, a TOML file."""
     stress_history: str | None = None
     """Table of daily bars on which the replays of the library are measured."""
+    routes: str | None = None
+    """How collateral travels between venues, a TOML file (see `routes`); without one it is taken to arrive."""
     paths: Paths = Paths()
     engine: Engine = Engine()
     store: Store = Store()

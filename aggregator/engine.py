@@ -190,7 +190,7 @@ def _headline_of(member: Member, evaluation: _Evaluation, cube: Cube) -> Headlin
     var, es = tail_rows(rows, cube.weights, CONFIDENCES)
     unified, stress, binding = None, None, None
     if member.stress is not None and cube.stress is not None:
-        stress = stress_figures(member.rows, member.stress, cube.stress, cube.rows, cube.today)
+        stress = stress_figures(member.rows, member.stress, cube.stress, cube.rows, cube.today, cube.unified)
         binding = binding_loss(stress, cube.stress)
     if member.unified is not None and cube.unified is not None:
         # Without routes configured collateral is taken to arrive: the offset cap alone limits the benefit.

@@ -24,6 +24,7 @@ from .calibrated import (
     scenario_count,
     stressed_names,
 )
+from .calibrated_history import HistoryTables, history_assets
 from .calibration_file import CURRENT, CalibrationFile, read_calibration
 from .config import CalibratedFigures, FilteredHistoryFigures, MultivariateTFigures, Resolved
 from .errors import ConfigurationError, DataError, Failure, FailureReason, nearest_name
@@ -31,6 +32,7 @@ from .generators.filtered_historical import filtered_historical
 from .generators.multivariate_t import multivariate_t
 from .history import FactorHistory, Proxy, VolatilityRule, age_weights, factor_history
 from .history_tables import implied_vol_changes, read_history_table, return_panel
+from .path_views import VIEW_KINDS
 from .scenarios import PegDistribution, ScenarioGenerator
 
 _PAIR = "|"
@@ -79,8 +81,13 @@ class Generation(NamedTuple):
     basis: Mapping[str, float] = MappingProxyType({})
 
 
-def build_generator(resolved: Resolved, needed: Sequence[str], as_of: datetime) -> Generation:
+def build_generator(
+    resolved: Resolved, needed: Sequence[str], as_of: datetime, *, steps: int | None = None
+) -> Generation:
     """The configured generator; needed factors that it cannot move are `missing`.
+
+    With `steps` it is one of paths of as many steps, each as long as the horizon; then it may have factors behind those
+    of the run that only paths read.
 
     From figures it covers every factor that has some, from history the needed ones.
 
@@ -91,7 +98,7 @@ def build_generator(resolved: Resolved, needed: Sequence[str], as_of: datetime) 
     if isinstance(figures, MultivariateTFigures):
         generation = _from_figures(resolved, figures, sorted(needed))
     elif isinstance(figures, CalibratedFigures):
-        generation = _from_calibration(resolved, figures, sorted(needed))
+        generation = _from_calibration(resolved, figures, sorted(needed), steps)
     else:
         generation = _from_history(resolved, figures, sorted(needed), as_of)
     return generation._replace(sizes={**generation.sizes, **_own_sizes(resolved)})
@@ -109,7 +116,7 @@ def build_path_generator(resolved: Resolved, factors: Sequence[str], as_of: date
     step = {"horizon_days": run.horizon_days / configuration.paths.steps}
     changed = {"scenarios": figures.model_copy(update=own), "run": run.model_copy(update=step)}
     of_step = resolved.model_copy(update={"configuration": configuration.model_copy(update=changed)})
-    generation = build_generator(of_step, factors, as_of)
+    generation = build_generator(of_step, factors, as_of, steps=configuration.paths.steps)
     if generation.factors != tuple(factors):
         raise ConfigurationError(f"the law of [paths] moves {generation.factors}, that of the run {tuple(factors)}")
     return generation
@@ -121,11 +128,14 @@ def _own_sizes(resolved: Resolved) -> dict[str, MarketSize]:
     return {f"price:{name}": MarketSize(a.adv_usd, a.daily_std, a.spread) for name, a in assets.items()}
 
 
-def _from_calibration(resolved: Resolved, figures: CalibratedFigures, needed: Sequence[str]) -> Generation:
+def _from_calibration(
+    resolved: Resolved, figures: CalibratedFigures, needed: Sequence[str], steps: int | None
+) -> Generation:
     configuration = resolved.configuration
     file = read_calibration(resolved.path(figures.calibration))
     factors = calibrated_factors(file, figures)
     _, missing = _covered(needed, factors)
+    tables, failures = _history_tables(resolved, figures, file, factors)
 
     def built(law: str, scenarios: int) -> ScenarioGenerator:
         return calibrated_generator(
@@ -136,30 +146,86 @@ def _from_calibration(resolved: Resolved, figures: CalibratedFigures, needed: Se
             seed=configuration.run.seed,
             scenarios=scenarios,
             horizon_days=configuration.run.horizon_days,
+            steps=steps,
+            tables=tables,
         )
 
     of_stress = configuration.requirement.stressed_scenarios
-    stressed = tuple(
-        StressedLaw(name, built(name, of_stress), scenario_count(figures, of_stress))
-        for name in stressed_names(file, figures)
-    )
+    laws = {name: built(name, of_stress) for name in stressed_names(file, figures)}
+    stressed = tuple(StressedLaw(name, law, scenario_count(law, of_stress)) for name, law in laws.items())
     known = market_figures(file)
+    own = "history" if figures.law == "filtered_history" and not figures.mixture else "figures"
     origins = {
-        name: Origin("proxy" if name in figures.proxies else "figures", _filled(file, figures, name))
-        for name in factors
+        name: Origin("proxy" if name in figures.proxies else own, _filled(file, figures, name)) for name in factors
     }
     current = built(CURRENT, figures.scenarios)
+    if steps is None and not configuration.paths.scenarios:
+        for overlay in ("funding", "oracle_error"):
+            if overlay in figures.overlays:
+                raise ConfigurationError(f"scenarios.overlays: {overlay} acts on paths; set paths.scenarios above 0")
     return Generation(
         current,
-        current.factors,
-        scenario_count(figures, figures.scenarios),
+        tuple(name for name in current.factors if name.partition(":")[0] not in VIEW_KINDS),
+        scenario_count(current, figures.scenarios),
         origins,
         missing,
-        tuple(_missing_failures(missing)),
+        (*failures, *_missing_failures(missing)),
         stressed,
         {name: MarketSize(*market[:3]) for name, market in known.items()},
         {name: market.basis for name, market in known.items() if market.basis is not None},
     )
+
+
+def _history_tables(
+    resolved: Resolved, figures: CalibratedFigures, file: CalibrationFile, factors: Sequence[str]
+) -> tuple[HistoryTables | None, tuple[Failure, ...]]:
+    """What the law filtered_history replays, up to the calibration's as_of; None for other laws."""
+    history = figures.history
+    if history is None:
+        return None, ()
+    models = [figures.proxies[name].factor if name in figures.proxies else name for name in factors]
+    used = file.calibration
+    return _tables(
+        resolved,
+        history.table,
+        history.context,
+        history_assets(models),
+        until=used.as_of,
+        anchors=used.anchors,
+        markets=used.markets,
+        splice=history.splice,
+    )
+
+
+def _tables(
+    resolved: Resolved,
+    history: str,
+    context: str | None,
+    assets: Sequence[str],
+    *,
+    until: datetime,
+    anchors: Sequence[str],
+    markets: Sequence[str],
+    splice: bool,
+) -> tuple[HistoryTables, tuple[Failure, ...]]:
+    """Returns of `assets`, the implied volatilities that the context table has of them, and what could not be read."""
+    with _readable(history):
+        panel, failures = return_panel(
+            read_history_table(resolved.path(history)),
+            assets,
+            as_of=until,
+            anchors=anchors,
+            markets=markets,
+            splice=splice,
+        )
+    vols: dict[str, np.ndarray] = {}
+    if context is not None:
+        with _readable(context):
+            vols, of_vols = implied_vol_changes(
+                read_history_table(resolved.path(context)), assets, dates=panel.dates, as_of=until
+            )
+        failures = (*failures, *of_vols)
+    return HistoryTables(panel, vols), failures
 
 
 def _filled(file: CalibrationFile, figures: CalibratedFigures, name: str) -> float:
@@ -256,22 +322,16 @@ def _from_history(
     assets = sorted({name.partition(":")[2] for name in needed if not name.startswith("peg:")})
     proxies = {_symbol(name): Proxy(_symbol(p.factor), p.scale) for name, p in figures.proxies.items()}
     wanted = sorted({*assets, *(proxies[a].asset for a in assets if a in proxies)})
-    with _readable(figures.history):
-        panel, read_failures = return_panel(
-            read_history_table(resolved.path(figures.history)),
-            wanted,
-            as_of=until,
-            anchors=figures.anchors,
-            markets=figures.market_preference,
-            splice=figures.splice,
-        )
-    vols: dict[str, np.ndarray] = {}
-    vol_failures: tuple[Failure, ...] = ()
-    if figures.context is not None:
-        with _readable(figures.context):
-            vols, vol_failures = implied_vol_changes(
-                read_history_table(resolved.path(figures.context)), assets, dates=panel.dates, as_of=until
-            )
+    (panel, vols), read_failures = _tables(
+        resolved,
+        figures.history,
+        figures.context,
+        wanted,
+        until=until,
+        anchors=figures.anchors,
+        markets=figures.market_preference,
+        splice=figures.splice,
+    )
     rules = {a: VolatilityRule(f"price:{a}", rule.beta, rule.eta) for a, rule in figures.vol_rules.items()}
     # A panel needs a column even for a book of stablecoins alone, or of no account that could be read.
     prices = [name for name in needed if name.startswith("price:")] or [f"price:{figures.anchors[0]}"]
@@ -297,13 +357,13 @@ def _from_history(
         mode="draw" if figures.scenarios else "every_date",
         horizon_days=resolved.configuration.run.horizon_days,
         date_weights=age_weights(history.dates, figures.half_life_days or None),
+        mean_block_steps=figures.mean_block,
     )
     shares = {d.factor: Origin({"own": "history"}.get(d.origin, d.origin), d.filled_share) for d in history.diagnostics}
     origins = {name: shares.get(name, Origin("figures", 0.0)) for name in factors}
     named = {f.subject for f in history.failures}
     failures = [
         *read_failures,
-        *vol_failures,
         *_gap_failures(history),
         *history.failures,
         *(f for f in _missing_failures(missing) if f.subject not in named and f.subject.partition(":")[2] not in named),

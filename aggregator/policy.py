@@ -2,7 +2,8 @@
 
 Sources of the defaults: offset cap 0.80 and stressed weight 0.25, Regulation (EU) 153/2013 arts 27 and 28 (b); grid,
 Derive PMRM and SPAN shape (15 % scan, a third of the extreme move); impact 1, the square-root law of Toth et al. 2011;
-participation 10 % of the daily volume and every hazard, loss given default and rate: ASSUMED, to be set by the user.
+liquidity horizons up to 120 days, Basel Committee MAR33; participation 10 % of the daily volume and every hazard,
+loss given default and rate: ASSUMED, to be set by the user.
 """
 
 from __future__ import annotations
@@ -56,13 +57,14 @@ class AssetLiquidity(Section):
 class Liquidity(Section):
     """Cost and time of closing out. `assets` (by risk factor name) comes before what the calibration says.
 
-    `horizons` are the liquidity horizons in days that a close-out time is rounded up to; the first is the horizon of
-    the run. A position is concentrated from `concentration_share` of the daily volume on.
+    `horizons` are the liquidity horizons in days that a close-out time is rounded up to, those beyond the horizon of
+    the run; what takes longer than the last counts up to it and is said. A position is concentrated from
+    `concentration_share` of the daily volume on.
     """
 
     impact: float = Field(default=1.0, ge=0)
     participation: float = Field(default=0.1, gt=0, le=1)
-    horizons: tuple[float, ...] = (1.0, 2.0, 5.0, 10.0)
+    horizons: tuple[float, ...] = (1.0, 2.0, 5.0, 10.0, 20.0, 40.0, 80.0, 120.0)
     concentration_share: float = Field(default=0.1, gt=0)
     assets: dict[str, AssetLiquidity] = {}
 
@@ -83,7 +85,10 @@ class Basis(Section):
 
 
 class VenuePolicy(Section):
-    """What the failure of a venue would cost: hazard a year, loss given default, and the tokens that fall with it."""
+    """What the failure of a venue would cost: hazard a year, loss given default, and the tokens that fall with it.
+
+    `own_tokens` are symbols: the venue's own, and those that its group issues or holds for. A wrapping of one counts.
+    """
 
     hazard_per_year: float = Field(default=0.02, ge=0)
     loss_given_default: float = Field(default=0.6, ge=0, le=1)
@@ -102,8 +107,9 @@ class Haircut(Section):
 
 
 # Own tokens and the hours of a funding rate are facts of the venues; hazards and losses stay at the defaults above.
+# What Binance issues beside BNB is a claim on what it holds; the issuers are those of the asset book.
 _VENUES = {
-    "binance": VenuePolicy(own_tokens=("BNB",)),
+    "binance": VenuePolicy(own_tokens=("BNB", "BNSOL", "BTCB", "WBETH")),
     "okx": VenuePolicy(own_tokens=("OKB",)),
     "bybit": VenuePolicy(own_tokens=("MNT", "BIT")),
     "hyperliquid": VenuePolicy(own_tokens=("HYPE",), funding_hours=1.0),

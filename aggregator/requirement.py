@@ -125,12 +125,7 @@ def capped_offset(standalone: Float[Array, " n"], combined: ArrayLike, *, cap: A
 
     A whole that requires more than its parts keeps that: its benefit is negative and not capped.
     """
-    return offset_against(ordered_sum(_component(standalone)), combined, share=cap)
-
-
-def offset_against(silo: ArrayLike, ideal: ArrayLike, *, share: ArrayLike) -> OffsetBenefit:
-    """Requirement when `share` of the benefit silo - ideal is granted; `ideal` itself where that is not a benefit."""
-    silo, ideal, share = _component(silo), _component(ideal), _share(share)
+    silo, ideal, share = ordered_sum(_component(standalone)), _component(combined), _share(cap)
     requirement = jnp.where(ideal >= silo, ideal, _between(jnp.minimum(ideal, silo), silo, share))
     return OffsetBenefit(requirement, _difference(silo, ideal), _difference(silo, requirement))
 
@@ -148,7 +143,8 @@ def effective_requirement(
 
     `fungibility` is 1 inside one venue and, across venues, the share of the pooling benefit that transfers can realise.
     """
-    return offset_against(silo, ideal, share=jnp.minimum(_share(offset_cap), _share(fungibility)))
+    standalone = jnp.asarray(silo, dtype=jnp.float64)[None]
+    return capped_offset(standalone, ideal, cap=jnp.minimum(_share(offset_cap), _share(fungibility)))
 
 
 def requirement_stack(
@@ -209,18 +205,6 @@ def _ratio(numerator: Array, denominator: Array, *, both_zero: float) -> Array:
     signed = jnp.where(numerator >= least, jnp.inf, jnp.where(numerator <= -least, -jnp.inf, both_zero))
     of_infinite = jnp.where(jnp.isinf(numerator), 1.0, 0.0)
     return jnp.where(usable, quotient, jnp.where(jnp.isinf(denominator), of_infinite, signed))
-
-
-def unified_health(equity: ArrayLike, requirement: ArrayLike) -> Amount:
-    """E_uni / MM_uni, a ratio; at or above 1 the unified number is covered.
-
-    Where nothing is required: +inf with equity of 0 or more, -inf with less. An `equity` that is NaN counts as -inf.
-    """
-    equity = jnp.asarray(equity, dtype=jnp.float64)
-    equity = jnp.where(jnp.isnan(equity), -jnp.inf, equity)
-    requirement = _component(requirement)
-    covered = _ratio(equity, requirement, both_zero=jnp.inf)
-    return jnp.where(jnp.isinf(requirement) & jnp.isinf(equity), jnp.where(equity < 0.0, -jnp.inf, 1.0), covered)
 
 
 def checked_horizons(horizons: Sequence[float], *, base_horizon: float) -> tuple[float, ...]:

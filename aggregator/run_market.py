@@ -6,7 +6,7 @@ With a target for the standard error, scenarios are added until it is reached.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
@@ -14,10 +14,12 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 
-from .config import TILE, FilteredHistoryFigures, Resolved
+from .calibrated_overlays import drought_law
+from .config import TILE, CalibratedFigures, FilteredHistoryFigures, MultivariateTFigures, Resolved
 from .engine import CONFIDENCES, Cube, draw_cube, evaluate_headlines, price_rows
-from .errors import ConfigurationError
-from .factors import Generation, build_generator
+from .errors import ConfigurationError, Failure, FailureReason
+from .factors import Generation, MarketSize, build_generator
+from .overlays.liquidity_drought import tail_depth
 from .portfolio import Book
 from .stress import StressLibrary
 from .stress_margin import StressCube, stress_cube, stress_views
@@ -65,7 +67,7 @@ def run_market(resolved: Resolved, book: Book, generation: Generation, library: 
         grid,
         configuration.requirement,
         stressed=generation.stressed,
-        sizes=generation.sizes,
+        sizes=thinned_sizes(resolved.configuration.scenarios, generation, cube),
         basis=generation.basis,
         seed=seed,
         chunk=chunk,
@@ -76,6 +78,27 @@ def run_market(resolved: Resolved, book: Book, generation: Generation, library: 
     both = (market, None if library is None else _stressed(library, names, cube, factors, venues))
     whole = eqx.tree_at(lambda c: (c.unified, c.stress), cube, both, is_leaf=lambda leaf: leaf is None)
     return RunMarket(generation, whole, grid.labels, venues, names)
+
+
+def thinned_sizes(
+    figures: MultivariateTFigures | FilteredHistoryFigures | CalibratedFigures, generation: Generation, cube: Cube
+) -> Mapping[str, MarketSize]:
+    """Sizes of markets by price factor; with the overlay `liquidity_drought` those that are left when it matters.
+
+    What is liquidated is liquidated after a wide move: volume is multiplied and spread divided by the mean depth over
+    the widest 1 % of the asset's moves, up or down.
+    """
+    if not isinstance(figures, CalibratedFigures) or "liquidity_drought" not in figures.overlays:
+        return generation.sizes
+    shocks, weights = np.asarray(cube.shocks), np.asarray(cube.weights)
+    out = dict(generation.sizes)
+    for column, name in enumerate(generation.factors):
+        size = out.get(name)
+        if size is not None:
+            law = drought_law(figures, size.daily_vol)
+            depth = tail_depth(law, shocks[:, column], weights, tail=1.0 - CONFIDENCES[0])
+            out[name] = MarketSize(size.daily_volume * depth, size.daily_vol, size.spread / depth)
+    return out
 
 
 def _stressed(
@@ -108,9 +131,12 @@ def market_with_target(
     while True:
         market = run_market(resolved, book, generation, library)
         note(int(np.count_nonzero(np.asarray(market.cube.weights))))
-        error, worst = _largest_error(resolved, book, market, devices)
-        if not math.isfinite(error):
-            return market, TargetOutcome(False, error, worst, "no portfolio has an error estimate: too few scenarios")
+        found = _relative_errors(resolved, book, market, devices)
+        if not found:
+            reason = "no portfolio has a pooled expected shortfall above 0, so there is no error to bring down"
+            return market, TargetOutcome(False, math.nan, "", reason)
+        # One without an estimate is not below the target, whatever the others are: more scenarios may give it one.
+        error, worst = max(found, key=lambda pair: math.inf if math.isnan(pair[0]) else pair[0])
         if error <= target:
             return market, TargetOutcome(True, error, worst, "")
         figures = resolved.configuration.scenarios
@@ -128,8 +154,12 @@ def market_with_target(
         generation = build_generator(resolved, book.factors(), as_of)
 
 
-def _largest_error(resolved: Resolved, book: Book, market: RunMarket, devices: int) -> tuple[float, str]:
-    """The largest ratio of standard error to pooled expected shortfall at 99 % over the portfolios, and whose it is."""
+def _relative_errors(resolved: Resolved, book: Book, market: RunMarket, devices: int) -> list[tuple[float, str]]:
+    """Ratio of standard error to expected shortfall at 99 % by portfolio, NaN without an estimate.
+
+    Of the shortfall that is shown, of all lines pooled, and of the requirement's, in which collateral at a haircut
+    stands still. Portfolios without such a shortfall above 0 have none.
+    """
     headlines = evaluate_headlines(
         book.portfolios,
         market.generation.factors,
@@ -139,10 +169,37 @@ def _largest_error(resolved: Resolved, book: Book, market: RunMarket, devices: i
         venues=market.venues,
     )
     level = CONFIDENCES.index(0.99)
-    found = [
-        (float(h.unified.es_error[level]) / float(h.pooled_es[level]), p.portfolio_id)
-        for p, h in zip(book.portfolios, headlines, strict=True)
-        if h is not None and h.unified is not None and h.finite and float(h.pooled_es[level]) > 0.0
-    ]
-    known = [pair for pair in found if math.isfinite(pair[0])]
-    return max(known, default=(math.nan, ""))
+    out = []
+    for portfolio, h in zip(book.portfolios, headlines, strict=True):
+        if h is None or h.unified is None or not h.finite:
+            continue
+        shown = float(h.unified.es_error[level]), float(h.pooled_es[level])
+        moving = float(h.unified.es_current_error[level]), float(h.unified.components.es_current[-1, level])
+        out += [(error / figure, portfolio.portfolio_id) for error, figure in (shown, moving) if figure > 0.0]
+    return out
+
+
+def requirement_gaps(generation: Generation) -> tuple[Failure, ...]:
+    """Findings where the scenarios of a run leave a part of the requirement without figures.
+
+    Without a stressed law there is no stressed shortfall, without any sizes of markets no charge for liquidity and
+    concentration: both make the requirement smaller than it is meant to be.
+    """
+    out = []
+    if not generation.stressed:
+        message = (
+            "the scenarios have no stressed law: the requirement has no stressed expected shortfall; use a calibration "
+            "with its stressed laws"
+        )
+        out.append(Failure(FailureReason.MISSING_PARAMETER, message, path="scenarios.stressed", subject="stressed law"))
+    if not generation.sizes:
+        message = (
+            "no market has a known size: nothing is charged for liquidity and concentration; use a calibration, or "
+            "give sizes under requirement.liquidity.assets"
+        )
+        out.append(
+            Failure(
+                FailureReason.MISSING_PARAMETER, message, path="requirement.liquidity.assets", subject="market sizes"
+            )
+        )
+    return tuple(out)

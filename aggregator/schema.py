@@ -39,12 +39,16 @@ MARK_FIELDS = (
     "implied_vol",
     "delta",
     "funding_rate",
+    "borrow_rate",
     "spread",
     "adv",
     "depth_bid",
     "depth_ask",
 )
-"""Closed list of mark fields. Prices per unit of the subject in the mark's own quote; vols and rates as fractions."""
+"""Closed list of mark fields. Prices per unit of the subject in the mark's own quote; vols and rates as fractions.
+
+`funding_rate` is for the venue's own interval, `borrow_rate` what a debt of the asset costs a year, not compounded.
+"""
 
 
 def _field(name: str, kind: pa.DataType, unit: str, *, nullable: bool = False) -> pa.Field:
@@ -187,7 +191,7 @@ INSTRUMENTS = _schema(
 
 MARKS = _schema(
     "marks",
-    2,
+    3,
     [
         _text("venue"),
         _text("account_id", "set when the mark came inside this account's own payload", nullable=True),
@@ -671,14 +675,35 @@ PORTFOLIO_MARGIN = _result(
         _float("margin_efficiency", "effective over silo requirement", nullable=True),
         _float("health_unified", "unified equity over the unified maintenance margin", nullable=True),
         _float("unmeasured_usd", "USD, exposure to assets whose market is unknown to the add-ons", nullable=True),
-        _float("capital_cost_usd", "USD a year, of what the venues lock, borrow and fund", nullable=True),
+        _float(
+            "capital_cost_usd",
+            "USD a year, of what the venues lock, borrow and fund; null if a rate is unknown",
+            nullable=True,
+        ),
         _float("p_liquidation_path", "probability that some account is liquidated on the way", nullable=True),
         _float("hours_to_liquidation", "hours to the first liquidation, mean over paths that have one", nullable=True),
         _float("hours_to_liquidation_10", "hours, by which a tenth of them have it", nullable=True),
         _float("hours_to_liquidation_50", "hours, by which half of them have it", nullable=True),
         _float("funding_paid_path_usd", "USD expected until liquidation or horizon; negative is income", nullable=True),
+        _text("deadlines", "path | fixed: how long transfers have; null without routes", nullable=True),
+        _text("transfer_method", "closed_form (of how many points) | no_routes", nullable=True),
+        _float("es_99_fungible_usd", "USD, least collateral if it were everywhere at once", nullable=True),
+        _float("es_99_transfer_usd", "USD, least collateral that covers what arrives in time: TCES", nullable=True),
+        _float("es_99_transfer_gap_usd", "USD, largest distance to the true minimum", nullable=True),
+        _float("es_99_alone_usd", "USD, least collateral if nothing travels", nullable=True),
+        _float("fungibility_99", "share of the pooling benefit that transfers realise", nullable=True),
+        _float("fungibility_995", "share, at the initial level", nullable=True),
+        _float("usable_saving", "share of the saving of pooling that is granted", nullable=True),
+        _float("p_uncovered", "probability that today's collateral is not where it is needed", nullable=True),
+        _float("uncovered_mean_usd", "USD lacking where some is", nullable=True),
+        _float("uncovered_es_99_usd", "USD, expected shortfall of what lacks", nullable=True),
+        _float("uncovered_transit_usd", "USD lacking, mean over all scenarios", nullable=True),
+        _float("stranded_usd", "USD that cannot reach a deficit, mean where some lacks", nullable=True),
+        _float("top_up_usd", "USD to add at the nodes, given what is there", nullable=True),
+        _text("binding_failure", "channel whose failure asks for most", nullable=True),
+        _float("binding_failure_usd", "USD that it adds to the TCES at most", nullable=True),
     ],
-    version=3,
+    version=4,
 )
 
 STRESS = _result(
@@ -688,8 +713,9 @@ STRESS = _result(
         _text("stress", "name in the library"),
         _text("description", "what happens"),
         _flag("binding"),
-        _float("loss_usd", "USD, prices, funding and failures of venues"),
+        _float("loss_usd", "USD, prices, funding, failures of venues, and depth"),
         _float("price_loss_usd", "USD, prices alone"),
+        _float("depth_loss_usd", "USD, rise of the cost of liquidating everything at its depth", nullable=True),
         _float("liquidity_usd", "USD, cost of liquidating everything at the depth of the stress", nullable=True),
         _float("equity_after_usd", "USD, equity less the loss"),
         _float("unavailable_usd", "USD of that which lies where nothing can be withdrawn"),
@@ -698,8 +724,10 @@ STRESS = _result(
         _text("transfers", "open | shut"),
         _text("liquidated", "JSON list of accounts that their venue liquidates"),
         _text("insolvent", "JSON list of accounts whose equity, as the venue counts it, ends below zero"),
+        _text("without_effect", "JSON list of keys of the stress that act on nothing held here", nullable=True),
         _text("drivers", "JSON list of the lines with the largest losses and gains: key, loss_usd"),
     ],
+    version=2,
 )
 
 REQUIREMENT = _result(
@@ -708,7 +736,8 @@ REQUIREMENT = _result(
         _text("portfolio_id"),
         _text("scope", "node id, or unified: everything pooled"),
         _text("level", "maintenance (99 %) | initial (99.5 %)"),
-        _float("es_current_usd", "USD, expected shortfall under current volatility"),
+        _float("es_current_usd", "USD, expected shortfall under current volatility of what is simulated"),
+        _float("es_current_error_usd", "USD, its standard error; of everything pooled alone", nullable=True),
         _float("es_horizon_usd", "USD, the same over the liquidity horizons of what is held"),
         _float("es_stressed_usd", "USD, the largest over the stressed laws, at the same horizons", nullable=True),
         _float("es_blend_usd", "USD"),
@@ -723,7 +752,58 @@ REQUIREMENT = _result(
         _float("venue_usd", "USD"),
         _float("requirement_usd", "USD, base and add-ons"),
         _float("unmeasured_usd", "USD, exposure that the add-ons lack market figures for"),
+        _float(
+            "beyond_horizons_usd",
+            "USD, positions slower than the last liquidity horizon, up to which they count; likewise",
+            nullable=True,
+        ),
         _text("grid_point", "worst point of the grid", nullable=True),
+    ],
+    version=2,
+)
+
+RESULT_NODES = _result(
+    "nodes",
+    [
+        _text("portfolio_id"),
+        _text("point", "node id, withdrawal limit or broker"),
+        _text("kind", "node | limit | broker"),
+        _text("venue", "of a node", nullable=True),
+        _float("equity_usd", "USD at market value", nullable=True),
+        _float("surplus_usd", "USD above the level of liquidation today", nullable=True),
+        _float("withdrawable_usd", "USD that the venue lets out today", nullable=True),
+        _float("es_99_alone_usd", "USD, least collateral if the node stood alone", nullable=True),
+        _float("placement_usd", "USD that a best placement of the TCES puts there"),
+        _float("p_deficit", "probability that the node falls short, before transfers", nullable=True),
+        _float("top_up_usd", "USD to add, given what is there", nullable=True),
+        _float("buffer_value", "USD less of uncovered shortfall per USD added", nullable=True),
+        _float("prefunding_usd", "USD that the reactive policy needs there", nullable=True),
+        _float("reactive_buffer_usd", "USD at which the policy calls for collateral", nullable=True),
+        _float("hedge_break_usd", "USD that the book loses where the node is liquidated, mean of those", nullable=True),
+        _float("move_now_usd", "USD to move in (positive) or out now", nullable=True),
+    ],
+)
+
+RESULT_ROUTES = _result(
+    "routes",
+    [
+        _text("portfolio_id"),
+        _text("kind", "route | channel | all"),
+        _text("name", "way or channel"),
+        _text("source", "point", nullable=True),
+        _text("target", "point", nullable=True),
+        _text("asset", nullable=True),
+        _text("through", "JSON list of channels", nullable=True),
+        _float("median_hours", "hours", nullable=True),
+        _float("p99_hours", "hours", nullable=True),
+        _float("capacity_usd", "USD that leave at most; null without a limit", nullable=True),
+        _float("fee", "fraction that does not arrive", nullable=True),
+        _float("p_open", "probability that it is up, of a route in time as well", nullable=True),
+        _float("value", "USD less of TCES per USD of capacity", nullable=True),
+        _float("worst_flow_usd", "USD that pass in the worst scenarios, mean", nullable=True),
+        _float("move_now_usd", "USD to send now", nullable=True),
+        _float("without_usd", "USD, bound of the TCES without it", nullable=True),
+        _float("without_increase_usd", "USD that its failure adds at most", nullable=True),
     ],
 )
 
@@ -778,10 +858,15 @@ NODE_MARGIN = _result(
         _float("requirement_usd", "USD, the node alone, maintenance", nullable=True),
         _float("locked_usd", "USD, initial margin that the venue itself asks for", nullable=True),
         _float("opportunity_cost_usd", "USD a year on what is locked", nullable=True),
-        _float("borrow_cost_usd", "USD a year on debts at their rates of today", nullable=True),
-        _float("funding_cost_usd", "USD a year at the funding rates of today; negative is income", nullable=True),
+        _float("borrow_cost_usd", "USD a year on debts at their rates of today; null if one is unknown", nullable=True),
+        _float(
+            "funding_cost_usd",
+            "USD a year at the funding rates of today; negative is income, null if one is unknown",
+            nullable=True,
+        ),
+        _float("uncosted_usd", "USD of debts and perpetuals whose rate no payload states", nullable=True),
     ],
-    version=2,
+    version=3,
 )
 
 ALLOCATION = _result(
@@ -914,6 +999,8 @@ RESULTS: Mapping[str, pa.Schema] = {
     "account_margin": ACCOUNT_MARGIN,
     "node_margin": NODE_MARGIN,
     "requirement": REQUIREMENT,
+    "nodes": RESULT_NODES,
+    "routes": RESULT_ROUTES,
     "stress": STRESS,
     "allocation": ALLOCATION,
     "scenarios_worst": SCENARIOS_WORST,
@@ -933,6 +1020,8 @@ RESULT_KEYS: Mapping[str, tuple[str, ...]] = {
     "account_margin": ("run_id", "portfolio_id", "account_id"),
     "node_margin": ("run_id", "portfolio_id", "node"),
     "requirement": ("run_id", "portfolio_id", "scope", "level"),
+    "nodes": ("run_id", "portfolio_id", "point"),
+    "routes": ("run_id", "portfolio_id", "kind", "name", "source", "target"),
     "stress": ("run_id", "portfolio_id", "stress"),
     "allocation": ("run_id", "portfolio_id", "level", "key"),
     "scenarios_worst": ("run_id", "portfolio_id", "rank"),

@@ -41,6 +41,8 @@ class Price(Section):
 
     @model_validator(mode="after")
     def _one_rule_for_the_others(self) -> Price:
+        if self.beta is None and "reference" in self.model_fields_set:
+            raise ValueError(f"reference {self.reference} moves nothing without a beta")
         if self.beta is not None and DEFAULT in self.moves:
             raise ValueError("give the other assets either a beta or a default move, not both")
         if self.beta is not None and self.reference not in self.moves:
@@ -49,20 +51,24 @@ class Price(Section):
 
 
 class Venue(Section):
-    """What one venue does differently: its own (wrong) marks, a halt of withdrawals, or its failure.
+    """What one venue does differently: its own (wrong) marks, its funding, a halt of withdrawals, or its failure.
 
     `marks` are relative errors of the venue's marks of an asset against the market: its triggers read them, losses are
-    taken at the market. With `withdrawals` false nothing that lies there can be used elsewhere; `fails` loses it at the
-    loss given default of the policy.
+    taken at the market. `funding` is the rate that its longs pay in place of the stress's, for the venue's own interval
+    (`funding_hours` of the policy). With `withdrawals` false nothing that lies there can be used elsewhere; `fails`
+    loses it at the loss given default of the policy.
     """
 
     marks: dict[str, float] = {}
+    funding: float | None = None
     withdrawals: bool = True
     fails: bool = False
 
     @field_validator("marks")
     @classmethod
     def _above_minus_one(cls, marks: dict[str, float]) -> dict[str, float]:
+        if DEFAULT in marks:
+            raise ValueError(f"{DEFAULT} is no asset; a wrong mark needs its name")
         for asset, error in marks.items():
             if error <= -1.0:
                 raise ValueError(f"{asset} is marked by {error}; a mark cannot be below zero")
@@ -87,8 +93,9 @@ class Stress(Section):
 
     `vol` multiplies the 30-day implied volatility of an underlying, `peg` is the relative change of a stablecoin or of
     the discount of a wrapped token. `oracle` "frozen": the triggers of the venues named in `frozen` (all, if none) read
-    today's prices while fills and losses take the new ones. `funding` is the rate that longs pay over the stress, as a
-    share of notional. `binding`: the loss enters the requirement beside the grid.
+    today's prices while fills and losses take the new ones. `funding` is what the longs of every perpetual pay over the
+    stress, as a share of notional; a venue's own rate is paid for `funding_days`. `binding`: the loss enters the
+    requirement beside the grid.
     """
 
     description: str = Field(min_length=1)
@@ -100,6 +107,7 @@ class Stress(Section):
     peg: dict[str, float] = {}
     depth: float = Field(default=1.0, gt=0)
     funding: float = 0.0
+    funding_days: float = Field(default=1.0, gt=0)
     oracle: Literal["live", "frozen"] = "live"
     frozen: tuple[str, ...] = ()
     venues: dict[str, Venue] = {}
@@ -113,6 +121,12 @@ class Stress(Section):
     def _frozen_oracles(self) -> Stress:
         if self.frozen and self.oracle != "frozen":
             raise ValueError('frozen names venues, but oracle is not "frozen"')
+        return self
+
+    @model_validator(mode="after")
+    def _days_of_funding(self) -> Stress:
+        if "funding_days" in self.model_fields_set and all(venue.funding is None for venue in self.venues.values()):
+            raise ValueError("funding_days is for the funding of venues, and no venue states one")
         return self
 
     @field_validator("vol")
@@ -209,6 +223,73 @@ def check_names(library: StressLibrary, *, assets: Collection[str], venues: Coll
                 wrong.append(f"{name}: unknown venue {venue!r}{nearest_name(venue, venues)}")
     if wrong:
         raise ConfigurationError("stress library: " + "; ".join(wrong))
+
+
+def check_kinds(library: StressLibrary, *, prices: Collection[str], pegs: Collection[str]) -> None:
+    """Raises ConfigurationError for every entry that can move nothing: it names an asset that has no such factor.
+
+    `prices` are the assets with a price factor of their own, `pegs` those with a peg. A stablecoin has no price of its
+    own, Bitcoin no peg, and a wrapped token moves by the price of what it stands for.
+    """
+    any_of_both = {*prices, *pegs}
+    wrong = []
+    for name, stress in library.stress.items():
+        tables = [
+            ("price.moves", stress.price.moves, prices, "no price of its own; stables and wrapped tokens move by peg"),
+            ("vol", stress.vol, prices, "no price of its own, so nothing has an implied volatility of it"),
+            ("peg", stress.peg, pegs, "no peg; it moves by price.moves"),
+        ]
+        for venue, what in stress.venues.items():
+            tables.append((f"venues.{venue}.marks", what.marks, any_of_both, "no price or peg of its own"))
+        for place, table, movable, why in tables:
+            still = [asset for asset in table if asset != DEFAULT and asset not in movable]
+            wrong += [f"{name}.{place}.{asset} would move nothing: {asset} has {why}" for asset in still]
+    if wrong:
+        raise ConfigurationError("stress library: " + "; ".join(wrong))
+
+
+class Held(NamedTuple):
+    """What of a portfolio a stress can act on; `funded` are the venues at which it has perpetuals."""
+
+    factors: frozenset[str]
+    venues: frozenset[str]
+    funded: frozenset[str]
+    chains: frozenset[str]
+
+
+def without_effect(stress: Stress, held: Held) -> list[str]:
+    """Keys of the stress, down to the name, that act on nothing of what is held; sorted.
+
+    A library speaks of more than one book holds, so this is no mistake as such; but a chain that is misspelt, or an
+    implied volatility where no option is, shows here. What a combination takes from other stresses is said with them.
+    The single prices of an event with dates to replay are those of the whole market and not listed.
+    """
+    found: list[str] = []
+    moves = {} if stress.replay else stress.price.moves
+    for place, kind, table in (("price.moves", "price", moves), ("vol", "vol", stress.vol), ("peg", "peg", stress.peg)):
+        of_kind = {factor.partition(":")[2] for factor in held.factors if factor.startswith(f"{kind}:")}
+        found += [f"{place}.{asset}" for asset in table if asset != DEFAULT and asset not in of_kind]
+        if DEFAULT in table and of_kind <= set(table):
+            found.append(f"{place}.{DEFAULT}")
+    if stress.price.beta is not None and not any(
+        factor.startswith("price:") and factor.removeprefix("price:") not in stress.price.moves
+        for factor in held.factors
+    ):
+        found.append("price.beta")
+    for venue, what in stress.venues.items():
+        if venue not in held.venues:
+            found.append(f"venues.{venue}")
+            continue
+        moved = {factor.partition(":")[2] for factor in held.factors if not factor.startswith("vol:")}
+        found += [f"venues.{venue}.marks.{asset}" for asset in what.marks if asset not in moved]
+        if what.funding is not None and venue not in held.funded:
+            found.append(f"venues.{venue}.funding")
+    own = {venue for venue, what in stress.venues.items() if what.funding is not None}
+    if stress.funding and not held.funded - own:
+        found.append("funding")
+    found += [f"frozen.{venue}" for venue in stress.frozen if venue not in held.venues]
+    found += [f"chains_halted.{chain}" for chain in stress.chains_halted if chain not in held.chains]
+    return sorted(found)
 
 
 def stress_moves(parts: Sequence[Stress], factors: Sequence[str], venues: Sequence[str]) -> StressMoves:

@@ -8,25 +8,33 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from .cube import CubeRows
 from .engine import Headline
 from .portfolio import PackedPortfolio
 from .results import Evaluated, Row
-from .stress import Stress, StressLibrary
+from .stress import Held, Stress, StressLibrary, without_effect
 
 _DRIVERS = 6
 
 
-def stress_rows(evaluated: Evaluated, library: StressLibrary, names: Sequence[str]) -> list[Row]:
-    """One row per stress, in the order of `names`; none where the portfolio has no finite figures."""
+def stress_rows(
+    evaluated: Evaluated, library: StressLibrary, names: Sequence[str], held: Held | None = None
+) -> list[Row]:
+    """One row per stress, in the order of `names`; none where the portfolio has no finite figures.
+
+    With what is `held` a row also says what of the stress acts on nothing of it.
+    """
     portfolio, figures = evaluated
     if figures is None or not figures.finite or figures.stress is None:
         return []
     stress, count = figures.stress, len(portfolio.nodes)
+    measured = _is_measured(figures)
     equity = _by_node(portfolio)
     rows = []
     for k, name in enumerate(names):
         parts = library.parts(name)
-        losses = [float(value) for value in stress.node_loss[:count, k]]
+        depth_losses = _shared(np.asarray(stress.depth_loss)[:count, k], float(stress.depth_loss[-1, k]))
+        losses = [float(loss) + more for loss, more in zip(stress.node_loss[:count, k], depth_losses, strict=True)]
         left = [e - loss for e, loss in zip(equity, losses, strict=True)]
         shut = any(part.transfers == "shut" for part in parts)
         unavailable = [
@@ -42,7 +50,9 @@ def stress_rows(evaluated: Evaluated, library: StressLibrary, names: Sequence[st
                 "binding": parts[0].binding,
                 "loss_usd": math.fsum(losses),
                 "price_loss_usd": math.fsum(float(value) for value in stress.node_price_loss[:count, k]),
-                "liquidity_usd": _liquidity(figures, math.prod(part.depth for part in parts)),
+                # A loss that lacks a part is no figure of its own, see `requirement_rows`.
+                "depth_loss_usd": math.fsum(depth_losses) if measured else math.fsum(depth_losses) or None,
+                "liquidity_usd": _liquidity(figures, math.prod(part.depth for part in parts)) if measured else None,
                 "equity_after_usd": math.fsum(left),
                 "unavailable_usd": math.fsum(unavailable),
                 "uncovered_usd": math.fsum(max(-value, 0.0) for value in left),
@@ -50,10 +60,32 @@ def stress_rows(evaluated: Evaluated, library: StressLibrary, names: Sequence[st
                 "transfers": "shut" if shut else "open",
                 "liquidated": json.dumps(_accounts(portfolio, np.asarray(stress.liquidated)[:, k])),
                 "insolvent": json.dumps(_accounts(portfolio, np.asarray(stress.insolvent)[:, k])),
+                "without_effect": None if held is None else json.dumps(without_effect(library.stress[name], held)),
                 "drivers": json.dumps(_drivers(portfolio, np.asarray(stress.line_loss)[:, k])),
             }
         )
     return rows
+
+
+def held_by(portfolio: PackedPortfolio, rows: CubeRows, factors: Sequence[str]) -> Held:
+    """What a stress can act on in a portfolio: `rows` are the cube's over `factors`."""
+    terms, weights = np.asarray(rows.exponent_factor), np.asarray(rows.exponent_weight)
+    conversions, powers = np.asarray(rows.conversion_factor), np.asarray(rows.conversion_weight)
+    price, vol = np.asarray(rows.price_factor), np.asarray(rows.vol_factor)
+    used: set[int] = set()
+    for row in {row for _, row, _ in (*portfolio.legs, *portfolio.native_legs)}:
+        at = row - len(terms)
+        if at < 0:
+            used |= {int(f) for f, power in zip(terms[row], weights[row], strict=True) if power != 0.0}
+        else:
+            used |= {int(price[at]), int(vol[at])}
+            used |= {int(f) for f, power in zip(conversions[at], powers[at], strict=True) if power != 0.0}
+    return Held(
+        factors=frozenset(factors[f] for f in used),
+        venues=frozenset(info.venue for info in portfolio.accounts),
+        funded=frozenset(line.venue for line in portfolio.lines if line.is_perpetual),
+        chains=frozenset(info.chain for info in portfolio.accounts if info.chain),
+    )
 
 
 def _by_node(portfolio: PackedPortfolio) -> list[float]:
@@ -63,12 +95,22 @@ def _by_node(portfolio: PackedPortfolio) -> list[float]:
     return [math.fsum(of_node) for of_node in values]
 
 
-def _liquidity(figures: Headline, depth: float) -> float | None:
+def _shared(alone: np.ndarray, whole: float) -> list[float]:
+    """The whole's cost of depth by node, in proportion to what each would pay alone: they meet the same books."""
+    total = math.fsum(float(value) for value in alone)
+    return [whole * (float(value) / total) if total else 0.0 for value in alone]
+
+
+def _is_measured(figures: Headline) -> bool:
+    """Whether the market of everything that is held is known."""
+    return figures.unified is not None and not float(figures.unified.components.unmeasured[-1, 0]) > 0.0
+
+
+def _liquidity(figures: Headline, depth: float) -> float:
     """Liquidation cost of everything where the book holds `depth` of today's: spreads widen by its inverse, and the
-    impact grows by the root of it. None where the market of something held is unknown.
+    impact grows by the root of it.
     """
-    if figures.unified is None or float(figures.unified.components.unmeasured[-1, 0]) > 0.0:
-        return None
+    assert figures.unified is not None
     whole, spread = float(figures.unified.components.liquidity[-1, 0]), float(figures.unified.spread_cost[-1])
     return spread / depth + (whole - spread) / math.sqrt(depth)
 

@@ -28,6 +28,7 @@ from adapters.asset_book import read_asset_book
 from adapters.transport import Payload, PayloadRequest, RecordedTransport
 
 from . import __version__
+from .capital_cost import borrow_rates
 from .config import (
     CalibratedFigures,
     Configuration,
@@ -46,6 +47,7 @@ from .factors import Generation, build_generator, build_path_generator
 from .greeks import greeks_by_underlying, row_sensitivities
 from .history_tables import read_history_table
 from .liquidation_price import Moves, account_subjects, liquidation_moves
+from .node_scenarios import NodeRules, NodeScenarios, node_scenarios
 from .path_margin import PathFigures, PathLaw, funded_legs, path_figures
 from .path_results import path_account_columns, path_failures, path_portfolio_columns
 from .policy import Requirement
@@ -66,11 +68,16 @@ from .results import (
 )
 from .reverse_results import reverse_stress_rows
 from .reverse_stress import nearest_moves, weighted_covariance
-from .run_market import TargetOutcome, market_with_target, run_market
+from .route_network import given_routes
+from .routes import Routes, read_routes
+from .run_market import RunMarket, TargetOutcome, market_with_target, requirement_gaps, run_market
 from .snapshot import Snapshot, take_snapshot
 from .store import ResultStore
-from .stress import StressLibrary, check_names, read_stress_library
-from .stress_results import stress_rows
+from .stress import StressLibrary, check_kinds, check_names, read_stress_library
+from .stress_results import held_by, stress_rows
+from .transfer_detail import TransferDetail, transfer_detail
+from .transfer_results import route_point_rows, route_rows, transfer_columns
+from .transfer_run import TRACED_PORTFOLIOS, TransferLaw, Transfers, profit_leaves, transfer_law, transfers
 from .unified_results import (
     node_columns,
     requirement_columns,
@@ -141,6 +148,7 @@ def run_sweep(resolved: Resolved, *, fresh: bool = False, progress: Progress | N
     book, unclaimed = pack_book(inputs.snapshots, configuration.portfolios, as_of=inputs.as_of)
     if unclaimed:
         raise ConfigurationError(f"accounts that no portfolio maps: {', '.join(unclaimed)}; add them to [portfolios]")
+    routes = _routes(resolved, book)
     generation = build_generator(resolved, book.factors(), inputs.as_of)
     if generation.missing:
         book, _ = pack_book(inputs.snapshots, configuration.portfolios, as_of=inputs.as_of, missing=generation.missing)
@@ -173,7 +181,9 @@ def run_sweep(resolved: Resolved, *, fresh: bool = False, progress: Progress | N
         generation = market.generation
         missed = None if outcome.reached else outcome
     cube = market.cube
-    of_inputs = _ordered([*inputs.failures, *book.failures, *generation.failures])
+    path_law = _path_law(resolved, generation, inputs.as_of)
+    transfer, of_routes = _transfer_law(resolved, routes, inputs, book, market, path_law)
+    of_inputs = _ordered([*inputs.failures, *book.failures, *generation.failures, *of_routes])
     evidence = Evidence(inputs.snapshots, of_inputs, inputs.as_of)
     work = _Work(
         store=store,
@@ -182,7 +192,8 @@ def run_sweep(resolved: Resolved, *, fresh: bool = False, progress: Progress | N
         book=book,
         generation=generation,
         cube=cube,
-        paths=_path_law(resolved, generation, inputs.as_of),
+        paths=path_law,
+        transfer=transfer,
         devices=devices,
         run=configuration.run,
         policy=configuration.requirement,
@@ -191,11 +202,12 @@ def run_sweep(resolved: Resolved, *, fresh: bool = False, progress: Progress | N
         library=library,
         stresses=market.stresses,
         evidence=evidence,
+        rates=borrow_rates(inputs.snapshots),
         bound=configuration.reconcile,
         say=say,
     )
-    in_detail = _write_portfolio_shards(work)
-    _write_detail_shard(work, in_detail, of_inputs)
+    in_detail, details = _write_portfolio_shards(work)
+    _write_detail_shard(work, in_detail, details, of_inputs)
 
     # From the store, not from memory: a resumed run did not compute the shards that were there.
     failures = [_failure_of(row) for row in store.rows_in_progress("failures", run_id).to_pylist()]
@@ -204,6 +216,7 @@ def run_sweep(resolved: Resolved, *, fresh: bool = False, progress: Progress | N
     conditions = _conditions(configuration, rows, accounts, failures)
     if missed is not None:
         conditions = (*conditions, _missed_target(missed, configuration.run.target_error))
+    conditions = (*conditions, *_requirement_gaps(generation))
     finished = datetime.now(UTC)
     scenarios = int(np.count_nonzero(np.asarray(cube.weights)))
     run_row = {
@@ -388,8 +401,14 @@ def _file_hashes(resolved: Resolved) -> list[dict[str, str]]:
         files.add(("", "stress", configuration.stress))
     if configuration.stress_history is not None:
         files.add(("", "stress history", configuration.stress_history))
+    if configuration.routes is not None:
+        files.add(("", "routes", configuration.routes))
     if isinstance(figures, CalibratedFigures):
         files.add(("", "calibration", figures.calibration))
+        if figures.history is not None:
+            files.add(("", "history", figures.history.table))
+            if figures.history.context is not None:
+                files.add(("", "context", figures.history.context))
     if isinstance(figures, FilteredHistoryFigures):
         files.add(("", "history", figures.history))
         if figures.context is not None:
@@ -445,6 +464,7 @@ class _Work(NamedTuple):
     generation: Generation
     cube: Cube
     paths: PathLaw | None
+    transfer: TransferLaw | None
     devices: int
     run: Run
     policy: Requirement
@@ -453,11 +473,15 @@ class _Work(NamedTuple):
     library: StressLibrary | None
     stresses: Sequence[str]
     evidence: Evidence
+    rates: Mapping[str, float]
+    """`borrow_rates` of what was read."""
     bound: Reconcile
     say: Progress
 
 
-def _write_portfolio_shards(work: _Work) -> dict[str, tuple[Headline, Detail]]:
+def _write_portfolio_shards(
+    work: _Work,
+) -> tuple[dict[str, tuple[Headline, Detail]], dict[str, TransferDetail]]:
     """Write every portfolio shard that is not there yet; figures in detail by portfolio id where they were computed.
 
     A book that is shown in detail as a whole is computed in detail at once: one pass, one compiled program.
@@ -465,6 +489,7 @@ def _write_portfolio_shards(work: _Work) -> dict[str, tuple[Headline, Detail]]:
     written = work.store.shards_written(work.run_id)
     at_once = len(work.book.portfolios) <= work.run.detail_top
     in_detail: dict[str, tuple[Headline, Detail]] = {}
+    details: dict[str, TransferDetail] = {}
     for shard in range(work.shards):
         work.say("portfolios", shard, work.shards)
         if shard in written:
@@ -484,13 +509,15 @@ def _write_portfolio_shards(work: _Work) -> dict[str, tuple[Headline, Detail]]:
                 venues=work.venues,
             )
         evaluated = [Evaluated(p, h) for p, h in zip(members, headlines, strict=True)]
-        paths = _path_figures(work, members)
-        vols = _daily_vols(work)
+        paths, moved = _paths_and_transfers(work, evaluated, details if at_once else None)
         stressed = bool(work.generation.stressed)
         rows = {
             "portfolio_margin": [
-                portfolio_row(e) | requirement_columns(e, work.policy, vols) | path_portfolio_columns(e, walked)
-                for e, walked in zip(evaluated, paths, strict=True)
+                portfolio_row(e)
+                | requirement_columns(e, work.policy, work.rates)
+                | transfer_columns(e, of_portfolio, work.policy)
+                | path_portfolio_columns(e, walked)
+                for e, walked, of_portfolio in zip(evaluated, paths, moved, strict=True)
             ],
             "account_margin": [
                 row | more
@@ -500,7 +527,7 @@ def _write_portfolio_shards(work: _Work) -> dict[str, tuple[Headline, Detail]]:
             "node_margin": [
                 row | more
                 for e in evaluated
-                for row, more in zip(node_rows(e), node_columns(e, work.policy), strict=True)
+                for row, more in zip(node_rows(e), node_columns(e, work.policy, work.rates), strict=True)
             ],
             "requirement": [row for e in evaluated for row in requirement_rows(e, work.grid_labels, stressed=stressed)],
             "stress": _stress_rows(work, evaluated),
@@ -516,7 +543,7 @@ def _write_portfolio_shards(work: _Work) -> dict[str, tuple[Headline, Detail]]:
         rows["failures"] = [asdict(failure) for failure in found]
         _write(work, shard, rows)
     work.say("portfolios", work.shards, work.shards)
-    return in_detail
+    return in_detail, details
 
 
 def _path_law(resolved: Resolved, generation: Generation, as_of: datetime) -> PathLaw | None:
@@ -528,17 +555,98 @@ def _path_law(resolved: Resolved, generation: Generation, as_of: datetime) -> Pa
     return PathLaw(of_step.generator, run.seed, of_step.scenarios, paths.steps, run.horizon_days / paths.steps)
 
 
-def _path_figures(work: _Work, members: Sequence[PackedPortfolio]) -> list[PathFigures | None]:
-    if work.paths is None:
-        return [None] * len(members)
-    factors, rows = work.generation.factors, work.cube.rows
-    units = {
+def _paths_and_transfers(
+    work: _Work, evaluated: Sequence[Evaluated], details: dict[str, TransferDetail] | None
+) -> tuple[list[PathFigures | None], list[Transfers | None]]:
+    """Paths and the transfer model of some portfolios, in groups whose node scenarios fit in memory.
+
+    What those scenarios alone can tell in detail goes into `details`, by portfolio id, unless that is None.
+    """
+    step = len(evaluated) if work.transfer is None else TRACED_PORTFOLIOS
+    paths: list[PathFigures | None] = []
+    moved: list[Transfers | None] = []
+    for first in range(0, len(evaluated), max(step, 1)):
+        group = evaluated[first : first + step]
+        rules = None if work.transfer is None else _node_rules(work, work.transfer, group)
+        by_path = work.transfer is not None and work.transfer.deadlines == "path"
+        walked = _path_figures(work, [e.portfolio for e in group], rules if by_path else None)
+        nodes: list[NodeScenarios | None] = [None if w is None else w.nodes for w in walked]
+        if work.transfer is None or rules is None:
+            moved += [None] * len(group)
+        else:
+            if not by_path:
+                members = [e.portfolio for e in group]
+                nodes = node_scenarios(members, work.generation.factors, work.cube, rules, devices=work.devices)
+            found = transfers([e.portfolio for e in group], nodes, work.transfer, devices=work.devices)
+            for e, of_portfolio, of_nodes in zip(group, found, nodes, strict=True):
+                if details is not None and of_portfolio is not None and of_nodes is not None:
+                    details[e.portfolio.portfolio_id] = transfer_detail(e, of_portfolio, of_nodes, work.transfer, rules)
+            moved += found
+        # Node scenarios are large and used up; what is kept of a path are its sums.
+        paths += [None if w is None else w._replace(nodes=None) for w in walked]
+    return paths, moved
+
+
+def _node_rules(work: _Work, law: TransferLaw, evaluated: Sequence[Evaluated]) -> NodeRules:
+    """What the nodes of some portfolios are judged by; a portfolio without figures has none and is asked for none."""
+    requirements = {}
+    for portfolio, figures in evaluated:
+        for number, info in enumerate(portfolio.accounts):
+            known = figures is not None and figures.account_is_finite[number]
+            native = figures.native if figures is not None and known else None
+            requirements[info.account_id] = (
+                (0.0, 0.0) if native is None else (float(native.initial[number]), float(native.maintenance[number]))
+            )
+    units = _unit_exponents(work, [e.portfolio for e in evaluated])
+    return NodeRules(units, requirements, law.routes.operator.warning_health, profit_leaves(law.routes))
+
+
+def _unit_exponents(work: _Work, members: Sequence[PackedPortfolio]) -> dict[str, dict[str, float]]:
+    return {
         info.account_id: work.evidence.market(info.account_id).exponents(info.unit)
         for portfolio in members
         for info in portfolio.accounts
     }
+
+
+def _path_figures(work: _Work, members: Sequence[PackedPortfolio], nodes: NodeRules | None) -> list[PathFigures | None]:
+    if work.paths is None:
+        return [None] * len(members)
+    factors, rows = work.generation.factors, work.cube.rows
+    units = _unit_exponents(work, members)
     funding = [funded_legs(portfolio, rows, factors, work.policy, units) for portfolio in members]
-    return path_figures(members, factors, rows, work.paths, funding, devices=work.devices)
+    return path_figures(members, factors, rows, work.paths, funding, devices=work.devices, nodes=nodes)
+
+
+def _routes(resolved: Resolved, book: Book) -> Routes | None:
+    """The routes file of the configuration with every name in it checked; None without one."""
+    path = resolved.configuration.routes
+    if path is None:
+        return None
+    nodes = {node for portfolio in book.portfolios for node, _ in portfolio.nodes}
+    return read_routes(resolved.path(path), venues=adapter_names(), nodes=nodes)
+
+
+def _transfer_law(
+    resolved: Resolved, routes: Routes | None, inputs: Inputs, book: Book, market: RunMarket, paths: PathLaw | None
+) -> tuple[TransferLaw | None, list[Failure]]:
+    """The transfer model of the run, and what was wrong with routes that its payloads brought."""
+    if routes is None:
+        return None, []
+    nodes = {node for portfolio in book.portfolios for node, _ in portfolio.nodes}
+    rows = [row for snapshot in inputs.snapshots.values() for row in snapshot.tables["routes"]]
+    given, failures = given_routes(rows, nodes)
+    law = transfer_law(
+        routes,
+        given,
+        market.generation.factors,
+        market.cube,
+        paths,
+        venues=sorted({venue for portfolio in book.portfolios for _, venue in portfolio.nodes}),
+        seed=resolved.configuration.run.seed,
+        horizon_days=resolved.configuration.run.horizon_days,
+    )
+    return law, failures
 
 
 def _library(resolved: Resolved) -> StressLibrary | None:
@@ -547,24 +655,27 @@ def _library(resolved: Resolved) -> StressLibrary | None:
         return None
     library = read_stress_library(resolved.path(resolved.configuration.stress))
     book = read_asset_book(resolved.path(resolved.configuration.assets)).assets
-    known = {
-        *book,
-        *(a.risk_factor for a in book.values() if a.risk_factor),
-        *(a.peg_of for a in book.values() if a.peg_of),
-    }
-    check_names(library, assets=known, venues=adapter_names())
+    prices = {a.risk_factor for a in book.values() if a.risk_factor}
+    pegs = {a.peg_of for a in book.values() if a.peg_of}
+    check_names(library, assets={*book, *prices, *pegs}, venues=adapter_names())
+    check_kinds(library, prices=prices, pegs=pegs)
     history = resolved.configuration.stress_history
     if history is None:
         return library
     days = [day for s in library.stress.values() if s.replay is not None for day in (s.replay.first, s.replay.last)]
     closes = closes_on(read_history_table(resolved.path(history)), days, payload=Path(history).name)
-    return replayed(library, closes, sorted({a.risk_factor for a in book.values() if a.risk_factor}))
+    return replayed(library, closes, sorted(prices))
 
 
 def _stress_rows(work: _Work, evaluated: Sequence[Evaluated]) -> list[dict[str, Any]]:
     if work.library is None:
         return []
-    return [dict(row) for e in evaluated for row in stress_rows(e, work.library, work.stresses)]
+    rows, factors = work.cube.rows, work.generation.factors
+    return [
+        row
+        for e in evaluated
+        for row in stress_rows(e, work.library, work.stresses, held_by(e.portfolio, rows, factors))
+    ]
 
 
 def _native(evaluated: Evaluated) -> Native:
@@ -588,7 +699,10 @@ def _in_detail(work: _Work, members: Sequence[PackedPortfolio]) -> dict[str, tup
 
 
 def _write_detail_shard(
-    work: _Work, in_detail: Mapping[str, tuple[Headline, Detail]], failures: Sequence[Failure]
+    work: _Work,
+    in_detail: Mapping[str, tuple[Headline, Detail]],
+    details: dict[str, TransferDetail],
+    failures: Sequence[Failure],
 ) -> None:
     """The last shard: detail of the portfolios with the largest pooled requirement, the factors, and the failures of
     the inputs.
@@ -603,7 +717,16 @@ def _write_detail_shard(
     missing = [p for p in work.book.portfolios if p.portfolio_id in chosen - in_detail.keys()]
     found = {**in_detail, **_in_detail(work, missing)}
     sensitivities = row_sensitivities(work.cube.rows, work.generation.factors)
-    names = ("allocation", "scenarios_worst", "greeks", "loss_histogram", "liquidation_prices", "reverse_stress")
+    names = (
+        "allocation",
+        "scenarios_worst",
+        "greeks",
+        "loss_histogram",
+        "liquidation_prices",
+        "reverse_stress",
+        "nodes",
+        "routes",
+    )
     tables: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for portfolio in work.book.portfolios:
         if portfolio.portfolio_id not in chosen:
@@ -615,6 +738,13 @@ def _write_detail_shard(
         tables["loss_histogram"] += histogram_rows(evaluated, detail)
         tables["greeks"] += _greek_rows(portfolio, sensitivities)
     shown = [p for p in work.book.portfolios if p.portfolio_id in chosen]
+    if work.transfer is not None:
+        without = [Evaluated(p, found[p.portfolio_id][0]) for p in shown if p.portfolio_id not in details]
+        _paths_and_transfers(work, without, details)
+        for portfolio in shown:
+            if portfolio.portfolio_id in details:
+                tables["nodes"] += route_point_rows(portfolio, details[portfolio.portfolio_id])
+                tables["routes"] += route_rows(portfolio, details[portfolio.portfolio_id], work.transfer)
     moves = liquidation_moves(shown, work.generation.factors, work.cube, devices=work.devices)
     tables["liquidation_prices"] = _liquidation_price_rows(work, shown, found, moves)
     tables["reverse_stress"] = _reverse_stress_rows(work, shown, found, moves)
@@ -680,12 +810,6 @@ def _without_market(generation: Generation) -> frozenset[str]:
     if not generation.sizes:
         return frozenset()
     return frozenset(f for f in generation.factors if f.startswith("price:") and f not in generation.sizes)
-
-
-def _daily_vols(work: _Work) -> dict[str, float]:
-    """Daily standard deviation of every factor in the scenarios of the run."""
-    root = math.sqrt(work.run.horizon_days)
-    return {row["factor"]: row["std_horizon"] / root for row in _factor_rows(work.generation, work.cube)}
 
 
 def _factor_rows(generation: Generation, cube: Cube) -> list[dict[str, Any]]:
@@ -759,6 +883,11 @@ def _missed_target(missed: TargetOutcome, target: float | None) -> Condition:
     of_whom = f" of portfolio {missed.portfolio_id}" if missed.portfolio_id else ""
     message = f"relative standard error of ES 99 %{of_whom} is {error}, the target {target:.2%}: {missed.reason}"
     return Condition("target_error_missed", ExitCode.BAD_DATA, message)
+
+
+def _requirement_gaps(generation: Generation) -> list[Condition]:
+    """What the scenarios leave out of the requirement: no fault of the data, and no reason to stop a schedule."""
+    return [Condition("requirement_gap", ExitCode.OK, gap.message) for gap in requirement_gaps(generation)]
 
 
 def _limit_conditions(

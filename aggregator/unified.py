@@ -4,9 +4,9 @@ Written for one portfolio, mapped by the engine. A **scope** is a node, or (the 
 levels stand on the last axis: maintenance at 99 %, initial at 99.5 %. Every scope is computed by the same model, so the
 difference between the sum of the nodes and the whole is what pooling saves, and nothing else.
 
-The expected shortfall under current volatility is scaled by liquidity horizons: lines that take longer to close out
-than the horizon of the run count again at the longer ones. The shortfall under stressed laws (the largest of them) is
-scaled by the same ratio. Grid, floor and add-ons are the same at both levels but for the concentration charge.
+The expected shortfalls, under current volatility and under the stressed laws (the largest of them), are over liquidity
+horizons: lines that take longer to close out than the horizon of the run count again at the longer ones. Grid, floor
+and add-ons are the same at both levels but for the concentration charge.
 """
 
 from __future__ import annotations
@@ -21,26 +21,24 @@ from jaxtyping import Array, Float, Int
 
 from . import add_ons
 from .batch import PortfolioArrays
+from .batch_errors import tail_standard_errors
 from .margin import accumulate
-from .requirement import (
-    AddOnTotals,
-    base_requirement,
-    blended_shortfall,
-    effective_requirement,
-    ideal_requirement,
-    initial_requirement,
-    liquidity_horizon_shortfall,
-)
-from .risk import SCENARIO_TILE, euler_allocation, tail_rows, tail_weights, tile_sum
+from .requirement import AddOnTotals, RequirementStack, initial_requirement, requirement_stack
+from .risk import euler_allocation, tail_rows, tail_weights, tile_sum
 from .rounding import rounded
 from .rules.risk_unit import ordered_sum
 from .unified_batch import UnifiedArrays
-
-BATCHES = 8
-"""Independent batches behind a standard error: the scrambles of a point set, or as many parts of the scenarios."""
-
+from .unified_shortfall import (
+    LineDays,
+    horizon_shortfall,
+    moved_losses,
+    scope_losses,
+    stressed_shortfall,
+    with_total,
+)
 
 _DAYS_PER_YEAR = 365.0
+_LEAST_LEFT = 1e-12  # of a token that lost everything, so that its logarithm is finite
 
 
 class Stack(NamedTuple):
@@ -96,6 +94,8 @@ class Components(NamedTuple):
     venue: Float[Array, "scopes levels"]
     requirement: Float[Array, "scopes levels"]
     unmeasured: Float[Array, "scopes levels"]
+    beyond_horizons: Float[Array, "scopes levels"]
+    """Size of the positions that take longer to close out than the last liquidity horizon, up to which they count."""
 
 
 class Unified(NamedTuple):
@@ -104,15 +104,35 @@ class Unified(NamedTuple):
     components: Components
     silo: Float[Array, " levels"]
     effective: Float[Array, " levels"]
+    margin_efficiency: Float[Array, " levels"]
+    """Effective over silo."""
+    offset_benefit: Float[Array, " levels"]
+    offset_share: Float[Array, " levels"]
+    """The share of the offset across nodes that is granted."""
     initial: Float[Array, ""]
     """The unified initial margin: that of its own level, or the scaled maintenance margin if that is larger."""
     var_error: Float[Array, " levels"]
-    """Standard error of the pooled VaR from independent batches; NaN with fewer than two of them."""
+    """Standard error of the VaR of all lines pooled, collateral included; NaN where none can be estimated."""
     es_error: Float[Array, " levels"]
+    es_current_error: Float[Array, " levels"]
+    """Standard error of `es_current` of everything pooled: of the lines that move in the requirement alone."""
     grid_point: Int[Array, ""]
     """Number of the grid point with the largest pooled loss."""
     spread_cost: Float[Array, " scopes"]
     """The part of `liquidity` that is half the spread; the rest is impact."""
+    line_daily_vol: Float[Array, " L"]
+    """Daily standard deviation of the logarithm of what a line at a haircut is worth, its discount included; else 0."""
+
+
+class _Parts(NamedTuple):
+    """What the stack of one scope and level is made of."""
+
+    current: Float[Array, "..."]
+    stressed: Float[Array, "..."]
+    grid: Float[Array, "..."]
+    """Of the grid and the binding stresses the larger."""
+    floor: Float[Array, "..."]
+    add_ons: AddOnTotals
 
 
 def unified_requirement(
@@ -131,122 +151,126 @@ def unified_requirement(
     `binding_stress` is a loss by scope that the base must cover like that of the grid.
     """
     stack = market.stack
-    simulated = unified.line_simulated
-    losses = jnp.where(simulated[:, None], line_losses, 0.0)
-    scopes = _scope_losses(portfolio, losses)
+    simulated = unified.line_simulated[:, None]
+    losses = jnp.where(simulated, line_losses, 0.0)
+    scopes = scope_losses(portfolio, losses)
     _, es = tail_rows(scopes, weights, levels)
     exposure = _exposures(portfolio, market)
     of_scope = _forced(exposure)
     days = _close_out_days(of_scope, market)
-    by_horizon = _horizon_shortfall(portfolio, unified, losses, weights, es, days, levels, stack.horizons)
-    stressed = _stressed_shortfall(portfolio, unified, market, levels)
-    ratio = jnp.where(es > 0.0, by_horizon / jnp.where(es > 0.0, es, 1.0), 1.0)
-    stressed = stressed * ratio
+    of_lines = _line_days(portfolio, unified, days, market)
+    over = {"levels": levels, "horizons": stack.horizons}
+
+    def losses_of(counted: Array) -> Float[Array, "scopes scenarios"]:
+        return scope_losses(portfolio, jnp.where(counted[:, None], losses, 0.0))
+
+    by_horizon = horizon_shortfall(es, losses_of, weights, of_lines, **over)
+    stressed = stressed_shortfall(portfolio, unified, market.stressed_change, market.stressed_weights, of_lines, **over)
     grid, point = _grid_loss(portfolio, unified, market)
     stress = jnp.zeros_like(grid) if binding_stress is None else binding_stress
-    floor = _with_total(rounded(stack.floor_rate * unified.node_gross))
+    floor = with_total(rounded(stack.floor_rate * unified.node_gross))
     liquidity, unmeasured = _liquidity(exposure, market, market.stack.impact)
     spread, _ = _liquidity(exposure, market, 0.0)
     concentration = _concentration(portfolio, unified, losses, weights, scopes, of_scope, market, levels)
-    basis = _basis(unified, exposure, market)
-
-    def both(values: Float[Array, " scopes"]) -> Float[Array, "scopes levels"]:
-        return jnp.broadcast_to(values[:, None], es.shape)
-
-    blend = jax.vmap(jax.vmap(lambda c, s: blended_shortfall(c, s, stress_weight=stack.stress_weight)))(
-        by_horizon, stressed
-    )
-    base = jax.vmap(jax.vmap(base_requirement))(blend, both(jnp.maximum(grid, stress)), both(floor))
     failure = add_ons.venue_failure(
         unified.node_hazard,
         unified.node_equity,
         loss_given_default=unified.node_loss_given_default,
         horizon_years=stack.horizons[0] / _DAYS_PER_YEAR,
     )
-    costs, gaps = both(liquidity), both(basis)
-    wrong_way, venue = both(_with_total(unified.node_wrong_way)), both(_with_total(failure.amount))
-    add_on_totals = AddOnTotals(costs, concentration, gaps, wrong_way, venue)
-    requirement = jax.vmap(jax.vmap(ideal_requirement))(base, add_on_totals)
+    beyond = ordered_sum(jnp.where(days > stack.horizons[-1], of_scope, 0.0))
+
+    def both(values: Float[Array, " scopes"]) -> Float[Array, "scopes levels"]:
+        return jnp.broadcast_to(values[:, None], es.shape)
+
+    charges = AddOnTotals(
+        liquidity=both(liquidity),
+        concentration=concentration,
+        basis=both(_basis(unified, exposure, market)),
+        wrong_way=both(_wrong_way(portfolio, unified, market)),
+        venue=both(with_total(failure.amount)),
+    )
+
+    def stacked(parts: _Parts, silo: Float[Array, ""]) -> RequirementStack:
+        return requirement_stack(
+            current_shortfall=parts.current,
+            stressed_shortfall=parts.stressed,
+            stress_weight=stack.stress_weight,
+            grid=parts.grid,
+            floor=parts.floor,
+            add_ons=parts.add_ons,
+            silo=silo,
+            offset_cap=stack.offset_cap,
+            fungibility=fungibility,
+        )
+
+    parts = _Parts(by_horizon, stressed, both(jnp.maximum(grid, stress)), both(floor), charges)
+    # A scope alone is measured against nothing; what pooling saves is known once the nodes are.
+    alone = jax.vmap(jax.vmap(stacked))(parts, jnp.zeros_like(es))
+    silo = ordered_sum(alone.ideal[:-1].T)
+    pooled = jax.vmap(stacked)(jax.tree.map(lambda values: values[-1], parts), silo)
     components = Components(
         es_current=es,
         es_horizon=by_horizon,
         es_stressed=stressed,
-        es_blend=blend,
+        es_blend=alone.blended_shortfall,
         grid=both(grid),
         stress=both(stress),
         floor=both(floor),
-        base=base,
-        liquidity=costs,
-        concentration=concentration,
-        basis=gaps,
-        wrong_way=wrong_way,
-        venue=venue,
-        requirement=requirement,
+        base=alone.base,
+        **{name: getattr(alone, name) for name in AddOnTotals._fields},
+        requirement=alone.ideal,
         unmeasured=both(unmeasured),
+        beyond_horizons=both(beyond),
     )
-    silo = ordered_sum(requirement[:-1].T)
-    effective = jax.vmap(
-        lambda ideal, parts: (
-            effective_requirement(ideal, parts, offset_cap=stack.offset_cap, fungibility=fungibility).requirement
-        )
-    )(requirement[-1], silo)
-    var_error, es_error = _standard_errors(scopes[-1], weights, levels)
-    initial = initial_requirement(effective[0], effective[-1], scale=stack.initial_scale)
-    return Unified(components, silo, effective, initial, var_error, es_error, point, spread)
-
-
-# ---- losses by scope -------------------------------------------------------------------------------------------------
-
-
-def _scope_losses(portfolio: PortfolioArrays, losses: Float[Array, "L columns"]) -> Float[Array, "scopes columns"]:
-    """Losses of every node, and of all of them, from those of the lines."""
-    start = jnp.zeros((portfolio.node_is_real.shape[0], losses.shape[1]), losses.dtype)
-    nodes = accumulate(portfolio.line_node, lambda line: losses[line], start)
-    return _with_total(nodes)
-
-
-def _with_total(nodes: Float[Array, "N *rest"]) -> Float[Array, "scopes *rest"]:
-    """The nodes' values and behind them their sum, in order."""
-    total = lax.fori_loop(0, nodes.shape[0], lambda n, so_far: so_far + nodes[n], jnp.zeros_like(nodes[0]))
-    return jnp.concatenate([nodes, total[None]])
-
-
-def _moved(
-    portfolio: PortfolioArrays, unified: UnifiedArrays, change: Float[Array, "rows columns"]
-) -> Float[Array, "scopes columns"]:
-    """Losses by scope where the rows change by `change`, without a detour over the lines."""
-    coefficient = jnp.where(unified.line_simulated[portfolio.leg_line], portfolio.leg_coefficient, 0.0)
-    coefficient = coefficient.astype(change.dtype)
-    start = jnp.zeros((portfolio.node_is_real.shape[0], change.shape[1]), change.dtype)
-    nodes = accumulate(
-        portfolio.line_node[portfolio.leg_line],
-        lambda leg: rounded(-coefficient[leg] * change[portfolio.leg_row[leg]]),
-        start,
+    pooled_losses = lax.cond(
+        jnp.all(unified.line_simulated | ~portfolio.line_is_real),
+        lambda: scopes[-1],
+        lambda: scope_losses(portfolio, line_losses)[-1],
     )
-    return _with_total(nodes)
-
-
-def _stressed_shortfall(
-    portfolio: PortfolioArrays, unified: UnifiedArrays, market: UnifiedMarket, levels: tuple[float, ...]
-) -> Float[Array, "scopes levels"]:
-    """The largest expected shortfall over the stressed laws; 0 without one."""
-    start = jnp.zeros((portfolio.node_is_real.shape[0] + 1, len(levels)), jnp.float64)
-    if market.stressed_change.shape[0] == 0:
-        return start
-
-    def worse(worst: Array, law: tuple[Array, Array]) -> tuple[Array, None]:
-        change, weights = law
-        return jnp.maximum(worst, tail_rows(_moved(portfolio, unified, change), weights, levels)[1]), None
-
-    return lax.scan(worse, start, (market.stressed_change, market.stressed_weights))[0]
+    var_errors, es_errors = lax.map(
+        lambda row: tail_standard_errors(row, weights, levels), jnp.stack([pooled_losses, scopes[-1]])
+    )
+    return Unified(
+        components=components,
+        silo=silo,
+        effective=pooled.effective,
+        margin_efficiency=pooled.margin_efficiency,
+        offset_benefit=pooled.offset_benefit,
+        offset_share=pooled.offset_share,
+        initial=initial_requirement(pooled.effective[0], pooled.effective[-1], scale=stack.initial_scale),
+        var_error=var_errors[0],
+        es_error=es_errors[0],
+        es_current_error=es_errors[1],
+        grid_point=point,
+        spread_cost=spread,
+        line_daily_vol=_daily_vols(unified, line_losses, weights, stack.horizons[0]),
+    )
 
 
 def _grid_loss(
     portfolio: PortfolioArrays, unified: UnifiedArrays, market: UnifiedMarket
 ) -> tuple[Float[Array, " scopes"], Int[Array, ""]]:
     """The worst weighted loss over the grid by scope, at least 0, and the point of the whole's."""
-    losses = _moved(portfolio, unified, market.grid_change).astype(jnp.float64) * market.grid_weight[None, :]
+    losses = moved_losses(portfolio, unified, market.grid_change).astype(jnp.float64) * market.grid_weight[None, :]
     return jnp.maximum(jnp.max(losses, axis=1), 0.0), jnp.argmax(losses[-1])
+
+
+def _daily_vols(
+    unified: UnifiedArrays, line_losses: Float[Array, "L scenarios"], weights: Float[Array, " scenarios"], days: float
+) -> Float[Array, " L"]:
+    """Daily standard deviation of the log-value of the lines at a haircut, whatever moves them; 0 for the others."""
+
+    def found() -> Float[Array, " L"]:
+        value = jnp.where(unified.line_at_haircut, unified.line_value, 1.0)[:, None]
+        lost = jnp.where(unified.line_at_haircut[:, None] & (weights > 0.0)[None, :], line_losses, 0.0)
+        share = jnp.clip(lost.astype(jnp.float64) / jnp.where(value > 0.0, value, 1.0), None, 1.0 - _LEAST_LEFT)
+        moves = jnp.log1p(-share)
+        away = moves - tile_sum(weights[None, :] * moves)[:, None]
+        return jnp.sqrt(tile_sum(weights[None, :] * rounded(away * away)) / days)
+
+    nothing = jnp.zeros(unified.line_value.shape[0], jnp.float64)
+    return lax.cond(jnp.any(unified.line_at_haircut), found, lambda: nothing)
 
 
 # ---- size against the market -----------------------------------------------------------------------------------------
@@ -279,39 +303,15 @@ def _close_out_days(size: Float[Array, "scopes F"], market: UnifiedMarket) -> Fl
     return jnp.where(found.measured, found.margin_period_days, stack.horizons[0])
 
 
-def _horizon_shortfall(
-    portfolio: PortfolioArrays,
-    unified: UnifiedArrays,
-    losses: Float[Array, "L scenarios"],
-    weights: Float[Array, " scenarios"],
-    es: Float[Array, "scopes levels"],
-    days: Float[Array, "scopes F"],
-    levels: tuple[float, ...],
-    horizons: tuple[float, ...],
-) -> Float[Array, "scopes levels"]:
-    """Expected shortfall over the liquidity horizons; that over the first where everything closes out within it."""
-    base = horizons[0]
-    if len(horizons) == 1:
-        return es
-    moved = unified.line_has_factor & portfolio.line_is_real
-    of_node = jnp.where(moved, days[portfolio.line_node, unified.line_factor], base)
-    of_whole = jnp.where(moved, days[-1, unified.line_factor], base)
-
-    def longer(horizon: Array) -> Float[Array, "scopes levels"]:
-        """Shortfall of the lines that take longer than this horizon."""
-        nodes = _scope_losses(portfolio, jnp.where((of_node > horizon)[:, None], losses, 0.0))[:-1]
-        whole = _scope_losses(portfolio, jnp.where((of_whole > horizon)[:, None], losses, 0.0))[-1:]
-        return tail_rows(jnp.concatenate([nodes, whole]), weights, levels)[1]
-
-    def scaled() -> Float[Array, "scopes levels"]:
-        lengths = jnp.asarray(horizons, jnp.float64)
-        slower = jnp.maximum(lax.map(longer, lengths[:-1]), 0.0)
-        shortfalls = jnp.moveaxis(jnp.concatenate([es[None], slower]), 0, -1)
-        return jax.vmap(jax.vmap(lambda row: liquidity_horizon_shortfall(row, lengths, base_horizon=base)))(shortfalls)
-
-    # A branch and not a selection: most portfolios close out within the horizon and need none of this.
-    needed = jnp.any(of_node > base) | jnp.any(of_whole > base)
-    return jnp.where(es > 0.0, lax.cond(needed, scaled, lambda: es), es)
+def _line_days(
+    portfolio: PortfolioArrays, unified: UnifiedArrays, days: Float[Array, "scopes F"], market: UnifiedMarket
+) -> LineDays:
+    """Close-out days of the lines; the horizon of the run for what no price moves."""
+    moved, base = unified.line_has_factor & portfolio.line_is_real, market.stack.horizons[0]
+    return LineDays(
+        jnp.where(moved, days[portfolio.line_node, unified.line_factor], base),
+        jnp.where(moved, days[-1, unified.line_factor], base),
+    )
 
 
 def _liquidity(
@@ -331,7 +331,7 @@ def _liquidity(
     amount = jnp.concatenate([alone.amount, whole.amount[None]])
     measured = jnp.concatenate([alone.measured, whole.measured[None]])
     unknown = jnp.where(alone.measured, 0.0, jnp.abs(exposure))
-    return ordered_sum(jnp.where(measured, amount, 0.0)), _with_total(ordered_sum(unknown))
+    return ordered_sum(jnp.where(measured, amount, 0.0)), with_total(ordered_sum(unknown))
 
 
 def _concentration(
@@ -375,36 +375,32 @@ def _basis(unified: UnifiedArrays, exposure: Float[Array, "N F"], market: Unifie
     return jnp.concatenate([jnp.zeros(exposure.shape[0], jnp.float64), whole[None]])
 
 
-# ---- error bars ------------------------------------------------------------------------------------------------------
+def _wrong_way(portfolio: PortfolioArrays, unified: UnifiedArrays, market: UnifiedMarket) -> Float[Array, " scopes"]:
+    """Charge for what falls with a venue where the scope has a node: own tokens posted there, and all others held.
 
-
-def _standard_errors(
-    losses: Float[Array, " scenarios"], weights: Float[Array, " scenarios"], levels: tuple[float, ...]
-) -> tuple[Float[Array, " levels"], Float[Array, " levels"]]:
-    """Standard errors of VaR and ES from batches of whole tiles in index order, which the scrambles of a point set are.
-
-    Spread of the batches' own figures over the root of their number; tiles beyond the last whole batch do not count.
+    Where the venue itself holds the other exposure a short of its token pays nothing once it has failed; elsewhere
+    longs and shorts net, for they are worth what the market says.
     """
-    per_batch = losses.shape[0] // SCENARIO_TILE // BATCHES
-    if per_batch == 0:
-        unknown = jnp.full(len(levels), jnp.nan, jnp.float64)
-        return unknown, unknown
-    used = per_batch * BATCHES * SCENARIO_TILE
-    rows = losses[:used].reshape(BATCHES, -1)
-    shares = weights[:used].reshape(BATCHES, -1)
-
-    def of_batch(batch: Array) -> tuple[Array, Array]:
-        mass = tile_sum(shares[batch])
-        own = shares[batch] / jnp.where(mass > 0.0, mass, 1.0)
-        var, es = tail_rows(rows[batch][None], own, levels)
-        return var[0], es[0]
-
-    def error(values: Float[Array, "batches levels"]) -> Float[Array, " levels"]:
-        mean = ordered_sum(values.T) / BATCHES
-        spread = ordered_sum(((values - mean[None, :]) ** 2).T) / (BATCHES - 1)
-        return jnp.sqrt(spread / BATCHES)
-
-    var, es = lax.map(of_batch, jnp.arange(BATCHES))
-    # A batch without weight (padding) says nothing about the spread of the others.
-    complete = jnp.all(tile_sum(shares) > 0.0)
-    return jnp.where(complete, error(var), jnp.nan), jnp.where(complete, error(es), jnp.nan)
+    of_leg = rounded(
+        portfolio.leg_coefficient * market.exposure[portfolio.leg_row, unified.line_factor[portfolio.leg_line]]
+    )
+    moved = accumulate(portfolio.leg_line, lambda leg: of_leg[leg], jnp.zeros_like(unified.line_value))
+    held = jnp.where(unified.line_has_factor, moved, unified.line_value)
+    venues = unified.venue_loss_given_default.shape[0]
+    start = jnp.zeros((portfolio.node_is_real.shape[0], venues), jnp.float64)
+    falls = accumulate(
+        portfolio.line_node, lambda line: jnp.where(unified.line_falls_with[line], held[line], 0.0), start
+    )
+    here = (unified.node_venue[:, None] == jnp.arange(venues)[None, :]) & portfolio.node_is_real[:, None]
+    falls = jnp.where(here, jnp.maximum(falls, 0.0), falls)
+    nodes = add_ons.wrong_way(
+        unified.node_wrong_way,
+        True,
+        exposure=ordered_sum(jnp.where(here, falls, 0.0)),
+        loss_given_default=unified.node_loss_given_default,
+    )
+    together = add_ons.wrong_way(
+        0.0, False, exposure=ordered_sum(falls.T), loss_given_default=unified.venue_loss_given_default
+    )
+    posted = ordered_sum(unified.node_wrong_way)
+    return jnp.concatenate([nodes.amount, (posted + ordered_sum(together.amount))[None]])

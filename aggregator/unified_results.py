@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 
 from .add_ons import volatility_haircut
+from .capital_cost import node_costs
 from .engine import Headline
 from .errors import Failure, FailureReason
 from .policy import Requirement
 from .portfolio import PackedPortfolio
 from .results import Evaluated, Row
+from .unified import Unified
 from .unified_batch import is_at_haircut, is_own_token
 
 LEVELS = ("maintenance", "initial")
 UNIFIED_SCOPE = "unified"
-_HOURS_PER_YEAR = 8760.0
+_OF_MARKETS = ("liquidity_usd", "concentration_usd", "beyond_horizons_usd")
 
 
 def is_measured(figures: Headline | None) -> bool:
@@ -28,8 +31,12 @@ def is_measured(figures: Headline | None) -> bool:
     return all(bool(np.isfinite(part).all()) for part in parts)
 
 
-def requirement_columns(evaluated: Evaluated, policy: Requirement, daily_vols: Mapping[str, float]) -> Row:
-    """What `portfolio_margin` says of the unified requirement; empty where it was not computed."""
+def requirement_columns(
+    evaluated: Evaluated, policy: Requirement, rates: Mapping[str, float] = MappingProxyType({})
+) -> Row:
+    """What `portfolio_margin` says of the unified requirement; empty where it was not computed. `rates` are the
+    `borrow_rates` of what was read.
+    """
     portfolio, figures = evaluated
     if not is_measured(figures):
         return {}
@@ -39,19 +46,20 @@ def requirement_columns(evaluated: Evaluated, policy: Requirement, daily_vols: M
     silo, effective = (float(values[0]) for values in (unified.silo, unified.effective))
     ideal = float(unified.components.requirement[-1, 0])
     initial = float(unified.initial)
-    equity = unified_equity(portfolio, policy, daily_vols)
+    equity = unified_equity(portfolio, unified, policy)
+    costs = [cost.total for cost in node_costs(evaluated, policy, rates)]
     row: Row = {
         "unified_equity_usd": equity,
         "requirement_silo_usd": silo,
         "requirement_ideal_usd": ideal,
         "requirement_effective_usd": effective,
         "requirement_initial_usd": initial,
-        "offset_share": policy.offset_cap,
-        "offset_benefit_usd": silo - effective,
-        "margin_efficiency": effective / silo if silo > 0 else None,
+        "offset_share": float(unified.offset_share[0]),
+        "offset_benefit_usd": float(unified.offset_benefit[0]),
+        "margin_efficiency": float(unified.margin_efficiency[0]) if silo > 0 else None,
         "health_unified": equity / effective if effective > 0 else None,
         "unmeasured_usd": float(unified.components.unmeasured[-1, 0]),
-        "capital_cost_usd": math.fsum(_costs(portfolio, evaluated, policy, n) for n in range(len(portfolio.nodes))),
+        "capital_cost_usd": None if any(cost is None for cost in costs) else math.fsum(cost or 0.0 for cost in costs),
     }
     for level, name in enumerate(("99", "995")):
         for measure, errors in (("var", unified.var_error), ("es", unified.es_error)):
@@ -60,26 +68,25 @@ def requirement_columns(evaluated: Evaluated, policy: Requirement, daily_vols: M
     return row
 
 
-def unified_equity(portfolio: PackedPortfolio, policy: Requirement, daily_vols: Mapping[str, float]) -> float:
-    """Equity at market value, USD; collateral that is not simulated counts less by its volatility-adjusted haircut."""
+def unified_equity(portfolio: PackedPortfolio, unified: Unified, policy: Requirement) -> float:
+    """Equity at market value, USD; collateral that is not simulated counts less by its volatility-adjusted haircut.
+
+    The volatility is that of the token in the scenarios: its price together with its discount.
+    """
     if policy.collateral == "simulated":
         return math.fsum(portfolio.line_equity)
     haircut = policy.haircut
-    values = []
-    for line, value in zip(portfolio.lines, portfolio.line_equity, strict=True):
-        share = 0.0
-        if is_at_haircut(line) and not is_own_token(line, policy):
-            share = float(
-                volatility_haircut(
-                    haircut.static,
-                    daily_vol=daily_vols.get(line.factor, math.nan),
-                    quantile=haircut.z,
-                    horizon_days=haircut.days,
-                    liquidity=haircut.liquidity,
-                )
-            )
-        values.append((1.0 - share) * value)
-    return math.fsum(values)
+    shares = volatility_haircut(
+        haircut.static,
+        daily_vol=unified.line_daily_vol[: len(portfolio.lines)],
+        quantile=haircut.z,
+        horizon_days=haircut.days,
+        liquidity=haircut.liquidity,
+    )
+    return math.fsum(
+        (1.0 - (share if is_at_haircut(line) and not is_own_token(line, policy) else 0.0)) * value
+        for line, value, share in zip(portfolio.lines, portfolio.line_equity, np.asarray(shares).tolist(), strict=True)
+    )
 
 
 def requirement_rows(evaluated: Evaluated, grid_labels: Sequence[str], *, stressed: bool) -> list[Row]:
@@ -96,63 +103,45 @@ def requirement_rows(evaluated: Evaluated, grid_labels: Sequence[str], *, stress
         for level, name in enumerate(LEVELS):
             row: Row = {"portfolio_id": portfolio.portfolio_id, "scope": scope, "level": name, "grid_point": None}
             row |= {f"{c}_usd": float(values[number, level]) for c, values in components._asdict().items()}
+            error = float(figures.unified.es_current_error[level]) if scope == UNIFIED_SCOPE else math.nan
+            row["es_current_error_usd"] = None if math.isnan(error) else error
             if not stressed:
                 row["es_stressed_usd"] = None
             if row["unmeasured_usd"] > 0:
                 # What was measured of it is in the requirement; a charge that lacks a part is no figure of its own.
-                row |= {name: row[name] or None for name in ("liquidity_usd", "concentration_usd")}
+                row |= {name: row[name] or None for name in _OF_MARKETS}
             if scope == UNIFIED_SCOPE and row["grid_usd"] > 0:
                 row["grid_point"] = grid_labels[int(figures.unified.grid_point)]
             rows.append(row)
     return rows
 
 
-def node_columns(evaluated: Evaluated, policy: Requirement) -> list[Row]:
-    """What `node_margin` says of each node's requirement and of the cost of what is locked there, in order of nodes."""
-    portfolio, figures = evaluated
+def node_columns(
+    evaluated: Evaluated, policy: Requirement, rates: Mapping[str, float] = MappingProxyType({})
+) -> list[Row]:
+    """What `node_margin` says of each node's requirement and of the cost of what is locked there, in order of nodes.
+
+    `rates` are the `borrow_rates` of what was read.
+    """
+    figures = evaluated.headline
     if figures is None or not figures.finite:
         return []
     out = []
-    for number in range(len(portfolio.nodes)):
+    for number, cost in enumerate(node_costs(evaluated, policy, rates)):
         requirement = None
         if is_measured(figures) and figures.unified is not None:
             requirement = float(figures.unified.components.requirement[number, 0])
-        locked = _locked(portfolio, evaluated, number)
         out.append(
             {
                 "requirement_usd": requirement,
-                "locked_usd": locked,
-                "opportunity_cost_usd": policy.opportunity_rate * locked,
-                "borrow_cost_usd": None,
-                "funding_cost_usd": _funding(portfolio, policy, number),
+                "locked_usd": cost.locked,
+                "opportunity_cost_usd": cost.opportunity,
+                "borrow_cost_usd": cost.borrow,
+                "funding_cost_usd": cost.funding,
+                "uncosted_usd": cost.uncosted,
             }
         )
     return out
-
-
-def _costs(portfolio: PackedPortfolio, evaluated: Evaluated, policy: Requirement, node: int) -> float:
-    return policy.opportunity_rate * _locked(portfolio, evaluated, node) + (_funding(portfolio, policy, node) or 0.0)
-
-
-def _locked(portfolio: PackedPortfolio, evaluated: Evaluated, node: int) -> float:
-    """Initial margin that the venue asks of the accounts of a node, USD."""
-    figures, name = evaluated.headline, portfolio.nodes[node]
-    assert figures is not None
-    return math.fsum(
-        max(float(figures.native.initial[a]), 0.0) * info.unit_price_usd
-        for a, info in enumerate(portfolio.accounts)
-        if (info.node, info.venue) == name
-    )
-
-
-def _funding(portfolio: PackedPortfolio, policy: Requirement, node: int) -> float | None:
-    """USD a year at today's funding rates; None where no perpetual of the node states one."""
-    paid = [
-        line.value_usd * line.funding_rate * _HOURS_PER_YEAR / policy.venue(line.venue).funding_hours
-        for line, at in zip(portfolio.lines, portfolio.line_node, strict=True)
-        if at == node and line.funding_rate is not None
-    ]
-    return math.fsum(paid) if paid else None
 
 
 def requirement_failures(evaluated: Sequence[Evaluated]) -> list[Failure]:

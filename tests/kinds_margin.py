@@ -1,4 +1,4 @@
-"""Checks of `margin.json`: the requirement stack, the add-ons, the scenario grid and the allocation."""
+"""Checks of `margin.json`: requirement stack, add-ons, scenario grid, allocation, and collateral that has to travel."""
 
 from typing import Any
 
@@ -6,7 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aggregator import add_ons, requirement, risk, scenario_grid
+from aggregator import (
+    add_ons,
+    reactive_transfer,
+    requirement,
+    risk,
+    scenario_grid,
+    transfer,
+    transfer_programme,
+    transfer_shortfall,
+)
 
 Cases = list[dict[str, Any]]
 
@@ -187,6 +196,80 @@ def scenario_grid_losses(inputs: Cases) -> Cases:
     return rows
 
 
+def transfer_uncovered(inputs: Cases) -> Cases:
+    nodes = max(len(case["x"]) for case in inputs)
+    surplus, capacity = np.zeros((len(inputs), nodes)), np.zeros((len(inputs), nodes, nodes))
+    for row, case in enumerate(inputs):
+        own = len(case["x"])
+        surplus[row, :own], capacity[row, :own, :own] = case["x"], case["cap"]
+    x, c = jnp.asarray(surplus), jnp.asarray(capacity)
+    return _rows(
+        {
+            "uncovered_transit": jax.jit(transfer.uncovered_many)(x, c).amount,
+            "uncovered_single_hop": jax.jit(jax.vmap(transfer.uncovered_single_hop))(x, c).amount,
+            "siloed": jax.jit(jax.vmap(transfer.uncovered_siloed))(x),
+            "fungible": jax.jit(jax.vmap(transfer.uncovered_fungible))(x),
+        }
+    )
+
+
+def tces(inputs: Cases) -> Cases:
+    rows = []
+    for case in inputs:
+        losses = np.asarray(case["losses"], np.float64)
+        count, nodes = losses.shape
+        uniform = np.full((nodes, nodes), float(case.get("cap_uniform", 0.0)))
+        capacity = transfer.checked_capacity(case.get("cap", uniform), names=[str(v) for v in range(nodes)])
+        padded, weights = risk.padded_scenarios(losses.T, np.full(count, 1.0 / count))
+
+        @jax.jit
+        def solved(
+            losses: jax.Array, capacity: jax.Array, weights: jax.Array, a: float = case["alpha"]
+        ) -> dict[str, jax.Array]:
+            found = transfer_shortfall.transfer_shortfall(losses, capacity, weights, confidence=a)
+            siloed = transfer_shortfall.siloed_shortfall(losses, weights, confidence=a)
+            pooled = transfer_shortfall.pooled_shortfall(losses, weights, confidence=a)
+            share = transfer_shortfall.fungibility(found.value, siloed=siloed, fungible=pooled)
+            return {"requirement": found.value, "siloed": siloed, "unified": pooled, "fungibility": share}
+
+        found = solved(jnp.asarray(padded.T), jnp.asarray(capacity), jnp.asarray(weights))
+        rows.append({key: float(value) for key, value in found.items()})
+    return rows
+
+
+def transfer_time_expanded(inputs: Cases) -> Cases:
+    return [
+        {
+            "min_injection": transfer_programme.time_expanded_injection(
+                case["K"], case["cum_losses"], case["delay"], case["cap_per_step"]
+            )
+        }
+        for case in inputs
+    ]
+
+
+def transfer_reactive(inputs: Cases) -> Cases:
+    rows = []
+    for case in inputs:
+        found = jax.jit(reactive_transfer.reactive_policy)(
+            jnp.asarray(case["K"], jnp.float64),
+            jnp.asarray(case["cum_losses"], jnp.float64),
+            jnp.asarray(case["delay"], jnp.int32),
+            jnp.asarray(case["cap_per_step"], jnp.float64),
+            jnp.asarray(case["buffer"], jnp.float64),
+        )
+        rows.append(
+            {
+                "liquidated_at": [None if t < 0 else t for t in np.asarray(found.liquidated_at).tolist()],
+                "shortfall": np.asarray(found.shortfall).tolist(),
+                "final_balance": np.asarray(found.final_balance).tolist(),
+                "sent": np.asarray(found.sent).tolist(),
+                "in_flight": np.asarray(found.in_flight).tolist(),
+            }
+        )
+    return rows
+
+
 CHECKS = {
     "liquidity_addon": liquidity_addon,
     "simm_concentration": simm_concentration,
@@ -197,4 +280,8 @@ CHECKS = {
     "liquidity_horizon_es": liquidity_horizon_es,
     "margin_stack": margin_stack,
     "scenario_grid": scenario_grid_losses,
+    "transfer_uncovered": transfer_uncovered,
+    "tces": tces,
+    "transfer_time_expanded": transfer_time_expanded,
+    "transfer_reactive": transfer_reactive,
 }

@@ -7,19 +7,21 @@ not from their code.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from scipy import stats
 
 from aggregator.generators.merton_jumps import MertonJumps, merton_jumps
-from aggregator.overlays.depeg import Depeg, depeg
 from aggregator.overlays.funding import Funding, FundingLaw, funding
+from aggregator.overlays.jump_strata import JumpDesign
 from aggregator.overlays.liquidity_drought import DroughtLaw, LiquidityDrought, liquidity_drought
 from aggregator.overlays.lst_discount import DiscountLaw, LstDiscount, lst_discount
 from aggregator.overlays.oracle_error import OracleError, OracleLaw, oracle_error
 from aggregator.overlays.partial_default import DefaultLaw, Stress
+from aggregator.overlays.rare_jumps import RareJumps, rare_jumps
 from aggregator.overlays.spot_vol import SpotVol, SpotVolRule, spot_vol
 from aggregator.scenarios import ScenarioGenerator
 from tests.generator_entry import Entry, KnownLaw
@@ -36,7 +38,8 @@ CALM_COIN = DefaultLaw(60.0, 2.0, 3.0, 0.4, 0.5, 0.25)
 STRESSED_COIN = DefaultLaw(40.0, 1.0, 4.0, 0.3, 0.5, 0.1, stress_loading=0.5)
 STRESS = Stress("price:BTC", 0.03)
 LATEST = -0.01
-DISCOUNT = DiscountLaw(0.004, 9.0, -0.002, 0.1, 30.0, 2.0, 4.0, 0.15, 0.05, latest=LATEST)
+DISCOUNT = DiscountLaw(0.004, 9.0, -0.002, 0.1, latest=LATEST)
+TOKEN = DefaultLaw(30.0, 2.0, 4.0, 0.15, DISCOUNT.reversion_per_day, 0.05)
 FUNDING = FundingLaw(interval_hours=8.0, kappa=0.3, theta=1e-4, sigma=2e-4, cap=1.0, latest=5e-4)
 FROZEN = OracleLaw("price:BTC", outages_per_year=100.0, outage_steps=2)
 WRONG = OracleLaw("price:ETH", errors_per_year=150.0, error_mean=0.02, error_std=0.1, error_steps=2)
@@ -53,15 +56,17 @@ def with_spot_vol(base: ScenarioGenerator, names: tuple[str, ...] = ("vol:ETH",)
     return spot_vol(base, dict.fromkeys(names, VOL))
 
 
-def with_depeg(base: ScenarioGenerator, more: tuple[str, ...] = ()) -> Depeg:
-    """USDC, which the base moves already, and DAI, which also follows the stress of BTC."""
-    laws = {"peg:USDC": CALM_COIN, "peg:DAI": STRESSED_COIN} | dict.fromkeys(more, CALM_COIN)
-    return depeg(base, laws, stress=STRESS)
-
-
 def with_discount(base: ScenarioGenerator, more: tuple[str, ...] = ()) -> LstDiscount:
-    """A staked token."""
+    """A staked token on ordinary days."""
     return lst_discount(base, {"discount:wstETH": DISCOUNT} | dict.fromkeys(more, DISCOUNT))
+
+
+def with_jumps(
+    base: ScenarioGenerator, more: Mapping[str, DefaultLaw] | None = None, design: JumpDesign | None = None
+) -> RareJumps:
+    """USDC, which the base moves already, the staked token, and DAI, which also follows the stress of BTC."""
+    laws = {"peg:USDC": CALM_COIN, "peg:DAI": STRESSED_COIN, "discount:wstETH": TOKEN}
+    return rare_jumps(base, laws | dict(more or {}), stress=STRESS, design=design)
 
 
 def with_funding(base: ScenarioGenerator, more: tuple[str, ...] = ()) -> Funding:
@@ -82,19 +87,20 @@ def with_drought(base: ScenarioGenerator, names: tuple[str, ...] = ("depth:BTC",
 
 def all_overlays() -> LiquidityDrought:
     """Every overlay on the normal moves."""
-    return with_drought(with_oracles(with_funding(with_discount(with_depeg(with_spot_vol(base_moves()))))))
+    return with_drought(with_oracles(with_funding(with_jumps(with_discount(with_spot_vol(base_moves()))))))
 
 
 def more_of_all_overlays() -> LiquidityDrought:
     """The same with further factors in the base and in every overlay."""
     generator: ScenarioGenerator = with_spot_vol(base_moves(MORE_FACTORS), ("vol:AAVE", "vol:ETH", "vol:SOL"))
-    generator = with_discount(with_depeg(generator, ("peg:USDe",)), ("discount:mSOL",))
+    generator = with_discount(generator, ("discount:mSOL",))
+    generator = with_jumps(generator, {"peg:USDe": CALM_COIN, "discount:mSOL": TOKEN})
     generator = with_oracles(with_funding(generator, ("funding:SOL",)), ("oracle:SOL", "oracle:drift"))
     return with_drought(generator, ("depth:SOL", "depth:BTC"))
 
 
 OVERLAY_FACTORS = (
-    *BASE_FACTORS, "vol:ETH", "peg:DAI", "discount:wstETH", "funding:BTC", "oracle:BTC", "oracle:aave", "depth:BTC",
+    *BASE_FACTORS, "vol:ETH", "discount:wstETH", "peg:DAI", "funding:BTC", "oracle:BTC", "oracle:aave", "depth:BTC",
 )  # fmt: skip
 
 
@@ -152,11 +158,6 @@ def _stressed_moments() -> MeanAndVariance:
     return MeanAndVariance(first, second - first**2)
 
 
-def discount_as_default() -> DefaultLaw:
-    """The jump of the staked token."""
-    return DefaultLaw(*DISCOUNT[4:8], DISCOUNT.reversion_per_day, DISCOUNT.absorbing_probability)
-
-
 def funding_moments(law: FundingLaw, intervals: int) -> MeanAndVariance:
     """Of the sum of `intervals` rates that no cap holds: f_j = theta + (f_0 - theta) e^j + sum_i e^{j-i} s Z_i."""
     decay = math.exp(-law.kappa)
@@ -171,7 +172,7 @@ def _overlay_law() -> KnownLaw:
     std_btc, std_eth = STD["price:BTC"], STD["price:ETH"]
     size = of_normal(np.abs, std_eth)
     usdc = default_moments(CALM_COIN, 1.0, log_price)
-    token = default_moments(discount_as_default(), 1.0, log_price)
+    token = default_moments(TOKEN, 1.0, log_price)
     frozen = -math.expm1(-FROZEN.outages_per_year / DAYS_PER_YEAR)
     wrong = -math.expm1(-WRONG.errors_per_year / DAYS_PER_YEAR)
     moments = {
@@ -218,22 +219,28 @@ OVERLAYS_REFUSED = (
     (lambda: spot_vol(base_moves(), {"vol:ETH": VOL}, step_days=0.0), "step_days is 0.0"),
     (lambda: with_spot_vol(with_spot_vol(base_moves())), "vol:ETH is moved by the generator already"),
     (
-        lambda: depeg(base_moves(), {"peg:DAI": CALM_COIN._replace(jumps_per_year=math.nan)}),
+        lambda: rare_jumps(base_moves(), {"peg:DAI": CALM_COIN._replace(jumps_per_year=math.nan)}),
         "jumps_per_year of peg:DAI",
     ),
-    (lambda: depeg(base_moves(), {"peg:DAI": CALM_COIN._replace(depth_cap=1.0)}), "depth_cap of peg:DAI is 1.0"),
-    (lambda: depeg(base_moves(), {"peg:DAI": CALM_COIN._replace(depth_a=0.01)}), "depth_a of peg:DAI is 0.01"),
-    (lambda: depeg(base_moves(), {"peg:DAI": CALM_COIN._replace(absorbing_probability=1.5)}), "absorbing_probability"),
-    (lambda: depeg(base_moves(), {"peg:DAI": STRESSED_COIN}), "peg:DAI has a stress_loading of 0.5, and no stress"),
+    (lambda: rare_jumps(base_moves(), {"peg:DAI": CALM_COIN._replace(depth_cap=1.0)}), "depth_cap of peg:DAI is 1.0"),
+    (lambda: rare_jumps(base_moves(), {"peg:DAI": CALM_COIN._replace(depth_a=0.01)}), "depth_a of peg:DAI is 0.01"),
     (
-        lambda: depeg(base_moves(), {"peg:DAI": STRESSED_COIN}, stress=Stress("price:SOL", 0.05)),
+        lambda: rare_jumps(base_moves(), {"peg:DAI": CALM_COIN._replace(absorbing_probability=1.5)}),
+        "absorbing_probability",
+    ),
+    (
+        lambda: rare_jumps(base_moves(), {"peg:DAI": STRESSED_COIN}),
+        "peg:DAI has a stress_loading of 0.5, and no stress",
+    ),
+    (
+        lambda: rare_jumps(base_moves(), {"peg:DAI": STRESSED_COIN}, stress=Stress("price:SOL", 0.05)),
         "stress is read from price:SOL",
     ),
     (
-        lambda: depeg(base_moves(), {"peg:DAI": STRESSED_COIN}, stress=Stress("price:BTC", math.nan)),
-        "stress of depeg is nan",
+        lambda: rare_jumps(base_moves(), {"peg:DAI": STRESSED_COIN}, stress=Stress("price:BTC", math.nan)),
+        "stress of rare_jumps is nan",
     ),
-    (lambda: with_discount(with_depeg(with_depeg(base_moves()))), "depeg: peg:USDC has one already"),
+    (lambda: with_discount(with_jumps(with_jumps(base_moves()))), "rare_jumps: peg:USDC has one already"),
     (lambda: with_discount(with_discount(base_moves())), "lst_discount: discount:wstETH has one already"),
     (lambda: lst_discount(base_moves(), {"discount:X": DISCOUNT._replace(nu=2.0)}), "nu of discount:X is 2.0"),
     (
@@ -274,11 +281,34 @@ OVERLAYS_REFUSED = (
 )
 
 
+STRATIFIED = 65_536
+
+STRATA_REFUSED = (
+    (lambda: with_jumps(base_moves(), design=JumpDesign(jax.random.key(0), 128)), "128 scenarios are too few for 4"),
+    (lambda: with_jumps(base_moves(), design=JumpDesign(jax.random.key(0), 512, share=math.nan)), "jumps is nan"),
+)
+
+
+def _jump_law() -> KnownLaw:
+    """Of the jumps and what they stand on: a part of the law of all overlays."""
+    whole = _overlay_law()
+    names = (*BASE_FACTORS, "discount:wstETH", "peg:DAI")
+    places = [OVERLAY_FACTORS.index(name) for name in names]
+    return KnownLaw(whole.mean[places], whole.covariance[np.ix_(places, places)])
+
+
 OVERLAY_ENTRIES: dict[str, Entry] = {
     "overlays": Entry(
         lambda key: all_overlays(),
         _overlay_law(),
         lambda key: (all_overlays(), more_of_all_overlays()),
         OVERLAYS_REFUSED,
-    )
+    ),
+    "jumps_in_strata": Entry(
+        lambda key: with_jumps(with_discount(base_moves()), design=JumpDesign(key, STRATIFIED)),
+        _jump_law(),
+        None,
+        STRATA_REFUSED,
+        STRATIFIED,
+    ),
 }

@@ -131,6 +131,16 @@ def test_the_desk_becomes_the_expected_tables() -> None:
         assert found == rows, table
 
 
+def test_a_debt_costs_its_reserves_variable_rate_a_year() -> None:
+    normalized = _normalize(_desk())
+    rates = {(r["account_id"], r["subject"]): r["value"] for r in rows_of(normalized, "marks", field="borrow_rate")}
+    owed = {(r["account_id"], r["asset_id"]) for r in rows_of(normalized, "balances", side="liability")}
+    assert set(rates) == owed
+    states = rows_of(normalized, "market_state", field="variable_borrow_rate")
+    of_reserve = {row["market"]: row["value"] for row in states}
+    assert {key: of_reserve[key[1]] for key in rates} == pytest.approx(rates, rel=1e-15)
+
+
 def test_the_desk_makes_a_complete_snapshot() -> None:
     normalized = _normalize(_desk())
     snapshot = take_snapshot([normalized.batches], normalized.failures)

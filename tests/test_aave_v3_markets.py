@@ -130,7 +130,7 @@ def test_an_owner_in_three_markets_has_three_accounts() -> None:
 
 def test_prices_of_one_chain_are_the_venues_where_markets_agree_and_the_accounts_where_not() -> None:
     normalized = _normalize(_fetched(*CORE, *PRIME, *LEGACY))
-    marks = {(row["subject"], row["account_id"]): row["value"] for row in rows_of(normalized, "marks")}
+    marks = {(r["subject"], r["account_id"]): r["value"] for r in rows_of(normalized, "marks", field="oracle")}
     # USDC is 0.9999 in both markets of the one chain at one time; nobody of Core holds it against the other's price
     assert marks["USDC@ethereum", None] == 0.9999
     assert marks["USDC@polygon", None] == 0.99985
@@ -143,7 +143,7 @@ def test_prices_of_one_chain_are_the_venues_where_markets_agree_and_the_accounts
     assert {key for key in marks if key[1] is not None} <= held
     # each market alone states its prices for the venue
     for alone in (CORE, PRIME):
-        rows = rows_of(_normalize(_fetched(*alone)), "marks")
+        rows = rows_of(_normalize(_fetched(*alone)), "marks", field="oracle")
         assert {row["account_id"] for row in rows} == {None}
     # the same price at another time is another price: a stale market must not lend its neighbor's freshness
     payloads = _fetched(*CORE, *PRIME)

@@ -570,3 +570,47 @@ def test_the_shipped_file_reads_without_recorded_history() -> None:
     file = read_calibration(path)
     assert calibration_text(file) == path.read_text(encoding="utf-8")
     assert {"price:BTC", "price:ETH", "price:SOL"} <= set(file.factors)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("laws/current/daily_std/price:BTC", 2.4),
+        ("laws/stressed_2020/daily_std/peg:USDC", 0.4),
+        ("laws/current/daily_std/price:BTC", 0.0),
+        ("laws/current/correlation/price:BTC | price:ETH", 1.01),
+        ("laws/current/nu", 2.0),
+        ("laws/current/nu", 1e9),
+        ("margins/price:BTC/lower/scale", 500.0),
+        ("garch/price:BTC/daily_std_next", 1.5),
+        ("jumps/common/per_year", 1e3),
+        ("jumps/common/mean", -27.7),
+        ("jumps/assets/price:BTC/std", 12.0),
+        ("jumps/assets/price:BTC/beta", 400.0),
+        ("pegs/USDC/jumps_per_year", 3300.0),
+        ("pegs/USDC/daily_std", 0.448),
+        ("discounts/wstETH/nu", 1.5),
+        ("discounts/wstETH/reversion_per_day", 1e3),
+        ("vol_rules/BTC/beta_abs", 105.0),
+        ("funding/BTC/latest", 7.3),
+        ("funding/BTC/cap", 30.0),
+        ("liquidity/BTC/adv_usd", -1.0),
+        ("liquidity/BTC/adv_usd", 1e16),
+        ("liquidity/BTC/spread", 4.6),
+        ("liquidity/BTC/daily_std", 2.2),
+        ("basis/BTC/es_99", 36.6),
+    ],
+)
+def test_a_figure_that_no_market_has_is_refused_by_section_and_key(key: str, value: float) -> None:
+    path = ROOT / "configs" / "calibrated" / "2024-06-30.toml"
+    document = tomllib.loads(path.read_text(encoding="utf-8"))
+    *tables, name = key.split("/")
+    place = document
+    for table in tables:
+        place = place[table]
+    assert name in place
+    place[name] = value
+    with pytest.raises(ConfigurationError) as caught:
+        checked_calibration(document, path.name)
+    assert f"{key.replace('/', '.')}: {value:,.10g} is beyond any " in str(caught.value)
+    assert "; expected " in str(caught.value)

@@ -15,6 +15,8 @@ import aggregator
 from aggregator.schema import CANONICAL, PORTFOLIO_MARGIN, RESULTS, table_version
 from tests.sample_desk import ROOT, Answer, Desk, Run, command, comparable, sample_desk, subprocess_environment
 
+pytestmark = pytest.mark.slow
+
 # The bar is one second; importing JAX alone takes longer. Machines that run tests are shared: the fastest try counts.
 HELP_SECONDS = 1.0
 TRIES = 5

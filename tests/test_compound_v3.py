@@ -132,20 +132,30 @@ def test_the_desk_becomes_accounts_with_these_balances() -> None:
 def test_prices_are_dollars_and_those_of_an_ether_market_are_converted() -> None:
     normalized = _normalize(_desk())
     ether = 3377.21
-    own = {row["subject"]: row["value"] for row in rows_of(normalized, "marks", account_id=FUND_WETH)}
+    own = {row["subject"]: row["value"] for row in rows_of(normalized, "marks", account_id=FUND_WETH, field="oracle")}
     assert own == {
         "WETH@ethereum": ether,
         "cbETH@ethereum": pytest.approx(1.07712345 * ether, rel=1e-15),
         "wstETH@ethereum": pytest.approx(1.17021456 * ether, rel=1e-15),
     }
-    assert {row["subject"]: row["value"] for row in rows_of(normalized, "marks", account_id=FUND)} == {
+    assert {row["subject"]: row["value"] for row in rows_of(normalized, "marks", account_id=FUND, field="oracle")} == {
         "USDC@ethereum": 0.9999412,
         "WBTC@ethereum": 60970.12345678,
         "WETH@ethereum": ether,
     }
     of_venue = {row["subject"] for row in rows_of(normalized, "marks", account_id=None)}
     assert of_venue == {f"{s}@ethereum" for s in ("USDC", "COMP", "WBTC", "WETH", "LINK", "wstETH")}
-    assert {row["field"] for row in rows_of(normalized, "marks")} == {"oracle"}
+    assert {row["field"] for row in rows_of(normalized, "marks")} == {"oracle", "borrow_rate"}
+
+
+def test_a_debt_costs_what_the_markets_curve_asks_for() -> None:
+    normalized = _normalize(_desk())
+    rates = {(r["account_id"], r["subject"]): r["value"] for r in rows_of(normalized, "marks", field="borrow_rate")}
+    owed = {(r["account_id"], r["asset_id"]) for r in rows_of(normalized, "balances", side="liability")}
+    assert set(rates) == owed
+    state = {r["market"]: r["value"] for r in rows_of(normalized, "market_state", field="borrow_rate")}
+    for (account, _), rate in rates.items():
+        assert rate == state[account.rpartition(":")[2]]
 
 
 def test_the_snapshots_own_price_of_its_unit_goes_before_another_market() -> None:
@@ -157,7 +167,7 @@ def test_the_snapshots_own_price_of_its_unit_goes_before_another_market() -> Non
     desk["fund_weth.json"] = changed(desk["fund_weth.json"], priced)
     normalized = _normalize(desk)
     assert normalized.failures == []
-    marks = {(r["account_id"], r["subject"]): r["value"] for r in rows_of(normalized, "marks")}
+    marks = {(r["account_id"], r["subject"]): r["value"] for r in rows_of(normalized, "marks", field="oracle")}
     assert marks[FUND_WETH, "WETH@ethereum"] == 3500.0
     assert marks[SAVER_WETH, "WETH@ethereum"] == 3377.21
     del desk["market_usdc.json"]
@@ -168,7 +178,7 @@ def test_the_snapshots_own_price_of_its_unit_goes_before_another_market() -> Non
     assert [(f.reason, f.path, f.account_id) for f in unpriced.failures] == [
         ("missing_mark", "numerairePrice", FUND_WETH)
     ]
-    assert rows_of(unpriced, "marks") == []
+    assert rows_of(unpriced, "marks", field="oracle") == []
 
 
 def test_weights_and_penalties_are_those_of_the_market() -> None:
@@ -272,7 +282,10 @@ def _state_of(account: str) -> tuple[int, Base, list[Collateral]]:
 def _margin_form(normalized: Normalized, account: str) -> tuple[Fraction, Fraction, Fraction]:
     """(equity, maintenance, initial) of an account in dollars, from its rows alone, in plain fractions."""
     (row,) = rows_of(normalized, "accounts", account_id=account)
-    prices = {mark["subject"]: Fraction(mark["value"]) for mark in rows_of(normalized, "marks", account_id=account)}
+    prices = {
+        mark["subject"]: Fraction(mark["value"])
+        for mark in rows_of(normalized, "marks", account_id=account, field="oracle")
+    }
     tiers = {tier["asset_id"]: tier for tier in rows_of(normalized, "collateral_tiers", rule_set=row["rule_set"])}
     equity = maintenance = initial = Fraction(0)
     for balance in rows_of(normalized, "balances", account_id=account):

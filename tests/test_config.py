@@ -97,7 +97,7 @@ def test_the_generator_chooses_the_section(tmp_path: Path) -> None:
     assert scenarios.scenarios == 0
 
 
-OF_OTHER_READERS = ("assets.toml", "calibration.toml", "stress.toml")
+OF_OTHER_READERS = ("assets.toml", "calibration.toml", "routes.toml", "stress.toml")
 
 
 @pytest.mark.parametrize("path", sorted(p.name for p in CONFIGS.glob("*.toml") if p.name not in OF_OTHER_READERS))
@@ -432,6 +432,7 @@ def test_the_digest_does_not_depend_on_what_changes_no_number(tmp_path: Path, ov
         "requirement.grid.points=3",
         "stress=stress.toml",
         "stress_history=days.parquet",
+        "routes=routes.toml",
         "paths.scenarios=256",
         "paths.steps=2",
         'portfolios.desk=["binance:west"]',
@@ -448,7 +449,18 @@ def test_the_digest_depends_on_everything_else(tmp_path: Path, override: str) ->
 def test_every_top_level_key_is_either_in_the_digest_or_tried_above_as_left_out() -> None:
     assert set(Configuration.model_fields) == {
         *("title", "engine", "store", "report"),
-        *("assets", "run", "data", "reconcile", "scenarios", "requirement", "stress", "stress_history", "paths"),
+        *(
+            "assets",
+            "run",
+            "data",
+            "reconcile",
+            "scenarios",
+            "requirement",
+            "stress",
+            "stress_history",
+            "routes",
+            "paths",
+        ),
         *("sources", "portfolios", "limits"),
     }
 

@@ -590,6 +590,8 @@ def test_recorded_tickers(recorded: Path) -> None:
     )
     mark = only(result, "marks", subject="derive:BTC-PERP", field="mark")
     assert mark["value"] == pytest.approx(99031.92750003036, rel=1e-15)
+    rate = only(result, "marks", subject="derive:BTC-PERP", field="funding_rate")
+    assert rate["value"] == pytest.approx(-0.000016101766457197, rel=1e-15)
     # The recorded option ticker is test data whose expiry is not that of its name.
     assert the_failure(result, None).reason == FailureReason.INCONSISTENT
 

@@ -118,9 +118,24 @@ def test_the_desk_becomes_accounts_with_these_balances() -> None:
     }
 
 
+def _price_marks(normalized: Normalized, **match: str) -> list[dict[str, Any]]:
+    return [row for row in rows_of(normalized, "marks", **match) if row["field"] != "borrow_rate"]
+
+
+def test_a_debt_costs_its_markets_rate_a_year() -> None:
+    normalized = _normalize(_desk())
+    rates = {(r["account_id"], r["subject"]): r["value"] for r in rows_of(normalized, "marks", field="borrow_rate")}
+    owed = {(r["account_id"], r["asset_id"]) for r in rows_of(normalized, "balances", side="liability")}
+    # The one position that only the API tells of has no rate beside it.
+    assert owed - set(rates) == {(DESK, "USDC@ethereum")}
+    # 6.2 % and 2.7 % a year, as the payloads' rates per second were made: fractions of 1e18.
+    assert rates[FUND, "USDC@ethereum"] == pytest.approx(0.062, rel=1e-9)
+    assert rates[FUND_ETHER, "WETH@ethereum"] == pytest.approx(0.027, rel=1e-9)
+
+
 def test_prices_are_dollars_of_the_loan_token_times_the_oracles_price() -> None:
     normalized = _normalize(_desk())
-    marks = {(r["account_id"], r["subject"].partition("@")[0]): r for r in rows_of(normalized, "marks")}
+    marks = {(r["account_id"], r["subject"].partition("@")[0]): r for r in _price_marks(normalized)}
     assert {key: row["value"] for key, row in marks.items() if key[0] == FUND_ETHER} == {
         (FUND_ETHER, "WETH"): float(ETHER_USD),
         (FUND_ETHER, "wstETH"): float(ETHER_USD * Fraction("1.17021456")),
@@ -247,7 +262,7 @@ def _slow_accrued(market: Market, rate: int, elapsed: int) -> Market:
 def _margin_form(normalized: Normalized, account: str) -> tuple[Fraction, Fraction]:
     """(equity, requirement) of an account in dollars, from its rows alone, in plain fractions."""
     (row,) = rows_of(normalized, "accounts", account_id=account)
-    prices = {mark["subject"]: Fraction(mark["value"]) for mark in rows_of(normalized, "marks", account_id=account)}
+    prices = {mark["subject"]: Fraction(mark["value"]) for mark in _price_marks(normalized, account_id=account)}
     tiers = {tier["asset_id"]: tier for tier in rows_of(normalized, "collateral_tiers", rule_set=row["rule_set"])}
     equity = requirement = Fraction(0)
     for balance in rows_of(normalized, "balances", account_id=account):
@@ -567,7 +582,7 @@ def test_a_stable_loan_counts_at_par_and_another_needs_its_price() -> None:
     assert [(f.reason, f.path, f.account_id) for f in normalized.failures] == [
         ("missing_mark", "[1].idToMarketParams[0]", FUND_ETHER)
     ] or [(f.reason, f.account_id) for f in normalized.failures] == [("missing_mark", FUND_ETHER)]
-    marks = {r["subject"]: r["value"] for r in rows_of(normalized, "marks", account_id=FUND)}
+    marks = {r["subject"]: r["value"] for r in _price_marks(normalized, account_id=FUND)}
     assert marks == {"wstETH@ethereum": 3952.26}
     balances = {r["asset_id"] for r in rows_of(normalized, "balances", account_id=FUND_ETHER)}
     assert balances == {"WETH@ethereum", "wstETH@ethereum"}

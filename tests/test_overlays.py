@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,14 +12,18 @@ import pytest
 from scipy import stats
 
 from aggregator import scenario_laws
+from aggregator.errors import ConfigurationError
 from aggregator.generators.multivariate_t import multivariate_t
-from aggregator.overlays.depeg import depeg
 from aggregator.overlays.funding import FundingLaw, funding
-from aggregator.overlays.liquidity_drought import DroughtLaw, liquidity_drought
+from aggregator.overlays.jump_strata import JumpDesign
+from aggregator.overlays.liquidity_drought import DroughtLaw, liquidity_drought, tail_depth
 from aggregator.overlays.lst_discount import DiscountLaw, lst_discount
 from aggregator.overlays.oracle_error import OracleLaw, oracle_error
+from aggregator.overlays.partial_default import DefaultLaw
+from aggregator.overlays.rare_jumps import RareJumps, rare_jumps
 from aggregator.overlays.spot_vol import SpotVolRule, spot_vol
-from aggregator.scenarios import ScenarioGenerator, draw_paths, scenario_weights
+from aggregator.path_views import seen_moves
+from aggregator.scenarios import ScenarioGenerator, draw_paths, draw_scenarios, scenario_weights
 from aggregator.sobol_points import SobolDesign
 from tests.overlay_laws import (
     BASE_FACTORS,
@@ -85,7 +90,7 @@ COINS = {
 @functools.cache
 def coin_paths() -> dict[str, np.ndarray]:
     """Four coins over four half days."""
-    return paths_of(depeg(base_moves(), COINS, stress=STRESS, step_days=0.5), PATHS, COIN_STEPS)
+    return paths_of(rare_jumps(base_moves(), COINS, stress=STRESS, step_days=0.5), PATHS, COIN_STEPS)
 
 
 def discount(name: str) -> np.ndarray:
@@ -130,7 +135,7 @@ def test_a_discount_heals_at_its_rate_or_stays_and_comes_once() -> None:
 
 
 def test_depths_are_beta_times_the_cap() -> None:
-    tables = np.asarray(depeg(base_moves(), COINS, stress=STRESS).rates.depths)
+    tables = np.asarray(rare_jumps(base_moves(), COINS, stress=STRESS).rates.depths)
     nodes = np.linspace(-37.0, 37.0, tables.shape[1])
     between = np.linspace(-30.0, 30.0, 997)
     for (name, law), table in zip(COINS.items(), tables, strict=True):
@@ -154,12 +159,134 @@ def test_stress_raises_the_hazard_of_its_step() -> None:
     assert jumped[wild].mean() > 2.0 * jumped[calm].mean()
 
 
+# ---- rare jumps in strata --------------------------------------------------------------------------------------------
+
+RARE = {
+    "peg:USDC": DefaultLaw(0.5, 2.0, 3.0, 0.4, 0.5, 0.25),
+    "peg:DAI": DefaultLaw(0.3, 1.0, 4.0, 0.3, 0.5, 0.1, stress_loading=0.5),
+    "peg:never": DefaultLaw(0.0, 1.0, 4.0, 0.3, 0.5),
+    "discount:wstETH": DefaultLaw(0.25, 2.0, 4.0, 0.15, 0.05),
+}
+STRATIFIED = 16_384
+
+
+def rare_design(**changes: Any) -> JumpDesign:
+    return JumpDesign(KEY, STRATIFIED, 2048)._replace(**changes)
+
+
+def prices_at_points() -> ScenarioGenerator:
+    """BTC, ETH and a coin from eight scrambles of weighted points."""
+    return multivariate_t(BASE_FACTORS, STD, correlation=np.eye(3), nu=4.0, points=SobolDesign(KEY, 11))
+
+
+@functools.cache
+def rare_set(with_points: bool, steps: int = 1) -> tuple[RareJumps, dict[str, np.ndarray], np.ndarray]:
+    """The generator, the discounts [STRATIFIED] after `steps` half days by coin, and the weights."""
+    base = prices_at_points() if with_points else base_moves()
+    generator = rare_jumps(base, RARE, stress=STRESS, step_days=0.5, design=rare_design(steps=steps))
+    drawn = np.asarray(draw_paths(generator, KEY, 0, STRATIFIED, steps=steps)).sum(axis=1)
+    below = np.asarray(draw_paths(base, KEY, 0, STRATIFIED, steps=steps)).sum(axis=1)
+    plain = dict(zip(base.factors, below.T, strict=True))
+    moves = {name: drawn[:, generator.factors.index(name)] - plain.get(name, 0.0) for name in RARE}
+    weights = np.asarray(scenario_weights(generator))
+    return generator, {name: -np.expm1(move) for name, move in moves.items()}, weights
+
+
+def assert_weighted_mean(values: np.ndarray, weights: np.ndarray, expected: float, what: object) -> None:
+    """Within four standard errors, those of the eight blocks: what is stratified has less than independent draws."""
+    shares = weights.reshape(8, -1) / weights.reshape(8, -1).sum(axis=1, keepdims=True)
+    blocks = (shares * values.reshape(8, -1)).sum(axis=1)
+    error = float(np.std(blocks, ddof=1)) / math.sqrt(8)
+    got = float(weights @ values)
+    assert abs(got - expected) <= STANDARD_ERRORS * error + 1e-12 * abs(expected), (what, got, expected, error)
+
+
+@pytest.mark.parametrize("with_points", [False, True])
+def test_rare_jumps_in_strata_keep_their_law(with_points: bool) -> None:
+    _, discounts, weights = rare_set(with_points)
+    for name in ("peg:USDC", "discount:wstETH"):
+        law, d = RARE[name], discounts[name]
+        jumps = d > 1e-12
+        probability = -math.expm1(-law.jumps_per_year / DAYS_PER_YEAR * 0.5)
+        assert_weighted_mean(jumps.astype(float), weights, probability, (name, "P(jump)"))
+        first, second = default_moments(law, 0.5, lambda x: x)
+        assert_weighted_mean(d, weights, first, (name, "E[D]"))
+        assert_weighted_mean(d**2, weights, second, (name, "E[D^2]"))
+        # a few expected in as many independent draws, hundreds here
+        assert probability * STRATIFIED < 12 < 400 < jumps.sum()
+        # the error of the mean of D: at most a fifth of that of independent draws
+        blocks = (weights * d).reshape(8, -1).sum(axis=1) * 8
+        assert np.std(blocks, ddof=1) / math.sqrt(8) < 0.2 * math.sqrt((second - first**2) / STRATIFIED)
+    assert not (discounts["peg:never"] > 1e-12).any()
+
+
+def test_strata_hold_every_scenario_once_and_weigh_one_on_average() -> None:
+    generator, discounts, weights = rare_set(False)
+    assert generator.strata is not None
+    coin, ratios = np.asarray(generator.strata.coin), np.asarray(generator.strata.ratios)
+    assert math.isclose(weights.sum(), 1.0, rel_tol=1e-12)
+    np.testing.assert_allclose(ratios.reshape(8, -1).mean(axis=1), 1.0, rtol=1e-12)
+    assert ratios.max() <= 1.0 / (1.0 - JumpDesign(KEY, 1).share) * (1.0 + 1e-12)
+    names = list(RARE)
+    for number in (0, 3):  # one band: everybody of the stratum jumps; those before it never do without stress
+        assert (discounts[names[number]][coin == number] > 1e-12).all()
+    assert not (discounts["peg:USDC"][coin > 0] > 1e-12).any()
+    counts = np.array([np.bincount(block, minlength=5) for block in coin.reshape(8, -1)])
+    assert (counts == counts[0]).all()
+    assert counts[0][2] == 0
+    # of the two bands of DAI the first is that of its hazard without stress, to which stress adds
+    dai = (discounts["peg:DAI"] > 1e-12).astype(float)
+    assert weights @ dai > -math.expm1(-RARE["peg:DAI"].jumps_per_year / DAYS_PER_YEAR * 0.5)
+
+
+def test_stress_hastens_rare_jumps_as_much_with_strata_as_without() -> None:
+    generator, discounts, weights = rare_set(False)
+    prices = np.asarray(draw_scenarios(generator, KEY, 0, STRATIFIED))[:, generator.factors.index("price:BTC")]
+    stress = np.maximum(-prices / (STRESS.daily_std * math.sqrt(0.5)), 0.0)
+    law = RARE["peg:DAI"]
+    hazard = 0.5 * law.jumps_per_year / DAYS_PER_YEAR * np.exp(law.stress_loading * stress)
+    jumped = (discounts["peg:DAI"] > 1e-12).astype(float)
+    assert_weighted_mean(jumped + np.expm1(-hazard), weights, 0.0, "P(jump | stress)")
+
+
+def test_strata_of_a_path_are_those_of_all_its_steps() -> None:
+    generator, discounts, weights = rare_set(False, steps=4)
+    law, d = RARE["peg:USDC"], discounts["peg:USDC"]
+    assert_weighted_mean(
+        (d > 1e-12).astype(float), weights, -math.expm1(-2.0 * law.jumps_per_year / DAYS_PER_YEAR), "P(jump)"
+    )
+    assert_weighted_mean(d, weights, float(default_moments(law, 2.0, lambda x: x)[0]), "E[D]")
+    assert generator.own_weights is not None
+
+
+def test_strata_on_points_multiply_their_weights() -> None:
+    generator, _, weights = rare_set(True)
+    assert generator.strata is not None
+    below, ratios = np.asarray(scenario_weights(generator.base)), np.asarray(generator.strata.ratios)
+    np.testing.assert_allclose(weights, below * ratios / (below @ ratios), rtol=1e-12)
+    # a scramble holds its share of the jumps
+    np.testing.assert_allclose(weights.reshape(8, -1).sum(axis=1), 0.125, rtol=0.01)
+
+
+def test_strata_are_refused_where_they_cannot_be() -> None:
+    for design, words in (
+        (rare_design(scenarios=100), "100 scenarios are too few for 4 kinds of rare jumps"),
+        (rare_design(share=0.7), "share of rare jumps is 0.7"),
+        (rare_design(scenarios=8192), "strata of 8192 scenarios on a generator that has 16384"),
+    ):
+        with pytest.raises(ConfigurationError, match=words):
+            rare_jumps(prices_at_points(), RARE, stress=STRESS, design=design)
+    stratified = rare_jumps(base_moves(), {"peg:USDC": CALM_COIN}, design=rare_design())
+    with pytest.raises(ConfigurationError, match="stratified already"):
+        rare_jumps(stratified, {"peg:X": CALM_COIN}, design=rare_design())
+
+
 # ---- mean reversion --------------------------------------------------------------------------------------------------
 
 
-def test_a_discount_without_jumps_is_the_exact_mean_reverting_process() -> None:
+def test_a_discount_is_the_exact_mean_reverting_process() -> None:
     today = -0.03
-    law = DiscountLaw(0.004, 5.0, -0.002, 0.3, 0.0, 2.0, 4.0, 0.15, latest=today)
+    law = DiscountLaw(0.004, 5.0, -0.002, 0.3, latest=today)
     paths = paths_of(lst_discount(base_moves(), {"discount:X": law, "peg:USDC": law}, step_days=0.5), PATHS, 4)
     level = today + np.cumsum(paths["discount:X"], axis=1)
     k = law.reversion_per_day
@@ -325,3 +452,46 @@ def test_a_wrong_oracle_errs_by_one_factor_for_its_spell() -> None:
     np.testing.assert_allclose(wrong[hit, 1], wrong[hit, 0], rtol=RTOL)
     assert_mean((np.abs(wrong[hit, 2]) > 1e-12).astype(float), probability, "another one behind it")
     assert stats.kstest(wrong[hit, 0], "norm", (0.0, 0.2)).pvalue > 1e-3
+
+
+def test_the_depth_of_the_tail_is_that_of_the_widest_moves() -> None:
+    rng = np.random.default_rng(5)
+    moves, weights = rng.normal(0.0, 0.03, 999), rng.random(999)
+    weights /= weights.sum()
+    tail, expected, left = 0.05, 0.0, 0.05
+    for place in sorted(range(999), key=lambda s: -abs(moves[s])):
+        counted = min(float(weights[place]), left)
+        expected += counted * max(DROUGHT.least, math.exp(-DROUGHT.sensitivity * abs(moves[place]) / DROUGHT.daily_std))
+        left -= counted
+    assert math.isclose(tail_depth(DROUGHT, moves, weights, tail=tail), expected / tail, rel_tol=1e-9)
+    assert tail_depth(DROUGHT, 0.0 * moves, weights, tail=tail) == pytest.approx(1.0)
+    assert tail_depth(DROUGHT._replace(sensitivity=50.0), moves, weights, tail=tail) == pytest.approx(DROUGHT.least)
+
+
+# ---- what paths read -------------------------------------------------------------------------------------------------
+
+
+def test_triggers_see_the_price_at_the_mark_and_funding_beyond_todays_rate() -> None:
+    generator: ScenarioGenerator = oracle_error(base_moves(), {"oracle:BTC": OracleLaw("price:BTC", delay_steps=1)})
+    generator = funding(generator, {"funding:ETH": SURE, "funding:BTC": RATE}, step_days=1.0 / 3.0)
+    drawn = draw_paths(generator, KEY, 0, 256, steps=3)
+    of = {name: np.asarray(drawn[:, :, column]) for column, name in enumerate(generator.factors)}
+    factors = base_moves().factors
+    moves, paid = (np.asarray(part) for part in seen_moves(generator, factors, drawn))
+    btc, eth, coin = (factors.index(name) for name in ("price:BTC", "price:ETH", "peg:USDC"))
+    # a mark that is one step late: nothing in the first, then the move of the step before
+    np.testing.assert_allclose(moves[:, 0, btc], 0.0, atol=ATOL)
+    np.testing.assert_allclose(moves[:, 1:, btc], of["price:BTC"][:, :-1], rtol=RTOL, atol=ATOL)
+    np.testing.assert_array_equal(moves[:, :, eth], of["price:ETH"])
+    np.testing.assert_array_equal(moves[:, :, coin], of["peg:USDC"])
+    # eight intervals of an hour, and one of eight hours, at the latest rate
+    np.testing.assert_allclose(paid[:, :, eth], of["funding:ETH"] - 8.0 * SURE.latest, rtol=RTOL, atol=ATOL)
+    np.testing.assert_allclose(paid[:, :, btc], of["funding:BTC"] - RATE.latest, rtol=RTOL, atol=ATOL)
+    assert not paid[:, :, coin].any()
+
+
+def test_without_oracles_and_funding_paths_see_what_is_drawn() -> None:
+    drawn = draw_paths(base_moves(), KEY, 0, 256, steps=2)
+    moves, paid = seen_moves(base_moves(), base_moves().factors, drawn)
+    np.testing.assert_array_equal(moves, drawn)
+    assert not np.asarray(paid).any()

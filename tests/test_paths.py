@@ -19,6 +19,7 @@ from aggregator.config import load_configuration
 from aggregator.cube import CubeRows
 from aggregator.evidence import Evidence
 from aggregator.factors import build_generator, build_path_generator
+from aggregator.node_scenarios import NodeRules
 from aggregator.path_margin import FundedLeg, PathFigures, PathLaw, funded_legs, path_figures
 from aggregator.path_results import passage_probability, path_account_columns, path_portfolio_columns
 from aggregator.policy import Requirement, VenuePolicy
@@ -347,7 +348,8 @@ def test_figures_that_are_not_finite_are_left_out() -> None:
 
 def test_the_law_of_a_run_is_built_for_one_step() -> None:
     """The quickstart's law over a twelfth of a day: variances add up to the day's, and no point set is left."""
-    resolved = load_configuration(QUICKSTART, overrides=["paths.scenarios=256", "paths.steps=12"])
+    overrides = ["paths.scenarios=256", "paths.steps=12", "scenarios.overlays=[]"]
+    resolved = load_configuration(QUICKSTART, overrides=overrides)
     book = quickstart_book()
     as_of = datetime(2024, 6, 30, tzinfo=UTC)
     of_run = build_generator(resolved, book.factors(), as_of)
@@ -406,9 +408,15 @@ def two_portfolios_on(devices: int) -> dict[str, np.ndarray]:
     covariance = weighted_covariance(np.asarray(of.cube.shocks), np.asarray(of.cube.weights))
     nearest = nearest_moves(pair, FACTORS, of.cube, covariance, devices=devices)
     out = {"distance": np.array([move.distance or math.inf for of_one in nearest for move in of_one])}
-    for number, found in enumerate(path_figures(pair, FACTORS, of.cube.rows, law, legs, devices=devices)):
+    ids = [info.account_id for portfolio in pair for info in portfolio.accounts]
+    units = {account_id: {"price:ETH": 1.0} for account_id in ids}
+    rules = NodeRules(units, dict.fromkeys(ids, (1.2, 1.0)), 1.2, {})
+    walked = path_figures(pair, FACTORS, of.cube.rows, law, legs, devices=devices, nodes=rules)
+    for number, found in enumerate(walked):
         assert found is not None
-        out |= {f"{name} {number}": np.asarray(values) for name, values in found._asdict().items()}
+        assert found.nodes is not None
+        figures = found._replace(nodes=None)._asdict() | found.nodes._asdict()
+        out |= {f"{name} {number}": np.asarray(values) for name, values in figures.items() if values is not None}
     return out
 
 

@@ -30,6 +30,8 @@ from aggregator.generators.t_copula import MarginLaw, margin_quantile, standardi
 from aggregator.headline import headline_table
 from aggregator.store import ResultStore
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "configs" / "quickstart.toml"
 PAYLOADS = ROOT / "configs" / "quickstart"

@@ -27,7 +27,6 @@ from aggregator.requirement import (
     initial_requirement,
     liquidity_horizon_shortfall,
     requirement_stack,
-    unified_health,
 )
 from aggregator.scenario_grid import GridBook, GridRule, GridVolRule, book_losses, grid_points, row_changes, worst_loss
 
@@ -118,7 +117,6 @@ def test_an_empty_portfolio_requires_nothing_and_every_figure_is_finite() -> Non
 def test_a_denormal_requirement_counts_as_none() -> None:
     stack = _stack(_figures(silo=1e-308))
     assert float(stack.margin_efficiency) == 1.0
-    assert float(unified_health(0.0, 1e-308)) == math.inf
 
 
 def test_hidden_illiquidity_is_not_clipped_to_the_silo() -> None:
@@ -179,24 +177,6 @@ def test_the_initial_level_is_the_larger_of_two_and_never_below_maintenance() ->
     assert float(initial_requirement(100.0, 140.0, scale=1.25)) == 140.0
     assert float(initial_requirement(100.0, 0.0, scale=0.5)) == 100.0
     assert float(initial_requirement(0.0, 0.0, scale=1.25)) == 0.0
-
-
-@pytest.mark.parametrize(
-    ("equity", "needed", "expected"),
-    [
-        (150.0, 100.0, 1.5),
-        (-50.0, 100.0, -0.5),
-        (10.0, 0.0, math.inf),
-        (0.0, 0.0, math.inf),
-        (-1.0, 0.0, -math.inf),
-        (math.nan, 100.0, -math.inf),
-        (math.nan, 0.0, -math.inf),
-        (100.0, math.nan, 0.0),
-        (math.nan, math.nan, -math.inf),
-    ],
-)
-def test_health_has_a_meaning_at_every_edge(equity: float, needed: float, expected: float) -> None:
-    assert float(unified_health(equity, needed)) == expected
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -30,6 +30,8 @@ from tests.engine_book import FACTORS, cube_of, packed, snapshot_of
 from tests.engine_markets import AS_OF, SPOT, Rows, market_rows, merged, option_id, rows
 from tests.engine_rules import rule_rows
 
+pytestmark = pytest.mark.slow
+
 FLAT = 2e-4  # a search ends when a round gains 1e-4 of the distance; the last one may leave as much again
 CURVED = 1e-3  # a margin surplus of 1e-4 of the notional: the logarithm bends by less than the move itself
 GRID = 0.01  # of a standard deviation: half the spacing of the brute force
@@ -174,9 +176,9 @@ def test_an_option_account_is_the_nearest_of_a_fine_grid() -> None:
 
 
 def test_one_factor_gives_its_liquidation_price() -> None:
-    moves = liquidation_moves(searched().book.portfolios, FACTORS, searched().cube)
     seen = 0
-    for portfolio, nearest, alone in zip(searched().book.portfolios, searched().nearest, moves, strict=True):
+    book, moves = searched().book.portfolios, moves_of_one_factor()
+    for portfolio, nearest, alone in zip(book, searched().nearest, moves, strict=True):
         for info, found, of in zip(portfolio.accounts, nearest, alone, strict=True):
             if len(found.moves) != 1 or found.status != "ok":
                 continue
@@ -272,14 +274,22 @@ class Shown(NamedTuple):
 
 
 @functools.cache
+def headlines() -> list[Headline | None]:
+    """Of all portfolios at once: every shape is a program of its own."""
+    return evaluate_headlines(searched().book.portfolios, FACTORS, searched().cube, devices=1)
+
+
+@functools.cache
+def moves_of_one_factor() -> list[list[dict[str, Moves]]]:
+    return liquidation_moves(searched().book.portfolios, FACTORS, searched().cube)
+
+
 def shown(portfolio_id: str) -> Shown:
     of = searched()
     place = [p.portfolio_id for p in of.book.portfolios].index(portfolio_id)
-    portfolio = of.book.portfolios[place]
-    (headline,) = evaluate_headlines([portfolio], FACTORS, of.cube, devices=1)
+    headline = headlines()[place]
     assert isinstance(headline, Headline)
-    (moves,) = liquidation_moves([portfolio], FACTORS, of.cube)
-    return Shown(Evaluated(portfolio, headline), of.nearest[place], moves)
+    return Shown(Evaluated(of.book.portfolios[place], headline), of.nearest[place], moves_of_one_factor()[place])
 
 
 def rows_of(one: Shown) -> list[dict[str, Any]]:

@@ -77,8 +77,15 @@ def marks(**columns: Any) -> pa.Table:
 # ---- the schemas themselves ------------------------------------------------------------------------------------------
 
 
-VERSIONS = {"marks": "2", "margin_tiers": "2", "collateral_tiers": "2"}
-RESULT_VERSIONS = {"portfolio_margin": "3", "account_margin": "2", "node_margin": "2", "liquidation_prices": "2"}
+VERSIONS = {"marks": "3", "margin_tiers": "2", "collateral_tiers": "2"}
+RESULT_VERSIONS = {
+    "portfolio_margin": "4",
+    "account_margin": "2",
+    "node_margin": "3",
+    "requirement": "2",
+    "stress": "2",
+    "liquidation_prices": "2",
+}
 
 
 @pytest.mark.parametrize("name", sorted(CANONICAL))

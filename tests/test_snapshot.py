@@ -218,7 +218,7 @@ def test_a_bad_reference_row_is_taken_out_with_its_reason(
 
 
 def test_every_field_of_the_closed_list_is_accepted_and_prices_must_be_positive() -> None:
-    signed = {"rate", "funding_rate", "delta", "spread", "adv", "depth_bid", "depth_ask"}
+    signed = {"rate", "borrow_rate", "funding_rate", "delta", "spread", "adv", "depth_bid", "depth_ask"}
     rows = desk()
     rows["marks"] = [
         {"venue": "binance", "subject": "X", "field": field, "value": -0.5, "source": "test"} for field in MARK_FIELDS

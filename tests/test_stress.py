@@ -6,27 +6,50 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from adapters.asset_book import read_asset_book
+from aggregator.batch import bucketed
 from aggregator.config import TILE
 from aggregator.engine import Cube, Headline, draw_cube, evaluate_headlines, price_rows
 from aggregator.errors import ConfigurationError
+from aggregator.factors import MarketSize
 from aggregator.generators.multivariate_t import multivariate_t
 from aggregator.history_tables import read_history_table
 from aggregator.policy import Requirement, VenuePolicy
 from aggregator.portfolio import PackedPortfolio
 from aggregator.replay import closes_on, replayed
 from aggregator.results import Evaluated
-from aggregator.stress import StressLibrary, check_names, read_stress_library, stress_moves
-from aggregator.stress_margin import StressFigures, stress_cube, stress_views
-from aggregator.stress_results import stress_rows
+from aggregator.stress import (
+    Held,
+    StressLibrary,
+    check_kinds,
+    check_names,
+    read_stress_library,
+    stress_moves,
+    without_effect,
+)
+from aggregator.stress_margin import (
+    StressFigures,
+    depth_loss,
+    stress_arrays,
+    stress_cube,
+    stress_figures,
+    stress_views,
+)
+from aggregator.stress_results import held_by, stress_rows
+from aggregator.unified_batch import unified_arrays
 from aggregator.unified_market import priced_grid, unified_market
 from tests.quickstart_book import FACTORS, HORIZON_DAYS, quickstart_book
 
+pytestmark = pytest.mark.slow
+
 SHIPPED = Path(__file__).resolve().parent.parent / "configs" / "stress.toml"
+ASSETS = SHIPPED.parent / "assets.toml"
 
 LIBRARY = """
 [stress.crash]
@@ -59,6 +82,14 @@ funding = 0.01
 chains_halted = ["ethereum"]
 [stress.failure.venues.binance]
 fails = true
+
+[stress."own rates"]
+description = "two days at a venue's own rate"
+source = "made up"
+funding = -0.001
+funding_days = 2
+[stress."own rates".venues.hyperliquid]
+funding = 0.0002
 
 [stress.both]
 description = "together"
@@ -100,6 +131,10 @@ def test_the_shipped_library_is_read_and_holds_what_it_promises() -> None:
         ('combines = ["crash", "failure"]', 'combines = ["both"]', ("is a combination itself",)),
         ("funding = 0.01", "funding = nan", ("stress.failure.funding",)),
         ("funding = 0.01", 'frozen = ["binance"]', ("stress.failure", 'oracle is not "frozen"')),
+        ("marks = { ETH", "marks = { default = 0.1, ETH", ("wrong mark.venues.hyperliquid.marks", "no asset")),
+        ("moves = { ETH = -0.30", 'reference = "BTC"\nmoves = { ETH = -0.30', ("reference BTC moves nothing",)),
+        ("depth = 0.25", "funding_days = 3", ("stress.crash", "no venue states one")),
+        ("funding = 0.0002", "funding = inf", ("stress.own rates.venues.hyperliquid.funding",)),
         ("[stress.crash]", "[stress.crash", ("not valid TOML",)),
     ],
 )
@@ -126,6 +161,66 @@ def test_a_name_that_nobody_knows_is_refused(tmp_path: Path, old: str, new: str,
         check_names(read, assets={"BTC", "ETH"}, venues={"binance", "hyperliquid"})
     for word in words:
         assert word in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("ETH = -0.30", "USDC = -0.30", "crash.price.moves.USDC would move nothing: USDC has no price of its own"),
+        ("ETH = -0.30", "wstETH = -0.30", "crash.price.moves.wstETH would move nothing"),
+        ("vol = { default", "vol = { USDC", "crash.vol.USDC would move nothing"),
+        ("depth = 0.25", "peg = { BTC = -0.1 }", "crash.peg.BTC would move nothing: BTC has no peg"),
+        ("ETH = 0.35", "WBTC = 0.35", "wrong mark.venues.hyperliquid.marks.WBTC would move nothing"),
+    ],
+)
+def test_a_move_that_can_never_happen_is_refused(tmp_path: Path, old: str, new: str, words: str) -> None:
+    prices, pegs = {"BTC", "ETH"}, {"USDC", "wstETH"}
+    check_kinds(library(LIBRARY, tmp_path), prices=prices, pegs=pegs)
+    read = library(LIBRARY.replace(old, new, 1), tmp_path)
+    with pytest.raises(ConfigurationError, match="stress library: ") as found:
+        check_kinds(read, prices=prices, pegs=pegs)
+    assert words in str(found.value)
+
+
+def test_every_move_of_the_shipped_library_can_happen() -> None:
+    book = read_asset_book(ASSETS).assets.values()
+    check_kinds(
+        read_stress_library(SHIPPED),
+        prices={asset.risk_factor for asset in book if asset.risk_factor},
+        pegs={asset.peg_of for asset in book if asset.peg_of},
+    )
+
+
+HELD = Held(
+    factors=frozenset({"price:ETH", "vol:ETH", "peg:USDC"}),
+    venues=frozenset({"hyperliquid"}),
+    funded=frozenset(),
+    chains=frozenset({"ethereum"}),
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "left"),
+    [
+        ("crash", "", "", {"price.moves.default"}),
+        ("crash", "ETH = -0.30", "BTC = -0.30", {"price.moves.BTC"}),
+        ("crash", "vol = { default = 2.0 }", "vol = { BTC = 2.0 }", {"price.moves.default", "vol.BTC"}),
+        ("crash", "depth = 0.25", "peg = { USDC = -0.1, USDT = -0.1 }", {"price.moves.default", "peg.USDT"}),
+        ("crash", "default = -0.10 }", "BTC = 0.1 }\nreference = 'ETH'\nbeta = 2", {"price.beta", "price.moves.BTC"}),
+        ("wrong mark", "marks = { ETH", "marks = { BTC = 1.0, ETH", {"venues.hyperliquid.marks.BTC"}),
+        ("frozen", 'oracle = "frozen"', 'oracle = "frozen"\nfrozen = ["okx"]', {"frozen.okx"}),
+        ("failure", "", "", {"funding", "venues.binance"}),
+        ("failure", '"ethereum"', '"etherium"', {"chains_halted.etherium", "funding", "venues.binance"}),
+        ("own rates", "", "", {"funding", "venues.hyperliquid.funding"}),
+        ("both", "", "", set()),
+    ],
+)
+def test_what_acts_on_nothing_that_is_held_is_named(
+    tmp_path: Path, name: str, old: str, new: str, left: set[str]
+) -> None:
+    assert old in LIBRARY
+    read = library(LIBRARY.replace(old, new, 1) if old else LIBRARY, tmp_path)
+    assert without_effect(read.stress[name], HELD) == sorted(left)
 
 
 def test_moves_are_logarithms_of_what_is_written(tmp_path: Path) -> None:
@@ -198,6 +293,12 @@ def test_the_shipped_moves_are_those_of_the_recorded_closes(recorded: Path) -> N
 # ---- the desk --------------------------------------------------------------------------------------------------------
 
 
+POLICY = Requirement(
+    other_venues=VenuePolicy(),
+    venues={"binance": VenuePolicy(loss_given_default=0.5), "hyperliquid": VenuePolicy(funding_hours=1.0)},
+)
+
+
 class Stressed(NamedTuple):
     """The desk under the library above."""
 
@@ -219,14 +320,13 @@ def stressed(tmp_path_factory: pytest.TempPathFactory) -> Stressed:
     std = {name: 0.001 if name.startswith("peg:") else 0.03 for name in FACTORS}
     law = multivariate_t(FACTORS, std, correlation=np.eye(len(FACTORS)), nu=4.0)
     cube = draw_cube(rows, law, seed=1, scenarios=TILE, chunk=TILE, horizon_days=HORIZON_DAYS)
-    policy = Requirement(other_venues=VenuePolicy(), venues={"binance": VenuePolicy(loss_given_default=0.5)})
     market = unified_market(
         rows,
         FACTORS,
-        priced_grid(rows, FACTORS, policy),
-        policy,
+        priced_grid(rows, FACTORS, POLICY),
+        POLICY,
         stressed=[],
-        sizes={},
+        sizes={name: MarketSize(2e8, 0.04, 0.001) for name in FACTORS if name.startswith("price:")},
         basis={},
         seed=1,
         chunk=TILE,
@@ -236,7 +336,7 @@ def stressed(tmp_path_factory: pytest.TempPathFactory) -> Stressed:
     change = price_rows(rows, jnp.asarray(views.shocks), horizon_years=0.0)
     both = (market, stress_cube(read, names, views, change, venues))
     cube = eqx.tree_at(lambda c: (c.unified, c.stress), cube, both, is_leaf=lambda leaf: leaf is None)
-    (headline,) = evaluate_headlines([portfolio], FACTORS, cube, devices=1, policy=policy, venues=venues)
+    (headline,) = evaluate_headlines([portfolio], FACTORS, cube, devices=1, policy=POLICY, venues=venues)
     assert headline is not None
     assert headline.stress is not None
     return Stressed(portfolio, read, names, cube, headline, headline.stress)
@@ -251,20 +351,24 @@ def line_losses(of: Stressed, moves: np.ndarray) -> np.ndarray:
     return out
 
 
-@pytest.mark.parametrize("name", ["crash", "wrong mark", "frozen", "failure", "both"])
+@pytest.mark.parametrize("name", ["crash", "wrong mark", "frozen", "failure", "own rates", "both"])
 def test_losses_are_the_twins(stressed: Stressed, name: str) -> None:
     k, portfolio = stressed.names.index(name), stressed.portfolio
     moves = stress_moves(stressed.library.parts(name), FACTORS, ())
     at_market = line_losses(stressed, moves.market)
     price, total = np.zeros(len(portfolio.nodes)), np.zeros(len(portfolio.nodes))
-    funding = sum(part.funding for part in stressed.library.parts(name))
     fails = {v for part in stressed.library.parts(name) for v, what in part.venues.items() if what.fails}
     equity = np.zeros(len(portfolio.nodes))
     for n, (line, node) in enumerate(zip(portfolio.lines, portfolio.line_node, strict=True)):
         price[node] += at_market[n]
         equity[node] += portfolio.line_equity[n]
-        if line.funding_rate is not None:
-            total[node] += funding * line.value_usd
+        if line.is_perpetual:
+            for part in stressed.library.parts(name):
+                own = part.venues[line.venue].funding if line.venue in part.venues else None
+                # The venue states its rate for an hour (the policy above), the others for eight.
+                hours = 1.0 if line.venue == "hyperliquid" else 8.0
+                paid = part.funding if own is None else own * part.funding_days * 24.0 / hours
+                total[node] += paid * line.value_usd
     total += price
     for node, (_, venue) in enumerate(portfolio.nodes):
         if venue in fails:
@@ -294,16 +398,85 @@ def test_a_frozen_oracle_liquidates_nobody_and_hides_who_is_broke(stressed: Stre
 
 def test_a_binding_stress_enters_the_requirement(stressed: Stressed) -> None:
     assert stressed.headline.unified is not None
-    components, count = stressed.headline.unified.components, len(stressed.portfolio.nodes)
+    components = stressed.headline.unified.components
     k = stressed.names.index("crash")
-    losses = np.maximum(np.asarray(stressed.figures.node_loss)[:count, k], 0.0)
-    np.testing.assert_allclose(np.asarray(components.stress)[:count, 0], losses, rtol=1e-12)
-    whole = max(float(np.asarray(stressed.figures.node_loss)[:, k].sum()), 0.0)
-    assert float(components.stress[-1, 0]) == pytest.approx(whole, rel=1e-12)
+    figures, nodes = stressed.figures, np.asarray(stressed.figures.node_loss)[:, k]
+    whole = np.append(nodes, nodes.sum()) + np.asarray(figures.depth_loss)[:, k]
+    np.testing.assert_allclose(figures.binding_loss[:, k], whole, rtol=1e-12)
+    np.testing.assert_allclose(np.asarray(components.stress)[:, 0], np.maximum(whole, 0.0), rtol=1e-12)
+    assert np.asarray(components.stress)[-1, 0] > 0.0
     largest = np.maximum(
         np.maximum(components.es_blend, components.grid), np.maximum(components.stress, components.floor)
     )
     np.testing.assert_allclose(components.base, largest, rtol=1e-12)
+
+
+def test_losses_of_depth_are_the_requirements_own_at_thinner_books(stressed: Stressed) -> None:
+    """The stack charges half the spread and square-root impact; both are restated here at the depth of the stress."""
+    assert stressed.headline.unified is not None
+    assert stressed.cube.unified is not None
+    liquidity = np.asarray(stressed.headline.unified.components.liquidity)[:, 0]
+    spread = np.asarray(stressed.headline.unified.spread_cost)
+    assert liquidity[-1] > spread[-1] > 0.0
+    assert liquidity[-1] > liquidity[:-1].max()
+    (bucket,) = bucketed([stressed.portfolio], FACTORS, multiple=1, most_buckets=1)
+    arrays = jax.tree.map(lambda leaf: leaf[0], bucket.arrays)
+    depths = np.array([1.0, 0.25, 0.02, 4.0])
+    found = np.asarray(jax.jit(depth_loss)(arrays, stressed.cube.unified, jnp.asarray(depths)))
+    for k, depth in enumerate(depths):
+        at_depth = spread / depth + (liquidity - spread) / math.sqrt(depth)
+        np.testing.assert_allclose(found[:, k], at_depth - liquidity, rtol=1e-9, atol=1e-9)
+    assert not found[:, 0].any()
+    assert found[-1, 2] > found[-1, 1] > 0.0 > found[-1, 3]
+
+
+@pytest.mark.parametrize("own", [(), ("wstETH",)])
+def test_what_binds_is_what_the_requirement_simulates(stressed: Stressed, own: tuple[str, ...]) -> None:
+    """Collateral at a haircut and own tokens stand still in the binding loss, and in no figure that is reported."""
+    venues = {**POLICY.venues, "aave_v3": VenuePolicy(own_tokens=own)}
+    policy = POLICY.model_copy(update={"collateral": "simulated" if own else "haircut", "venues": venues})
+    portfolio, cube = stressed.portfolio, stressed.cube
+    assert cube.stress is not None
+    (bucket,) = bucketed([portfolio], FACTORS, multiple=1, most_buckets=1)
+    names = sorted({info.venue for info in portfolio.accounts})
+    arrays = stress_arrays(bucket, [portfolio], names, policy)
+    simulated = unified_arrays(bucket, [portfolio], FACTORS, policy).line_simulated
+    np.testing.assert_array_equal(arrays.line_binds, simulated)
+    both = jax.tree.map(lambda leaf: leaf[0], (bucket.arrays, arrays))
+    figures = _figures(*both, cube.stress, cube.rows, cube.today)
+    np.testing.assert_array_equal(figures.node_loss, stressed.figures.node_loss)
+    k = stressed.names.index("both")
+    at_market = line_losses(stressed, stress_moves(stressed.library.parts("both"), FACTORS, ()).market)
+    expected, equity = np.zeros(len(portfolio.nodes)), np.zeros(len(portfolio.nodes))
+    still = 0
+    for n, (line, node) in enumerate(zip(portfolio.lines, portfolio.line_node, strict=True)):
+        is_own = line.venue == "aave_v3" and line.kind == "collateral" and line.symbol in own
+        stands = is_own or (not own and line.kind == "collateral" and line.factor != "")
+        still += stands
+        expected[node] += 0.0 if stands else at_market[n]
+        equity[node] += 0.0 if is_own else portfolio.line_equity[n]
+        if line.is_perpetual:
+            expected[node] += 0.01 * line.value_usd
+    assert still
+    for node, (_, venue) in enumerate(portfolio.nodes):
+        if venue == "binance":
+            expected[node] += 0.5 * max(equity[node] - expected[node], 0.0)
+    count = len(portfolio.nodes)
+    np.testing.assert_allclose(np.asarray(figures.binding_loss)[:count, k], expected, rtol=2e-6, atol=0.05)
+    assert np.abs(expected - np.asarray(figures.node_loss)[:count, k]).max() > 1.0
+
+
+_figures = jax.jit(stress_figures)
+
+
+def test_the_desk_holds_what_it_holds(stressed: Stressed) -> None:
+    held = held_by(stressed.portfolio, stressed.cube.rows, FACTORS)
+    assert {"price:ETH", "price:BTC", "vol:ETH", "peg:USDC"} <= held.factors <= set(FACTORS)
+    assert held.funded <= held.venues == {info.venue for info in stressed.portfolio.accounts}
+    assert "ethereum" in held.chains
+    rows = stress_rows(Evaluated(stressed.portfolio, stressed.headline), stressed.library, stressed.names, held)
+    (crash,) = (row for row in rows if row["stress"] == "crash")
+    assert crash["without_effect"] == "[]"
 
 
 def test_rows_say_what_cannot_be_used(stressed: Stressed) -> None:
@@ -312,8 +485,12 @@ def test_rows_say_what_cannot_be_used(stressed: Stressed) -> None:
         for row in stress_rows(Evaluated(stressed.portfolio, stressed.headline), stressed.library, stressed.names)
     }
     assert list(rows) == stressed.names
+    for name, values in stressed.figures._asdict().items():
+        assert np.isfinite(values).all(), name
     equity = math.fsum(stressed.portfolio.line_equity)
-    for row in rows.values():
+    whole = np.asarray(stressed.figures.node_loss).sum(axis=0) + np.asarray(stressed.figures.depth_loss)[-1]
+    for row, loss in zip(rows.values(), whole, strict=True):
+        assert row["loss_usd"] == pytest.approx(float(loss), rel=1e-9, abs=1e-6)
         assert row["equity_after_usd"] == pytest.approx(equity - row["loss_usd"], rel=1e-9)
         assert row["uncovered_usd"] >= row["uncovered_pooled_usd"] >= 0
         assert row["unavailable_usd"] >= 0

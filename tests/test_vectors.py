@@ -9,7 +9,8 @@ function from the list of `inputs` of all cases of the kind to the list of resul
   `rel`, either of which suffices; without either, equal;
 - the quantities in `ENGINE_FORM_KEYS` also pass at 1e-9 relative: what the vectorized rule forms compute in float64;
 - null and 2^256 - 1 mean none or infinite, and so does an infinite result;
-- lists element by element, other strings and booleans by equality.
+- lists element by element, other strings and booleans by equality;
+- except the keys in `ONE_OF_SEVERAL`, which show one of several right answers.
 
 The second half of the file proves that this suite can fail.
 """
@@ -36,10 +37,6 @@ VECTORS = Path(__file__).resolve().parent / "vectors"
 # skipped, with the number of cases and why.
 NOT_YET = {
     "liquidation": "liquidation cascades and contagion are not built yet",
-    "margin/tces": "transfer-constrained expected shortfall is not built yet",
-    "margin/transfer_reactive": "transfers between venues are not built yet",
-    "margin/transfer_time_expanded": "transfers between venues are not built yet",
-    "margin/transfer_uncovered": "transfers between venues are not built yet",
     "rebalance": "hedge and collateral recommendations are not built yet",
 }
 
@@ -76,6 +73,10 @@ ENGINE_FORM_KEYS = {
     "requirement",
     "uni_mmr",
 }
+
+# One optimum where several attain the same value, so another is no error. `test_transfer_shortfall` proves that the one
+# shown attains the minimum that this code finds.
+ONE_OF_SEVERAL = {("margin", "tces"): {"K_one_optimum"}}
 
 UNLIMITED = 2**256 - 1
 _DECIMAL = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
@@ -373,7 +374,9 @@ def test_case(vector: tuple[str, str, int | None], batches: Batches, request: py
         pytest.skip(reason)
     case = cases[number]
     got = batches.result(file, kind, number)
-    found = differences(case["expected"], got, case["tolerance"])
+    several = ONE_OF_SEVERAL.get((file, kind), set())
+    expected = {key: value for key, value in case["expected"].items() if key not in several}
+    found = differences(expected, got, case["tolerance"])
     if found:
         pytest.fail(
             f"{file}: {kind}: {case['name']}\n"

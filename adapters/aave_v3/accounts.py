@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 from aggregator.errors import FailureReason
 
 from ..adapter import Context
 from ..amounts import FieldError, joined, token_amount
-from ..market_rows import add_reconciliation_note
+from ..market_rows import add_mark, add_reconciliation_note
 from ..rows import Rows
 from ..transport import Payload
 from .deployments import Deployment
 from .markets import EMODES, RESERVES, Market, asset_of
-from .mechanics import EMode, effective_parameters, owed_amount, supplied_amount
+from .mechanics import RAY, EMode, effective_parameters, owed_amount, supplied_amount
 from .parse import (
     Reported,
     Reserve,
@@ -163,6 +164,17 @@ class Account(NamedTuple):
                 side="liability",
                 quantity=token_amount(owed, reserve.decimals),
                 collateral_enabled=True,
+            )
+            # The account's own mark: another deployment of the chain lends the same token at another rate.
+            market = self.market.payload
+            add_mark(
+                rows,
+                reserve.asset_id,
+                "borrow_rate",
+                Fraction(reserve.borrow_rate, RAY),
+                as_of=market.received_at if market else None,
+                source=market.request if market else RESERVES,
+                account_id=self.account_id,
             )
 
     def _reserve(self, address: str, path: str) -> Reserve:

@@ -13,6 +13,7 @@ from aggregator.errors import FailureReason
 from ..amounts import token_amount
 from ..fields import flag_at
 from ..findings import fail_account, noted, or_failure
+from ..market_rows import add_mark
 from ..symbols import account_id
 from . import mechanics
 from .markets import Found, Reading, mark_row
@@ -151,7 +152,21 @@ class _Account:
             digits = digits_of(base.scale, self.view.sections[0], "baseScale")
             side = "asset" if present > 0 else "liability"
             self._balance(self.deployment.base, side, abs(present), digits, counts=True)
+            if present < 0 and state.rates is not None:
+                self._add_borrow_rate(mechanics.yearly_rate(state.rates.borrow, state.totals))
         self._compare(principal, indices, base, holdings)
+
+    def _add_borrow_rate(self, rate: Fraction) -> None:
+        where = self.view.having("totalsBasic") or self.section
+        add_mark(
+            self.reading.rows,
+            self.deployment.asset_id(self.deployment.base),
+            "borrow_rate",
+            rate,
+            as_of=where.payload.received_at,
+            source=where.payload.request,
+            account_id=self.account,
+        )
 
     def _compare(self, principal: int, indices: Indices, base: Base, holdings: Sequence[Holding]) -> None:
         """Findings where the venue's own verdicts are not ours."""

@@ -17,7 +17,7 @@ from ..findings import PlacedError, find_wrong, noted
 from ..market_rows import add_market_state
 from ..rows import Rows
 from . import mechanics
-from .mechanics import FACTOR_SCALE, INDEX_SCALE, PRICE_SCALE, SECONDS_PER_YEAR
+from .mechanics import FACTOR_SCALE, INDEX_SCALE, PRICE_SCALE
 from .parse import Listed, Listings, digits_of, read_price, read_state, sections_in_order
 from .rules import base_tier_row, collateral_tier_row, rule_set_rows
 from .sections import (
@@ -202,8 +202,7 @@ def _add_state(reading: Reading, deployment: Deployment, view: View) -> None:
                 used = mechanics.utilization(state.totals)
                 add(label, "utilization", used / FACTOR_SCALE, stored)
                 for side, curve in (("supply", state.rates.supply), ("borrow", state.rates.borrow)):
-                    yearly = mechanics.interest_rate(curve, used) * SECONDS_PER_YEAR
-                    add(label, f"{side}_rate", yearly / FACTOR_SCALE, stored)
+                    add(label, f"{side}_rate", float(mechanics.yearly_rate(curve, state.totals)), stored)
     for key, name, reader in _MARKET_STATE:
         section = view.having(key)
         with noted(reading.rows, label):

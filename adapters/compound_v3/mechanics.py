@@ -107,6 +107,11 @@ def interest_rate(curve: Curve, used: int) -> int:
     return rate + curve.slope_high * (used - curve.kink) // FACTOR_SCALE if used > curve.kink else rate
 
 
+def yearly_rate(curve: Curve, totals: Totals) -> Fraction:
+    """What a curve asks for at the stored utilization, a fraction a year, not compounded."""
+    return Fraction(interest_rate(curve, utilization(totals)) * SECONDS_PER_YEAR, FACTOR_SCALE)
+
+
 def accrued_indices(totals: Totals, rates: Rates, elapsed_s: int) -> Indices:
     """The stored indices grown over `elapsed_s` seconds at the rates of the stored utilization; simple interest.
 

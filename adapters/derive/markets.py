@@ -178,7 +178,7 @@ def result_of(payload: Payload) -> Mapping[str, Any]:
 
 
 def read_ticker(reading: Reading, payload: Payload) -> None:
-    """Marks of one `public/get_ticker`: mark and index; of an option implied vol, forward and rate."""
+    """Marks of one `public/get_ticker`: mark and index; a perpetual's funding; of an option vol, forward and rate."""
     ticker = result_of(payload)
     as_of = time_of(member(ticker, "timestamp"), "timestamp")
     kind = member(ticker, "instrument_type")
@@ -198,6 +198,10 @@ def read_ticker(reading: Reading, payload: Payload) -> None:
     ]
     if instrument.expiry is not None:
         marks += _option_marks(ticker, instrument, instrument.expiry, as_of)
+    elif ticker.get("perp_details") is not None:
+        # A rate an hour, like the bounds beside it (`max_rate_per_hour`).
+        rate = optional_decimal_at(member(ticker, "perp_details"), "funding_rate", "perp_details")
+        marks += [] if rate is None else [(instrument_id(VENUE, instrument.name), "funding_rate", rate)]
     # Only now, so that a ticker that is wrong anywhere leaves nothing behind.
     for subject, name, value in marks:
         reading.mark(subject, name, value, **common)

@@ -276,6 +276,10 @@ class _Account:
             self._mark(loan.asset_id, "index", value, source)
         if debt:
             self._balance(loan, "liability", debt, counts=True)
+            rate = self._tried_finding(view.borrow_rate)
+            if rate is not None:
+                yearly = Fraction(rate * _SECONDS_PER_YEAR, WAD)
+                self._mark(loan.asset_id, "borrow_rate", yearly, view.having("borrow_rate") or first)
         if lent:
             self._balance(loan, "asset", lent, counts=False)
         if held is not None:

@@ -7,7 +7,7 @@ wrapped generator's draws keep their bits.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -51,16 +51,22 @@ def added_places(base: ScenarioGenerator, names: Iterable[str], *, overlay: str)
     draw the same jumps.
     """
     own = _checked_names(names, overlay=overlay)
-    layer: object = base
-    while layer is not None:
+    for layer in layers(base):
         if getattr(layer, "overlay", None) == overlay:
             for name in own:
                 if name in getattr(layer, "names", ()):
                     raise ConfigurationError(f"{overlay}: {name} has one already")
-        layer = getattr(layer, "base", None)
     new = [name for name in own if name not in base.factors]
     columns = (*base.factors, *new)
     return tuple(columns.index(name) for name in own)
+
+
+def layers(base: ScenarioGenerator) -> Iterator[object]:
+    """`base`, what it wraps, and so on down to the law."""
+    layer: object = base
+    while layer is not None:
+        yield layer
+        layer = getattr(layer, "base", None)
 
 
 def factors_with(base: ScenarioGenerator, names: tuple[str, ...], places: tuple[int, ...]) -> tuple[str, ...]:

@@ -1,8 +1,8 @@
 """Order books that thin out as their market moves away from today: L = max(d_min, exp(-k |c| / sigma)).
 
 c is the cumulative log-change of the price since today, sigma its daily standard deviation. The factor `depth:X` is
-ln L' - ln L over the step, so that the sum along a path is the logarithm of the depth over today's. Quoted spreads,
-keepers' capacity and the caps of routes scale with it. Nothing is drawn: the depth is a function of the price.
+ln L' - ln L over the step, so that the sum along a path is the logarithm of the depth over today's. Nothing is drawn:
+the depth is a function of the price, and `tail_depth` is what is left of it in the widest moves of a scenario set.
 """
 
 from __future__ import annotations
@@ -87,3 +87,15 @@ def liquidity_drought(base: ScenarioGenerator, laws: Mapping[str, DroughtLaw]) -
         slope=float64([laws[name].sensitivity / laws[name].daily_std for name in names]),
         log_least=float64([math.log(laws[name].least) for name in names]),
     )
+
+
+def tail_depth(law: DroughtLaw, moves: np.ndarray, weights: np.ndarray, *, tail: float) -> float:
+    """Weighted mean of the depth over today's in the share `tail` of the scenarios with the widest `moves` [scenarios].
+
+    `weights` sum to 1; of the scenario at the edge only as much counts as fills the tail. Host arrays.
+    """
+    widest = np.argsort(-np.abs(moves), kind="stable")
+    behind = np.cumsum(weights[widest])
+    counted = np.clip(tail - (behind - weights[widest]), 0.0, weights[widest])
+    depth = np.maximum(law.least, np.exp(-law.sensitivity * np.abs(moves[widest]) / law.daily_std))
+    return math.fsum(counted * depth) / math.fsum(counted)

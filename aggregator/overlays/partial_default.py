@@ -1,8 +1,9 @@
 """A jump to partial default: at a random time the value falls by a random part, which then heals or never does.
 
-Written for one coin. The discount D is 0 until the jump, which comes at rate lambda exp(b stress); its depth is
-Beta(a, b) times a cap; after it D decays at `recovery_per_day`, or with `absorbing_probability` stays. A path has at
-most one jump, so that the law over n steps is the law over one step of n times the length (without stress):
+Written for one coin. The discount D is 0 until the jump, which comes at rate lambda exp(b stress): when the hazard
+since the start exceeds one standard exponential of the path. Its depth is Beta(a, b) times a cap; after it D decays at
+`recovery_per_day`, or with `absorbing_probability` stays. A path has at most one jump, so that the law over n steps is
+the law over one step of n times the length (without stress):
 
     P(jump) = 1 - e^{-lambda h};  E[D_h] = E[depth] lambda (e^{-lambda h} - e^{-k h}) / (k - lambda)  if it heals
 """
@@ -13,10 +14,9 @@ import math
 from typing import NamedTuple
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float
 from scipy import special
 
 from ..errors import ConfigurationError
@@ -57,11 +57,13 @@ class Stress(NamedTuple):
 
 
 class DefaultState(NamedTuple):
-    """Discount now, whether the jump has come, and whether it stays."""
+    """Discount now, the hazard left until the jump (0 once it has come), and what is drawn of the jump."""
 
-    discount: Float[Array, ""]
-    has_jumped: Bool[Array, ""]
-    stays: Bool[Array, ""]
+    discount: Float[Array, "*coins"]
+    until: Float[Array, "*coins"]
+    has_jumped: Bool[Array, "*coins"]
+    stays: Bool[Array, "*coins"]
+    depth: Float[Array, "*coins"]
 
 
 class DefaultRates(eqx.Module):
@@ -123,27 +125,35 @@ def stress_level(moves: Float[Array, " base"], place: int | None, per_move: Floa
     return jnp.zeros((), jnp.float64) if place is None else jnp.maximum(-rounded(per_move * moves[place]), 0.0)
 
 
-def default_start(count: int) -> DefaultState:
-    """No jump yet, for `count` coins."""
-    never = jnp.zeros(count, bool)
-    return DefaultState(jnp.zeros(count, jnp.float64), never, never)
+def exponential(u: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """A standard exponential from a uniform in [0, 1)."""
+    return -jnp.log1p(-u)
+
+
+def default_start(draws: Float[Array, "3"], rates: DefaultRates) -> DefaultState:
+    """One coin before its jump. `draws`: the hazard until it (a standard exponential), uniforms of stay and depth."""
+    return DefaultState(
+        discount=jnp.zeros((), jnp.float64),
+        until=draws[0],
+        has_jumped=jnp.zeros((), bool),
+        stays=draws[1] < rates.absorbing_probability,
+        depth=_depth(draws[2], rates.depths),
+    )
 
 
 def default_step(
-    state: DefaultState, stream: PRNGKeyArray, rates: DefaultRates, stress: Float[Array, ""]
+    state: DefaultState, rates: DefaultRates, stress: Float[Array, ""]
 ) -> tuple[DefaultState, Float[Array, ""]]:
     """The state of one coin after a step, and ln((1 - D') / (1 - D)) over it."""
-    u = jax.random.uniform(stream, (3,), jnp.float64)
-    # Time to the jump in units of its mean: it comes in this step when that is within lambda h.
-    until = -jnp.log1p(-u[0])
     expected = rounded(rates.expected_jumps * jnp.exp(rounded(rates.stress_loading * stress)))
-    jumps = ~state.has_jumped & (until < expected)
-    since = jnp.clip(1.0 - until / jnp.maximum(expected, _TINY), 0.0, 1.0)  # share of the step behind the jump
-    depth = _depth(u[2], rates.depths)
-    stays = jnp.where(jumps, u[1] < rates.absorbing_probability, state.stays)
-    healing = jnp.where(stays, 0.0, rates.recovery) * jnp.where(jumps, since, 1.0)
-    discount = rounded(jnp.where(jumps, depth, state.discount) * jnp.exp(-healing))
-    after = DefaultState(discount, state.has_jumped | jumps, stays)
+    jumps = ~state.has_jumped & (state.until < expected)
+    # Share of the step behind the jump: the hazard is the same all through it.
+    since = jnp.clip(1.0 - state.until / jnp.maximum(expected, _TINY), 0.0, 1.0)
+    healing = jnp.where(state.stays, 0.0, rates.recovery) * jnp.where(jumps, since, 1.0)
+    discount = rounded(jnp.where(jumps, state.depth, state.discount) * jnp.exp(-healing))
+    has_jumped = state.has_jumped | jumps
+    until = jnp.where(has_jumped, 0.0, state.until - expected)
+    after = DefaultState(discount, until, has_jumped, state.stays, state.depth)
     return after, jnp.log1p(-discount) - jnp.log1p(-state.discount)
 
 

@@ -1,0 +1,234 @@
+"""What is shown of the portfolios that matter most: where collateral flows on the worst days, what to move now, and how
+much the reactive policy needs where.
+
+Host code; the flows are small linear programmes (HiGHS) over the network, one for each scenario shown.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from scipy import sparse
+from scipy.optimize import linprog
+
+from .node_scenarios import NEVER, NodeRules, NodeScenarios
+from .portfolio import PackedPortfolio
+from .reactive_transfer import Prefunding, prefunding
+from .results import Evaluated
+from .route_network import RouteNetwork
+from .transfer_run import TransferLaw, Transfers
+
+WORST_SCENARIOS = 16
+BUFFER_SHARES = (0.5, 0.8)
+"""Buffers of the reactive policy that are tried, as shares of what lies at a node."""
+
+_MOST_ADDED = 4.0
+"""Collateral that the reactive policy may need at most, in multiples of what the nodes need alone."""
+
+_SHORT_COST, _HOUR_COST, _STEP_COST = 10.0, 1e-4, 1e-9
+
+
+class NodeNow(NamedTuple):
+    """A node today, USD: above its venue's level of liquidation, and what the venue lets out."""
+
+    surplus: float
+    withdrawable: float
+
+
+class TransferDetail(NamedTuple):
+    """One portfolio: the transfer figures, and beside them by node (N) and by route (R) of its network, USD."""
+
+    transfers: Transfers
+    now: tuple[NodeNow, ...]
+    worst_flow: np.ndarray
+    move_now: np.ndarray
+    prefunding: Prefunding | None
+    """None without paths, and where no node needs anything."""
+    split: np.ndarray
+    """Shares of the nodes in `prefunding`."""
+    hedge_break: np.ndarray
+    """Mean loss by node on the paths on which it is liquidated; NaN on none."""
+    node_equity: np.ndarray
+
+
+def transfer_detail(
+    evaluated: Evaluated, transfers: Transfers, nodes: NodeScenarios, law: TransferLaw, rules: NodeRules
+) -> TransferDetail:
+    """All of it for one portfolio with figures."""
+    portfolio, network, figures = evaluated.portfolio, transfers.network, transfers.figures
+    now = _today(evaluated, rules)
+    equity = [0.0] * len(portfolio.nodes)
+    for at, value in zip(portfolio.line_node, portfolio.line_equity, strict=True):
+        equity[at] += value
+    needed = np.asarray(figures.top_up)
+    spare = np.array([max(n.withdrawable, 0.0) for n in now] + [0.0] * (len(network.points) - network.nodes))
+    spare = np.where(needed > 0.0, 0.0, spare)
+    alone = np.asarray(figures.alone)[: network.nodes]
+    split = alone / alone.sum() if alone.sum() > 0.0 else np.zeros(network.nodes)
+    reactive = None
+    if transfers.deadlines == "path" and alone.sum() > 0.0:
+        reactive = _reactive(network, nodes, law, split, float(alone.sum()))
+    return TransferDetail(
+        transfers=transfers,
+        now=now,
+        worst_flow=_worst_flow(transfers, nodes, law),
+        move_now=flows(network, spare - needed),
+        prefunding=reactive,
+        split=split,
+        hedge_break=_hedge_break(portfolio, nodes, law),
+        node_equity=np.array(equity),
+    )
+
+
+def _today(evaluated: Evaluated, rules: NodeRules) -> tuple[NodeNow, ...]:
+    portfolio, figures = evaluated
+    assert figures is not None
+    out = []
+    for number, node in enumerate(portfolio.nodes):
+        surplus, free = [], []
+        for account, info in enumerate(portfolio.accounts):
+            if (info.node, info.venue) != node:
+                continue
+            equity = float(figures.native.equity[account])
+            initial, maintenance = rules.requirements[info.account_id]
+            surplus.append((equity - info.trigger * maintenance) * info.unit_price_usd)
+            free.append((equity - max(initial, info.trigger * maintenance)) * info.unit_price_usd)
+        withdrawable = math.fsum(free)
+        if not rules.profit_leaves.get(node[1], False):
+            balance = math.fsum(
+                value
+                for line, at, value in zip(portfolio.lines, portfolio.line_node, portfolio.line_equity, strict=True)
+                if at == number and line.kind in ("collateral", "debt")
+            )
+            withdrawable = min(withdrawable, balance)
+        out.append(NodeNow(math.fsum(surplus), max(withdrawable, 0.0)))
+    return tuple(out)
+
+
+def flows(network: RouteNetwork, surplus: np.ndarray, capacity: np.ndarray | None = None) -> np.ndarray:
+    """What leaves by each route (R, USD) to cover as much as can be covered of the deficits in `surplus` (points, USD).
+
+    Of several ways the cheapest, then the fastest. `capacity` replaces what each route lets leave.
+    """
+    routes, points = network.routes, len(network.points)
+    out = np.zeros(len(routes))
+    if not routes or not np.any(surplus < 0.0):
+        return out
+    most = float(np.maximum(-surplus, 0.0).sum())
+    limit = np.array([min(route.capacity_usd, 2.0 * most) for route in routes])
+    if capacity is not None:
+        limit = np.minimum(limit, capacity)
+    rows, columns, values = [], [], []
+    for number, route in enumerate(routes):
+        rows += [route.source, route.target]
+        columns += [number, number]
+        values += [1.0, -(1.0 - route.fee)]
+    short = np.flatnonzero(surplus < 0.0)
+    balance = sparse.csr_array((values, (rows, columns)), shape=(points, len(routes)))
+    unmet = sparse.csr_array((-np.ones(short.size), (short, np.arange(short.size))), shape=(points, short.size))
+    cost = np.array([max(route.fee, 0.0) + _HOUR_COST * route.p99_hours + _STEP_COST for route in routes])
+    found = linprog(
+        np.concatenate([cost, np.full(short.size, _SHORT_COST)]) * 1.0,
+        A_ub=sparse.hstack([balance, unmet], format="csr"),
+        b_ub=surplus / most,
+        bounds=np.column_stack([np.zeros(len(routes) + short.size), np.append(limit / most, np.full(short.size, 1.0))]),
+        method="highs",
+    )
+    if found.status != 0:
+        raise RuntimeError(f"the flows of a network were not found: {found.message}")
+    out[:] = found.x[: len(routes)] * most
+    return np.where(out > 1e-9 * most, out, 0.0)
+
+
+def _worst_flow(transfers: Transfers, nodes: NodeScenarios, law: TransferLaw) -> np.ndarray:
+    """Mean flow by route over the worst scenarios: those with the largest deficits of the best placement of the TCES.
+
+    Every channel that is up counts as in time: the flows show where collateral is called for.
+    """
+    network, figures = transfers.network, transfers.figures
+    placed = np.asarray(figures.collateral)
+    losses = np.zeros((len(network.points), nodes.losses.shape[-1]))
+    losses[: network.nodes] = nodes.losses[:, -1]
+    surplus = placed[:, None] - losses
+    weights = np.asarray(law.market.weights)
+    deficits = np.where(weights > 0.0, np.maximum(-surplus[: network.nodes], 0.0).sum(axis=0), 0.0)
+    worst = [s for s in np.argsort(-deficits, kind="stable")[:WORST_SCENARIOS] if deficits[s] > 0.0]
+    if not worst or not network.routes:
+        return np.zeros(len(network.routes))
+    up = np.asarray(law.market.channels.up)
+    number = {name: at for at, name in enumerate(law.channels)}
+    total = np.zeros(len(network.routes))
+    for scenario in worst:
+        is_up = [all(up[scenario, number[name]] for name in route.through) for route in network.routes]
+        total += flows(network, surplus[:, scenario], np.where(is_up, np.inf, 0.0))
+    return total / len(worst)
+
+
+def _reactive(
+    network: RouteNetwork, nodes: NodeScenarios, law: TransferLaw, split: np.ndarray, alone: float
+) -> Prefunding:
+    timing = law.market.timing
+    count = network.nodes
+    hours, capacity = np.full((count, count), np.inf), np.zeros((count, count))
+    for source in range(count):
+        for target, (p99, most) in _ways(network, source).items():
+            hours[source, target], capacity[source, target] = p99, most
+    steps = nodes.losses.shape[1]
+    delay = np.ceil((np.where(np.isfinite(hours), hours, 0.0) + timing.reaction_hours) / timing.step_hours)
+    late = ~np.isfinite(hours) | (delay > steps)
+    return prefunding(
+        jnp.asarray(np.moveaxis(np.asarray(nodes.losses, np.float64), -1, 0).swapaxes(1, 2)),
+        np.where(late, 1, delay).astype(np.int32),
+        np.where(late, 0.0, np.minimum(capacity, 1e15)),
+        law.market.weights,
+        split=split.tolist(),
+        buffer_shares=BUFFER_SHARES,
+        confidence=law.market.levels[0],
+        most=_MOST_ADDED * alone,
+        precision=1e-3,
+    )
+
+
+def _ways(network: RouteNetwork, source: int) -> dict[int, tuple[float, float]]:
+    """Of each other node: hours of the fastest way from `source` that passes no third node, and what it delivers."""
+    out: dict[int, tuple[float, float]] = {}
+    edge = [(source, 0.0, math.inf)]
+    seen = {source}
+    while edge:
+        at, hours, most = edge.pop()
+        for route in network.routes:
+            if route.source != at:
+                continue
+            reached, delivers = hours + route.p99_hours, min(most, route.arriving_usd)
+            if route.target < network.nodes:
+                if route.target != source and reached < out.get(route.target, (math.inf, 0.0))[0]:
+                    out[route.target] = reached, delivers
+            elif route.target not in seen:
+                seen.add(route.target)
+                edge.append((route.target, reached, delivers))
+    return out
+
+
+def _hedge_break(portfolio: PackedPortfolio, nodes: NodeScenarios, law: TransferLaw) -> np.ndarray:
+    """Mean loss by node on the paths on which its venue liquidates it: cost of the liquidation, and what its positions
+    would have won afterwards, while those elsewhere run on unhedged.
+    """
+    gross = np.zeros(len(portfolio.nodes))
+    for line, at in zip(portfolio.lines, portfolio.line_node, strict=True):
+        if line.kind in ("linear", "option"):
+            gross[at] += line.gross_usd
+    venues = law.routes.venues
+    cost = np.array([venues[v].liquidation_cost if v in venues else 0.0 for _, v in portfolio.nodes])
+    weights = np.asarray(law.market.weights)
+    passage = np.asarray(nodes.passage)
+    steps = nodes.losses.shape[1]
+    place = np.clip(np.where(passage == NEVER, steps, passage) - 1, 0, steps - 1)
+    then = np.take_along_axis(np.asarray(nodes.losses, np.float64), place[:, None, :], axis=1)[:, 0]
+    then = np.where(passage == 0, 0.0, then)
+    lost = cost[:, None] * gross[:, None] + then - nodes.losses[:, -1]
+    hit = np.where(passage != NEVER, weights[None, :], 0.0)
+    mass = hit.sum(axis=1)
+    return np.where(mass > 0.0, (hit * lost).sum(axis=1) / np.where(mass > 0.0, mass, 1.0), np.nan)
