@@ -226,6 +226,6 @@ def _at_horizon(member: _Member, cube: Cube) -> NodeScenarios:
         losses=step.loss[:, None, :].astype(jnp.float32),
         surplus=step.surplus.astype(jnp.float32),
         withdrawable=step.withdrawable.astype(jnp.float32),
-        passage=jnp.where(step.gone, 1, NEVER),
-        warned=jnp.where(step.warned, 1, NEVER),
+        passage=jnp.where(step.gone, 1, NEVER).astype(jnp.int32),
+        warned=jnp.where(step.warned, 1, NEVER).astype(jnp.int32),
     )

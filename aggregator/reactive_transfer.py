@@ -25,7 +25,6 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 from jax import lax
-from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from .risk import MASS_SLACK, tile_sum
@@ -195,7 +194,7 @@ def prefunding(
     split: Sequence[float],
     buffer_shares: Sequence[float],
     confidence: float,
-    most: ArrayLike,
+    most: float,
     precision: float = 1e-4,
 ) -> Prefunding:
     """Least total collateral, split by `split`, with P(any liquidation) <= 1 - a under the best of `buffer_shares`.
@@ -228,7 +227,7 @@ def prefunding(
 
     totals, chances = [], []
     for share in buffer_shares:
-        low, high = 0.0, float(most)
+        low, high = 0.0, most
         chance = probability(high, share)
         if chance > allowed:
             totals.append(float("inf"))

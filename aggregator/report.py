@@ -34,6 +34,7 @@ from .report_requirement import (
 from .report_reverse_stress import nearest_moves_table
 from .report_stress import stress_table
 from .report_summary import condition_word, tiles, verdict
+from .report_transfer import transfer_section
 from .report_words import (
     Limited,
     decimals_of,
@@ -213,8 +214,10 @@ def _detail(row: Row, run_tables: Mapping[str, pa.Table], anchor: str) -> Row:
             "loss_histogram",
             "liquidation_prices",
             "node_margin",
+            "nodes",
             "requirement",
             "reverse_stress",
+            "routes",
             "stress",
         )
     }
@@ -235,15 +238,17 @@ def _detail(row: Row, run_tables: Mapping[str, pa.Table], anchor: str) -> Row:
     bins = [(b["loss_from_usd"], b["loss_to_usd"], b["probability"]) for b in own["loss_histogram"]]
     tail_from = row["var_99_pooled_usd"]
     tail_bins = 0 if tail_from is None else sum(start > tail_from for start, _, _ in bins)
+    decimals = decimals_of([row["equity_usd"], row["gross_notional_usd"]])
     return {
         "anchor": anchor,
         "row": row,
         "accounts_left_out": parsed_json(row["accounts_left_out"], "portfolio_margin.accounts_left_out"),
-        "decimals": decimals_of([row["equity_usd"], row["gross_notional_usd"]]),
+        "decimals": decimals,
         "ladder": requirement_ladder(row) or shortfall_ladder(row),
         "requirement": requirement_waterfall(row, components["whole"] if components else None),
         "components": components,
         "capital": capital_table(own["node_margin"]),
+        "transfer": transfer_section(row, own["nodes"], own["routes"], decimals=decimals),
         "stress": stress_table(own["stress"]),
         "nearest_moves": nearest_moves_table(own["reverse_stress"]),
         "waterfall": _equity_waterfall(row, own["account_margin"]),

@@ -1,7 +1,8 @@
 """The unified requirement in the report: ladder, waterfall, components by node, and what the locked capital costs.
 
-Every figure is a column of `portfolio_margin`, `node_margin` or `requirement`; the only one computed here is what the
-offset cap adds back, the difference of two of them. USD, requirements positive, maintenance level where none is named.
+Every figure is a column of `portfolio_margin`, `node_margin` or `requirement`; those computed here are the offset that
+is not granted, the difference of two of them, and the value of what has no rate, a sum over nodes. USD, requirements
+positive, maintenance level where none is named.
 """
 
 from __future__ import annotations
@@ -32,7 +33,6 @@ ADD_ONS = {
     "wrong_way_usd": "Wrong way",
     "venue_usd": "Venue failure",
 }
-_OF_MARKETS = ("liquidity_usd", "concentration_usd")
 _UNIFIED = "unified"
 _ROW_HEIGHT = 24.0
 
@@ -43,13 +43,11 @@ def requirement_ladder(row: Row) -> Markup | None:
         return None
     return ladder_chart(
         [
+            LadderStep("Isolated: positions", row["es_99_isolated_sum_usd"], row["es_995_isolated_sum_usd"], "99.5 %:"),
+            LadderStep("Native: venues' rules", row["native_maintenance_usd"], row["native_initial_usd"], "initial:"),
+            LadderStep("Silo: nodes alone", row["requirement_silo_usd"]),
             LadderStep(
-                "Positions alone (ES)", row["es_99_isolated_sum_usd"], row["es_995_isolated_sum_usd"], "99.5 %:"
-            ),
-            LadderStep("Venues' own rules", row["native_maintenance_usd"], row["native_initial_usd"], "initial:"),
-            LadderStep("Nodes alone (silos)", row["requirement_silo_usd"]),
-            LadderStep(
-                "Unified margin",
+                "Effective: unified",
                 row["requirement_effective_usd"],
                 row["requirement_initial_usd"],
                 "initial:",
@@ -66,10 +64,10 @@ def shortfall_ladder(row: Row) -> Markup:
     second = "99.5 %:"
     return ladder_chart(
         [
-            LadderStep("Positions alone", row["es_99_isolated_sum_usd"], row["es_995_isolated_sum_usd"], second),
-            LadderStep("Nodes alone (silos)", row["es_99_silo_sum_usd"], row["es_995_silo_sum_usd"], second),
+            LadderStep("Isolated: positions", row["es_99_isolated_sum_usd"], row["es_995_isolated_sum_usd"], second),
+            LadderStep("Silo: nodes alone", row["es_99_silo_sum_usd"], row["es_995_silo_sum_usd"], second),
             LadderStep(
-                "All pooled",
+                "Ideal: all pooled",
                 row["es_99_pooled_usd"],
                 row["es_995_pooled_usd"],
                 second,
@@ -86,27 +84,21 @@ def binding_part(row: Row) -> str:
     return max(BASE_PARTS, key=lambda column: row[column])
 
 
-def uncharged(row: Row) -> tuple[str, ...]:
-    """Add-ons of a row of `requirement` that are 0 because no market of what is held is known: n/a, no zero."""
-    nothing_charged = all(row[column] == 0 for column in _OF_MARKETS)
-    return _OF_MARKETS if nothing_charged and row["unmeasured_usd"] > 0 else ()
-
-
 def requirement_waterfall(portfolio: Row, unified: Row | None) -> Markup | None:
-    """The chart from the base over the add-ons to the ideal requirement, and back by the offset cap to the effective.
+    """The chart from the base over the add-ons to the ideal requirement, and up by the offset not granted.
 
     `unified` is the row of `requirement` of everything pooled, at maintenance. None without one, and where a part is
-    infinite.
+    infinite; an add-on that nothing is known for is n/a.
     """
     if unified is None:
         return None
     ideal, effective = portfolio["requirement_ideal_usd"], portfolio["requirement_effective_usd"]
-    if not _drawable([ideal, effective, unified["base_usd"], *(unified[column] for column in ADD_ONS)]):
+    add_ons = {label: unified[column] for column, label in ADD_ONS.items()}
+    known = [amount for amount in add_ons.values() if amount is not None]
+    if not _drawable([ideal, effective, unified["base_usd"], *known]):
         return None
     steps = [WaterfallStep(f"Base: {BASE_PARTS[binding_part(unified)]}", unified["base_usd"], "total")]
-    unknown = uncharged(unified)
-    for column, label in ADD_ONS.items():
-        steps.append(WaterfallStep(label, None if column in unknown else unified[column]))
+    steps += [WaterfallStep(label, amount) for label, amount in add_ons.items()]
     steps.append(WaterfallStep("Ideal: all pooled", ideal, "total"))
     steps.append(WaterfallStep("Offset not granted", effective - ideal))
     steps.append(WaterfallStep("Unified margin", effective, "total"))
@@ -116,11 +108,7 @@ def requirement_waterfall(portfolio: Row, unified: Row | None) -> Markup | None:
 
 def component_table(requirement: Sequence[Row]) -> Row | None:
     """The components of every node and of the whole at maintenance, nodes by size; None where there are none."""
-    rows = [
-        {**row, "binding_part": binding_part(row), "uncharged": uncharged(row)}
-        for row in requirement
-        if row["level"] == "maintenance"
-    ]
+    rows = [{**row, "binding_part": binding_part(row)} for row in requirement if row["level"] == "maintenance"]
     whole = next((row for row in rows if row["scope"] == _UNIFIED), None)
     if whole is None:
         return None
@@ -137,14 +125,19 @@ def component_table(requirement: Sequence[Row]) -> Row | None:
 
 
 def capital_table(nodes: Sequence[Row]) -> Row | None:
-    """What each node locks and what that costs a year, the largest first; None where no node says it."""
+    """What each node locks and what that costs a year, the largest first; None where no node says it.
+
+    `uncosted` is the USD value of the debts and perpetuals whose rate no payload states: their cost is not known.
+    """
     known = [row for row in nodes if row["locked_usd"] is not None]
     if not known:
         return None
     known.sort(key=lambda row: (-row["locked_usd"], row["node"]))
+    uncosted = [row["uncosted_usd"] for row in known if row["uncosted_usd"] is not None]
     return {
         "nodes": limited(known, NODE_ROWS),
         "borrow": any(row["borrow_cost_usd"] is not None for row in known),
+        "uncosted": math.fsum(uncosted),
     }
 
 

@@ -30,6 +30,7 @@ def stress_table(rows: Sequence[Row]) -> Row | None:
         "rows": Limited(shown, len(rows) - len(shown)),
         "count": len(rows),
         "binding": sum(row["binding"] for row in rows),
+        "with_depth": any(row["depth_loss_usd"] for row in shown),
         "widest": max((abs(row["loss_usd"]) for row in shown), default=0.0) or 1.0,
     }
 
@@ -45,4 +46,5 @@ def _with_accounts(row: Row) -> Row:
         **row,
         "liquidated": parsed_json(row["liquidated"], f"{where}, liquidated"),
         "insolvent": parsed_json(row["insolvent"], f"{where}, insolvent"),
+        "without_effect": parsed_json(row["without_effect"] or "[]", f"{where}, without_effect"),
     }

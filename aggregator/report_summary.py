@@ -113,11 +113,7 @@ def tiles(run_tables: Mapping[str, pa.Table], portfolios: Sequence[Row]) -> list
                 note for note in (scope("es_99_pooled_usd"), error_note if error is not None else "") if note
             ),
         },
-        {
-            "label": "Margin efficiency",
-            "value": percent(effective / silo, 1) if effective is not None and silo else NOT_AVAILABLE,
-            "note": "of the nodes alone" if silo is None else Markup("of the nodes alone, {}").format(words(silo)),
-        },
+        _saving(portfolios, effective, silo),
         _likeliest_liquidation(portfolios),
         _worst_stress(run_tables["stress"].to_pylist(), count),
     ]
@@ -133,6 +129,24 @@ def _extreme(portfolios: Sequence[Row], column: str, label: str, note: str, *, l
     if len(portfolios) > 1:
         return {"label": label, "value": value, "note": Markup("{}, {}").format(short(row["portfolio_id"]), note)}
     return {"label": label, "value": value, "note": note}
+
+
+def _saving(portfolios: Sequence[Row], effective: float | None, silo: float | None) -> Row:
+    """The tile of what pooling saves: the usable part of it where the run has routes, else what is asked for of the
+    nodes alone. Of several portfolios it is the share of their savings together.
+    """
+    efficiency = percent(effective / silo, 1) if effective is not None and silo else NOT_AVAILABLE
+    alone = "the nodes alone" if silo is None else Markup("the nodes alone, {}").format(words(silo))
+    saving = [row for row in portfolios if row["usable_saving"] is not None]
+    if not saving:
+        return {"label": "Margin efficiency", "value": efficiency, "note": Markup("of {}").format(alone)}
+    whole = sum(row["requirement_silo_usd"] - row["requirement_ideal_usd"] for row in saving)
+    granted = sum(row["offset_benefit_usd"] for row in saving)
+    return {
+        "label": "Usable saving",
+        "value": percent(saving[0]["usable_saving"] if len(saving) == 1 else granted / whole, 1),
+        "note": Markup("of what pooling saves; margin {} of {}").format(efficiency, alone),
+    }
 
 
 def _likeliest_liquidation(portfolios: Sequence[Row]) -> Row:

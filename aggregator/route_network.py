@@ -129,11 +129,13 @@ def route_network(
     *,
     chains: Sequence[str] = (),
     given: Sequence[GivenRoute] = (),
+    most_usd: float = math.inf,
 ) -> RouteNetwork:
     """The network of a portfolio with these (node, venue) pairs.
 
     `chains` is where each node lives, empty for a venue that is on none: a lender's account on one chain has no others.
-    `given` are routes of its own between named nodes.
+    `given` are routes of its own between named nodes. More than `most_usd` never moves: a limit from there on needs no
+    point.
     """
     lives = chains or [""] * len(nodes)
     names = [node for node, _ in nodes]
@@ -166,7 +168,7 @@ def route_network(
 
     for node, venue in enumerate(venues):
         limit = routes.venues[venue].leaving.capacity_usd if venue in routes.venues else None
-        if limit is not None and any(route.source == node for route in found):
+        if limit is not None and limit < most_usd and any(route.source == node for route in found):
             gate = add_point(f"{names[node]} withdrawals", "limit")
             found = [route._replace(source=gate) if route.source == node else route for route in found]
             found.append(_passage(node, gate, "withdrawal limit", limit))

@@ -28,7 +28,7 @@ BUFFER_SHARES = (0.5, 0.8)
 _MOST_ADDED = 4.0
 """Collateral that the reactive policy may need at most, in multiples of what the nodes need alone."""
 
-_SHORT_COST, _HOUR_COST, _STEP_COST = 10.0, 1e-4, 1e-9
+_SHORT_COST, _HOUR_COST, _STEP_COST = 1e4, 1e-4, 1e-5
 
 
 class NodeNow(NamedTuple):

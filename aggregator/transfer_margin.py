@@ -20,6 +20,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from .batch_errors import BATCHES, LEAST_SCENARIOS, batch_standard_error
 from .channel_outages import ChannelScenarios
 from .engine import map_bucket
 from .margin import accumulate
@@ -29,7 +30,13 @@ from .rounding import rounded
 from .route_network import MOST_ROUTED_POINTS, RouteNetwork
 from .rules.risk_unit import ordered_sum
 from .transfer import uncovered_many
-from .transfer_shortfall import TransferShortfall, fungibility, required, shortfall_from_zero, transfer_shortfall
+from .transfer_shortfall import (
+    OpenRoutes,
+    TransferShortfall,
+    fungibility,
+    shortfall_from_zero,
+    transfer_shortfall,
+)
 from .unit_batch import column, rounded_up
 
 _POINTS = (2, 3, 4, 5, 6, 7, 8, 10, MOST_ROUTED_POINTS)
@@ -78,6 +85,8 @@ class TransferMarket(eqx.Module):
     levels: tuple[float, ...] = eqx.field(static=True)
     scenarios_used: int = eqx.field(static=True, default=4096)
     """Scenarios that the solver looks at, a multiple of the tile: those nearest to being uncovered."""
+    precision: float = eqx.field(static=True, default=1e-4)
+    """Relative gap at which the solver stops."""
 
 
 class TransferFigures(NamedTuple):
@@ -90,6 +99,8 @@ class TransferFigures(NamedTuple):
     """TCES."""
     gap: Float[Array, " levels"]
     """Largest distance of `constrained` to the true minimum."""
+    error: Float[Array, ""]
+    """Standard error of the TCES from independent batches, with the placement held; NaN with too few scenarios."""
     left_out: Int[Array, " levels"]
     """Scenarios that would have mattered to the solver and were not among those it looked at."""
     fungibility: Float[Array, " levels"]
@@ -104,6 +115,8 @@ class TransferFigures(NamedTuple):
     channel_up: Float[Array, " C"]
     without_channel: Float[Array, " C"]
     """Bound from above of the TCES with a channel down in all scenarios, with the same placement."""
+    without_route: Float[Array, " R"]
+    """The same without a route."""
     p_uncovered: Float[Array, ""]
     uncovered_mean: Float[Array, ""]
     """Where something is uncovered."""
@@ -123,13 +136,20 @@ class TransferFigures(NamedTuple):
 
 
 def route_capacity(
-    arrays: TransferArrays, up: Bool[Array, "S C"], lead_hours: Float[Array, "V S"]
+    arrays: TransferArrays,
+    up: Bool[Array, "S C"],
+    lead_hours: Float[Array, "V S"],
+    exists: Bool[Array, " R"] | None = None,
 ) -> tuple[Bool[Array, "S R"], Float[Array, "S V V"]]:
-    """Which routes are open in each scenario, and what can reach each point from each other one in time."""
+    """Which routes are open in each scenario, and what can reach each point from each other one in time.
+
+    `exists` leaves routes out.
+    """
     points = arrays.is_node.shape[0]
     blocked = jnp.any(arrays.uses[None, :, :] & ~up[:, None, :], axis=2)
     in_time = arrays.hours[:, None] <= lead_hours[arrays.target]
-    is_open = ~blocked & in_time.T & (arrays.arriving > 0.0)[None, :]
+    delivers = arrays.arriving > 0.0 if exists is None else (arrays.arriving > 0.0) & exists
+    is_open = ~blocked & in_time.T & delivers[None, :]
     start = jnp.zeros((points * points, up.shape[0]), jnp.float64)
     flat = accumulate(
         arrays.source * points + arrays.target,
@@ -165,9 +185,20 @@ def transfer_figures(arrays: TransferArrays, market: TransferMarket) -> Transfer
     )
     used = market.scenarios_used if market.scenarios_used < weights.shape[0] else None
 
+    routes = OpenRoutes(arrays.source, arrays.target, is_open)
+
     def solve(problem: tuple[Array, Array, Array]) -> TransferShortfall:
         of_losses, of_capacity, level = problem
-        return transfer_shortfall(of_losses, of_capacity, weights, confidence=level, scenarios_used=used)
+        return transfer_shortfall(
+            of_losses,
+            of_capacity,
+            weights,
+            confidence=level,
+            routes=routes,
+            holds=arrays.is_node,
+            scenarios_used=used,
+            precision=market.precision,
+        )
 
     solved = lax.map(solve, problems)
     # Within their limits to the bit: the routed part and what stands alone are rounded apart from the whole.
@@ -175,12 +206,19 @@ def transfer_figures(arrays: TransferArrays, market: TransferMarket) -> Transfer
     constrained = jnp.clip(solved.value[:2] + by_itself, pooled, ceiling)
     collateral = solved.collateral[0]
 
-    def without(channel: Array) -> Float[Array, ""]:
-        up = channels.up & (jnp.arange(channels.up.shape[1]) != channel)[None, :]
-        cut = route_capacity(arrays, up, needed_lead)[1]
-        placed = required(collateral, losses.T, cut, weights, confidence=levels[0]) + by_itself[0]
-        return jnp.clip(placed, constrained[0], ceiling[0])
+    count = channels.up.shape[1]
 
+    def without(failure: Array) -> tuple[Array, Array]:
+        """With one channel or route gone (the first `count` numbers are channels), or with none at the last number."""
+        up = channels.up & (jnp.arange(count) != failure)[None, :]
+        exists = jnp.arange(arrays.source.shape[0]) != failure - count
+        cut = route_capacity(arrays, up, needed_lead, exists)[1]
+        missing = uncovered_many(collateral[None, :] - losses.T, cut).amount
+        beyond = tile_sum(weights * missing) / (1.0 - levels[0])
+        placed = jnp.clip(ordered_sum(collateral) + beyond + by_itself[0], constrained[0], ceiling[0])
+        return placed, _error_of_mean(missing, weights) / (1.0 - levels[0])
+
+    placed, errors = lax.map(without, jnp.arange(count + arrays.source.shape[0] + 1))
     share = [
         fungibility(value, siloed=silo, fungible=pool)
         for value, silo, pool in zip(constrained, siloed, pooled, strict=True)
@@ -194,14 +232,25 @@ def transfer_figures(arrays: TransferArrays, market: TransferMarket) -> Transfer
         fungibility=jnp.stack(share),
         collateral=collateral,
         alone=own[0],
-        route_value=jnp.where(arrays.arriving > 0.0, -solved.route_values[0, arrays.source, arrays.target], 0.0),
+        route_value=jnp.where(arrays.arriving > 0.0, -solved.by_route[0], 0.0),
         route_open=tile_sum(jnp.where(is_open.T, weights[None, :], 0.0)),
         channel_up=tile_sum(jnp.where(channels.up.T, weights[None, :], 0.0)),
-        without_channel=lax.map(without, jnp.arange(channels.up.shape[1])),
+        error=errors[-1],
+        without_channel=placed[:count],
+        without_route=placed[count:-1],
         top_up=solved.collateral[2],
         alone_collateral=jnp.maximum(tail_rows(everything[points:], weights, levels)[0][:, 0], 0.0),
         **_assessment(arrays, market, surplus, real_capacity),
     )
+
+
+def _error_of_mean(values: Float[Array, " S"], weights: Float[Array, " S"]) -> Float[Array, ""]:
+    """Standard error of a weighted mean from batches of whole tiles; NaN where the scenarios do not fill them."""
+    if values.shape[0] % LEAST_SCENARIOS:
+        return jnp.full((), jnp.nan, jnp.float64)
+    masses = tile_sum(weights.reshape(BATCHES, -1))
+    sums = tile_sum(jnp.where(weights > 0.0, weights * values, 0.0).reshape(BATCHES, -1))
+    return batch_standard_error(sums / jnp.where(masses > 0.0, masses, 1.0), masses)
 
 
 def _lead_hours(
@@ -453,4 +502,5 @@ def _unpacked(
         buffer_value=of_points(figures.buffer_value, figures.alone_p_deficit / (1.0 - confidence)),
         route_value=of_routes(figures.route_value),
         route_open=of_routes(figures.route_open),
+        without_route=of_routes(figures.without_route),
     )

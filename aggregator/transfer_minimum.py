@@ -12,9 +12,9 @@ programme
     max sum_{s,A} q_sA terms_sA   s.t.  sum_A q_sA <= w_s,  sum_{s, A containing v} q_sA <= 1,  q >= 0
 
 once divided by the largest of the second sums, where above 1. So every step has an exact value and a true lower bound,
-and nothing about the smoothing has to be believed. Of a few lengths of a step the
-first that improves is taken. mu falls when the optimality conditions hold well enough, and rises again, to fall more slowly from then on,
-when many steps in a row miss them.
+and nothing about the smoothing has to be believed. Of a few lengths of a step the first that improves is taken. mu
+falls when the optimality conditions hold well enough, and rises again, to fall more slowly from then on, when many
+steps in a row miss them.
 
 Sums over scenarios go through `risk.tile_sum`, those over subsets and nodes are folded or added in a fixed order.
 """
@@ -25,6 +25,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
 from .risk import tile_sum
@@ -36,7 +37,6 @@ from .rules.risk_unit import ordered_sum
 _FIRST_SMOOTHING = 0.02
 _LAST_SMOOTHING = 1e-8
 _FALL = 0.4
-_ENOUGH = 1e-7  # gap between value and lower bound, a share of the value, at which the steps end
 _CLOSE = 0.005  # largest violation of the optimality conditions (whose scale is 1) at which the smoothing falls
 _NEAR = 3.0  # and the longest step of an amount that would mend it, in units of the smoothing
 _PATIENCE = 10  # steps that may miss it before the smoothing rises again and falls more slowly from then on
@@ -133,7 +133,7 @@ class _Smoothed(NamedTuple):
     drift: Array  # [V] change of `by_node` per unit of mu
 
 
-def _smoothed(problem: Problem, collateral: Array, smoothing: Array) -> _Smoothed:
+def _smoothed(problem: Problem, collateral: Array, smoothing: Array, active: Array) -> _Smoothed:
     nodes = collateral.shape[0]
     gains = problem.terms - _over_subsets(collateral)[:, None]
     most = jnp.max(gains, axis=0)
@@ -156,7 +156,7 @@ def _smoothed(problem: Problem, collateral: Array, smoothing: Array) -> _Smoothe
     spread = tile_sum(rounded(rounded(node_share * mean_gain[None]) * weights[None]))
     value = ordered_sum(collateral) + tile_sum(rounded(weights * most))
     dual = moment_total + ordered_sum(rounded(collateral * by_node))
-    bound = dual / jnp.maximum(jnp.max(by_node), 1.0)
+    bound = dual / jnp.maximum(jnp.max(jnp.where(active, by_node, 0.0)), 1.0)
     return _Smoothed(
         value, bound, mass, by_node, jnp.stack(pairs) - cross, -(moment_by_node - spread) / (smoothing * smoothing)
     )
@@ -224,27 +224,11 @@ def _next_point(problem: Problem, point: _Point, found: _Smoothed, active: Array
     shrinks = jnp.where(step < 0.0, _INTERIOR * K / jnp.where(step < 0.0, -step, 1.0), jnp.inf)
     length = jnp.minimum(length, jnp.min(shrinks))
     lengths = length * jnp.asarray(_LENGTHS)
-
-    def merit(part: Array) -> Array:
-        return _merit(problem, jnp.where(active, K + rounded(part * step), 0.0), next_mu, active)
-
-    stays = merit(jnp.zeros((), jnp.float64))
-    tried = lax.while_loop(
-        lambda place: (place < len(_LENGTHS) - 1) & ~(merit(lengths[place]) < stays),
-        lambda place: place + 1,
-        jnp.zeros((), jnp.int32),
-    )
-    length = lengths[tried]
-    t_step = next_mu / K - t - rounded(t / K * step)
-    longest = jnp.max(jnp.abs(step))
-    length = jnp.minimum(1.0, _TRUST * mu / jnp.maximum(longest, jnp.finfo(jnp.float64).tiny))
-    shrinks = jnp.where(step < 0.0, _INTERIOR * K / jnp.where(step < 0.0, -step, 1.0), jnp.inf)
-    length = jnp.minimum(length, jnp.min(shrinks))
-    lengths = length * jnp.asarray(_LENGTHS)
     merits = lax.map(
         lambda part: _merit(problem, jnp.where(active, K + rounded(part * step), 0.0), next_mu, active), lengths
     )
     length = lengths[jnp.argmin(merits)]
+    t_step = next_mu / K - t - rounded(t / K * step)
     t_shrinks = jnp.where(t_step < 0.0, _INTERIOR * t / jnp.where(t_step < 0.0, -t_step, 1.0), jnp.inf)
     t_length = jnp.minimum(length, jnp.min(t_shrinks))
     return _Point(
@@ -256,8 +240,11 @@ def _next_point(problem: Problem, point: _Point, found: _Smoothed, active: Array
     )
 
 
-def minimum(problem: Problem, start: Array, active: Array, steps: int) -> Minimum:
-    """The minimum over the scenarios of `problem`, from `start` [V] in at most `steps` steps; 0 where not `active` [V]."""
+def minimum(problem: Problem, start: Array, active: Array, steps: int, precision: ArrayLike) -> Minimum:
+    """The minimum over the scenarios of `problem`, from `start` [V]; 0 at nodes not `active` [V].
+
+    It ends after `steps` steps, or when value and lower bound are within `precision` of the value.
+    """
     collateral = jnp.where(active, jnp.maximum(start, 1e-3), 0.0)
     mu = jnp.asarray(_FIRST_SMOOTHING, jnp.float64)
     held = jnp.where(active, collateral, 1.0)
@@ -266,13 +253,13 @@ def minimum(problem: Problem, start: Array, active: Array, steps: int) -> Minimu
 
     def unfinished(carry: tuple[Array, _Point, Minimum]) -> Array:
         done, _, best = carry
-        close = jnp.isfinite(best.value) & (best.value - best.lower_bound <= _ENOUGH * best.value)
+        close = jnp.isfinite(best.value) & (best.value - best.lower_bound <= precision * best.value)
         return (done < steps) & ~close
 
     def body(carry: tuple[Array, _Point, Minimum]) -> tuple[Array, _Point, Minimum]:
         done, point, best = carry
         held = jnp.where(active, point.collateral, 0.0)
-        found = _smoothed(problem, held, point.smoothing)
+        found = _smoothed(problem, held, point.smoothing, active)
         better = found.value < best.value
         higher = found.bound > best.lower_bound
         best = Minimum(
@@ -287,21 +274,19 @@ def minimum(problem: Problem, start: Array, active: Array, steps: int) -> Minimu
     return lax.while_loop(unfinished, body, (jnp.zeros((), jnp.int32), point, best))[2]
 
 
-def route_values(
-    problem: Problem, found: Minimum, availability: Float[Array, "scenarios nodes nodes"] | None
-) -> Float[Array, "nodes nodes"]:
-    """-sum_s q_s(A holds v and not u) A_s(u, v) of the best dual point: the change of the minimum per capacity [u, v].
+def crossing_mass(
+    problem: Problem, found: Minimum, active: Bool[Array, " nodes"]
+) -> Float[Array, "nodes nodes scenarios"]:
+    """sum of q_s(A) over the subsets A that hold v and not u, [u, v, s], of the best dual point.
 
-    Availability A is 1 without one. The maximal subset at the minimum would not do: there several tie in the scenarios
-    that decide, and only the dual point says in which proportion they count.
+    Summed over the scenarios in which a route from u to v is open it is what a unit more of its capacity takes off the
+    minimum. The maximal subset at the minimum would not do: there several tie in the scenarios that decide, and only
+    the dual point says in which proportion they count.
     """
     nodes = found.lowest.shape[0]
     gains = problem.terms - _over_subsets(found.lowest)[:, None]
     raised = jnp.exp((gains - jnp.max(gains, axis=0)[None]) / found.smoothing)
     mass = rounded(raised * (problem.weights / _folded(raised))[None])
-    largest = jnp.maximum(jnp.max(_by_node(tile_sum(mass))[0]), 1.0)
-    rows = []
-    for u in range(nodes):
-        without = _by_node(jnp.where(problem.members[:, u][:, None], 0.0, mass))[0]
-        rows.append(tile_sum(without if availability is None else rounded(without * availability[:, u, :].T)))
-    return -jnp.stack(rows) / largest
+    largest = jnp.maximum(jnp.max(jnp.where(active, _by_node(tile_sum(mass))[0], 0.0)), 1.0)
+    rows = [_by_node(jnp.where(problem.members[:, u][:, None], 0.0, mass))[0] for u in range(nodes)]
+    return jnp.stack(rows) / largest

@@ -15,6 +15,9 @@ from .transfer_detail import TransferDetail
 from .transfer_run import TransferLaw, Transfers
 from .unified_results import is_measured, unified_equity
 
+_NOTICED = 1e-6
+"""A failure that raises the TCES by less than this share of it costs nothing but the solver's last digits."""
+
 
 def transfer_columns(evaluated: Evaluated, found: Transfers | None, policy: Requirement) -> Row:
     """Columns of `portfolio_margin`; the requirement is that of the whole stack with the fungibility found.
@@ -33,6 +36,7 @@ def transfer_columns(evaluated: Evaluated, found: Transfers | None, policy: Requ
     saving, whole = float(silo[0] - ideal[0]), effective[0]
     worst = int(np.argmax(figures.without_channel)) if len(figures.without_channel) else 0
     rise = float(figures.without_channel[worst] - figures.constrained[0]) if len(figures.without_channel) else 0.0
+    binds = rise > _NOTICED * float(figures.constrained[0])
     some = float(figures.p_uncovered) > 0.0
     return {
         "requirement_effective_usd": whole,
@@ -46,6 +50,7 @@ def transfer_columns(evaluated: Evaluated, found: Transfers | None, policy: Requ
         "es_99_fungible_usd": float(figures.pooled[0]),
         "es_99_transfer_usd": float(figures.constrained[0]),
         "es_99_transfer_gap_usd": float(figures.gap[0]),
+        "es_99_transfer_error_usd": None if math.isnan(figures.error) else float(figures.error),
         "es_99_alone_usd": float(figures.siloed[0]),
         "fungibility_99": float(figures.fungibility[0]),
         "fungibility_995": float(figures.fungibility[1]),
@@ -56,8 +61,8 @@ def transfer_columns(evaluated: Evaluated, found: Transfers | None, policy: Requ
         "uncovered_transit_usd": float(figures.transit_mean),
         "stranded_usd": float(figures.stranded) if some else None,
         "top_up_usd": math.fsum(np.asarray(figures.top_up).tolist()),
-        "binding_failure": found.channels[worst] if rise > 0.0 else None,
-        "binding_failure_usd": rise if rise > 0.0 else None,
+        "binding_failure": found.channels[worst] if binds else None,
+        "binding_failure_usd": rise if binds else None,
     }
 
 
@@ -122,6 +127,8 @@ def route_rows(portfolio: PackedPortfolio, detail: TransferDetail, law: Transfer
                 "value": float(figures.route_value[number]),
                 "worst_flow_usd": float(detail.worst_flow[number]),
                 "move_now_usd": float(detail.move_now[number]),
+                "without_usd": float(figures.without_route[number]),
+                "without_increase_usd": float(figures.without_route[number] - figures.constrained[0]),
             }
         )
     used = {name for route in network.routes for name in route.through}

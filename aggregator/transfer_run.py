@@ -6,6 +6,7 @@ ones, and the results say so.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
@@ -105,13 +106,17 @@ def profit_leaves(routes: Routes) -> Mapping[str, bool]:
     return {name: venue.profit_leaves for name, venue in routes.venues.items()}
 
 
-def network_of(portfolio: PackedPortfolio, law: TransferLaw) -> RouteNetwork:
-    """The portfolio's network under the law's routes file and its own routes."""
+def network_of(portfolio: PackedPortfolio, law: TransferLaw, *, most_usd: float = math.inf) -> RouteNetwork:
+    """The portfolio's network under the law's routes file and its own routes; see `route_network`."""
     chains = {(info.node, info.venue): info.chain for info in portfolio.accounts}
     names = {node for node, _ in portfolio.nodes}
     own = [route for route in law.given if route.source_node in names and route.target_node in names]
     return route_network(
-        portfolio.nodes, law.routes, chains=[chains.get(node, "") for node in portfolio.nodes], given=own
+        portfolio.nodes,
+        law.routes,
+        chains=[chains.get(node, "") for node in portfolio.nodes],
+        given=own,
+        most_usd=most_usd,
     )
 
 
@@ -119,9 +124,12 @@ def transfers(
     portfolios: Sequence[PackedPortfolio], nodes: Sequence[NodeScenarios | None], law: TransferLaw, *, devices: int
 ) -> list[Transfers | None]:
     """The transfer model of every portfolio with scenarios of its nodes; None for the others."""
-    networks = [network_of(portfolio, law) for portfolio in portfolios]
     usable = [at for at, of_portfolio in enumerate(nodes) if _is_finite(of_portfolio)]
-    known = [(networks[at], of_portfolio) for at in usable if (of_portfolio := nodes[at]) is not None]
+    known = [
+        (network_of(portfolios[at], law, most_usd=_most_moved(of_portfolio)), of_portfolio)
+        for at in usable
+        if (of_portfolio := nodes[at]) is not None
+    ]
     found = evaluate_transfers([NetworkScenarios(*pair) for pair in known], law.channels, law.market, devices=devices)
     out: list[Transfers | None] = [None] * len(portfolios)
     for at, (network, _), figures in zip(usable, known, found, strict=True):
@@ -129,6 +137,13 @@ def transfers(
         method = "closed_form" if routed <= MOST_ROUTED_POINTS else f"closed_form of {MOST_ROUTED_POINTS} of {routed}"
         out[at] = Transfers(network, figures, method if routed else "no_routes", law.deadlines, law.channels)
     return out
+
+
+def _most_moved(nodes: NodeScenarios) -> float:
+    """Largest sum of deficits in any scenario: of nodes that hold nothing, or as they are. No more is ever moved."""
+    empty = np.maximum(np.asarray(nodes.losses[:, -1], np.float64), 0.0).sum(axis=0)
+    as_they_are = np.maximum(-np.asarray(nodes.surplus, np.float64), 0.0).sum(axis=0)
+    return float(max(empty.max(initial=0.0), as_they_are.max(initial=0.0)))
 
 
 def _is_finite(nodes: NodeScenarios | None) -> bool:

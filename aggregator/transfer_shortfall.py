@@ -26,15 +26,18 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from .risk import SCENARIO_TILE, tail_risk, tile_sum, value_at_risk
 from .rounding import rounded
 from .rules.risk_unit import ordered_sum
 from .transfer import MOST_NODES, delivery, uncovered_many
-from .transfer_minimum import Minimum, minimum, problem_of, route_values
+from .transfer_minimum import Minimum, crossing_mass, minimum, problem_of
 
 DEFAULT_STEPS = 60
+
+# Gap between value and lower bound, a share of the value, at which the search ends before its last step.
+DEFAULT_PRECISION = 1e-7
 
 # Below this share of the siloed shortfall the two limits are the same and every dollar counts as fungible.
 _NO_BENEFIT = 1e-12
@@ -42,6 +45,15 @@ _NO_BENEFIT = 1e-12
 # Which scenarios can be uncovered at the minimum is judged with these shares of what seems to be needed.
 _FIRST_SHARE, _LATER_SHARE = 0.5, 0.85
 _SEARCHES = 3
+_SEARCH_PRECISION = 1e-3  # of all but the last search, which only choose scenarios
+
+
+class OpenRoutes(NamedTuple):
+    """Routes by their ends, numbers of nodes, and the scenarios in which each is open."""
+
+    source: Int[Array, " routes"]
+    target: Int[Array, " routes"]
+    is_open: Bool[Array, "scenarios routes"]
 
 
 class TransferShortfall(NamedTuple):
@@ -49,6 +61,7 @@ class TransferShortfall(NamedTuple):
 
     `value` [] is F of `collateral` [V], over all scenarios; the true minimum lies between `lower_bound` [] and it.
     `route_values` [V, V] is the change of the minimum per USD of capacity (u, v), not positive, from the dual point.
+    `by_route` [R] is the same for the routes that were asked for, each where it is open; [0] without any.
     `left_out` [] counts scenarios that are uncovered and took no part in the solution: 0 unless `scenarios_used` is too
     small.
     """
@@ -57,6 +70,7 @@ class TransferShortfall(NamedTuple):
     collateral: Float[Array, " nodes"]
     lower_bound: Float[Array, ""]
     route_values: Float[Array, "nodes nodes"]
+    by_route: Float[Array, " routes"]
     left_out: Int[Array, ""]
 
 
@@ -185,7 +199,9 @@ def _nearest(scaled: _Scaled, collateral: Array, count: int) -> Array:
     return jnp.sort(lax.top_k(order, count)[1])
 
 
-def _searched(scaled: _Scaled, begin: Array, active: Array, count: int, steps: int) -> tuple[Array, Minimum]:
+def _searched(
+    scaled: _Scaled, begin: Array, active: Array, placed: Array, count: int, steps: int, precision: float
+) -> tuple[Array, Minimum]:
     """Scenarios [count] that decide the minimum, and the minimum over them.
 
     The first ones are the nearest to being uncovered with half of `begin`, the following ones with most of what the
@@ -196,7 +212,8 @@ def _searched(scaled: _Scaled, begin: Array, active: Array, count: int, steps: i
         collateral, _, _ = carry
         share = jnp.where(number == 0, _FIRST_SHARE, _LATER_SHARE)
         chosen = _nearest(scaled, share * collateral, count)
-        best = minimum(problem_of(*_rows(scaled, chosen), active), collateral, active, steps)
+        near = jnp.where(number < _SEARCHES - 1, jnp.maximum(precision, _SEARCH_PRECISION), precision)
+        best = minimum(problem_of(*_rows(scaled, chosen), active), collateral, placed, steps, near)
         return best.collateral, chosen, best
 
     unit = jnp.zeros((), jnp.float64)
@@ -213,19 +230,25 @@ def transfer_shortfall(
     *,
     confidence: ArrayLike,
     availability: Float[Array, "scenarios nodes nodes"] | None = None,
+    routes: OpenRoutes | None = None,
     start: Float[Array, " nodes"] | None = None,
+    holds: Bool[Array, " nodes"] | None = None,
     scenarios_used: int | None = None,
     steps: int = DEFAULT_STEPS,
+    precision: float = DEFAULT_PRECISION,
 ) -> TransferShortfall:
     """TCES_a of one portfolio, with the collateral that attains it and a lower bound.
 
     `capacity` is [V, V], or [S, V, V] for one of each scenario; with `availability` (0..1) it is capacity [V, V] times
-    that, and `route_values` are per USD of the capacity before it. `start` [V] is where the search begins, the nodes'
-    own values at risk if not given. `scenarios_used`, a multiple of 256, is how many scenarios the solver looks at: the
-    ones that come nearest to being uncovered at the minimum. Without it, all.
+    that, and `route_values` are per USD of the capacity before it. `routes` asks for the values of single routes, of
+    which several may join the same nodes. `start` [V] is where the search begins, the nodes' own values at risk if not
+    given. `holds` [V] are the nodes where collateral can lie, without it all: a limit or a broker only passes it on.
+    `scenarios_used`, a multiple of 256, is how many scenarios the solver looks at: the ones that come nearest to being
+    uncovered at the minimum. Without it, all.
 
-    An infinite or NaN loss of positive weight gives an infinite value and bound. Without any route value and bound are
-    ES_silo, with every route unlimited ES_uni. Raises `ValueError` for wrong shapes, dtypes or counts.
+    The search ends after `steps` steps, or when the gap over the scenarios it looks at is within `precision` of the
+    value. An infinite or NaN loss of positive weight gives an infinite value and bound. Without any route value and
+    bound are ES_silo, with every route unlimited ES_uni. Raises `ValueError` for wrong shapes, dtypes or counts.
     """
     _check(losses, capacity, weights, confidence)
     if availability is not None:
@@ -240,6 +263,7 @@ def transfer_shortfall(
     nodes = losses.shape[1]
     flat = jnp.any((capacity > 0.0).reshape(-1, nodes, nodes), axis=0)
     active = jnp.any(losses != 0.0, axis=0) | jnp.any(flat, axis=0) | jnp.any(flat, axis=1)
+    placed = active if holds is None else active & holds
     siloed = siloed_shortfall(losses, weights, confidence=confidence)
     fungible = pooled_shortfall(losses, weights, confidence=confidence)
     alone = jax.vmap(lambda row: value_at_risk(row, weights, confidence=confidence))(losses.T)
@@ -252,9 +276,9 @@ def transfer_shortfall(
     if scenarios_used is None or scenarios_used >= losses.shape[0]:
         chosen = None
         problem = problem_of(*scaled, active)
-        best = minimum(problem, begin / scale, active, steps)
+        best = minimum(problem, begin / scale, placed, steps, precision)
     else:
-        chosen, best = _searched(scaled, begin / scale, active, scenarios_used, steps)
+        chosen, best = _searched(scaled, begin / scale, active, placed, scenarios_used, steps, precision)
         problem = problem_of(*_rows(scaled, chosen), active)
 
     def full(collateral: Array) -> tuple[Array, Array]:
@@ -272,7 +296,10 @@ def transfer_shortfall(
 
     no_route = ~jnp.any(flat)
     diagonal = jnp.eye(nodes, dtype=bool)
-    unlimited = jnp.all(jnp.isinf(capacity) | diagonal[(None,) * (capacity.ndim - 2)])
+    endless = jnp.isinf(capacity) | diagonal[(None,) * (capacity.ndim - 2)]
+    if capacity.ndim == 3:
+        endless = endless | (weights <= 0.0)[:, None, None]
+    unlimited = jnp.all(endless)
     closed = jnp.where(no_route, siloed, fungible)
     value = jnp.where(no_route | unlimited, closed, jnp.minimum(value, siloed))
     bound = jnp.where(no_route | unlimited, closed, jnp.minimum(bound, value))
@@ -282,13 +309,22 @@ def transfer_shortfall(
     else:
         short = (amounts[0] > 1e-9 * scale) & (weights > 0.0)
         left_out = jnp.sum(short.at[chosen].set(False)).astype(jnp.int32)
-    used = availability if chosen is None or availability is None else availability[chosen]
-    values = jnp.where(diagonal, 0.0, route_values(problem, best, used))
+    crossing = crossing_mass(problem, best, placed)
+    if availability is None:
+        values = tile_sum(crossing)
+    else:
+        used = availability if chosen is None else availability[chosen]
+        values = tile_sum(rounded(crossing * jnp.moveaxis(used, 0, -1)))
+    by_route = jnp.zeros(0, jnp.float64)
+    if routes is not None:
+        is_open = routes.is_open if chosen is None else routes.is_open[chosen]
+        by_route = -tile_sum(jnp.where(is_open.T, crossing[routes.source, routes.target], 0.0))
     return TransferShortfall(
         value=jnp.where(infinite, jnp.inf, value),
         collateral=collateral,
         lower_bound=jnp.where(infinite, jnp.inf, bound),
-        route_values=values,
+        route_values=jnp.where(diagonal, 0.0, -values),
+        by_route=by_route,
         left_out=left_out,
     )
 
@@ -302,6 +338,7 @@ def top_up(
     confidence: ArrayLike,
     scenarios_used: int | None = None,
     steps: int = DEFAULT_STEPS,
+    precision: float = DEFAULT_PRECISION,
 ) -> TransferShortfall:
     """min over k >= 0 of sum k + E[U(K + k - L)] / (1 - a), USD: what to add to `collateral` [V], and where.
 
@@ -315,6 +352,7 @@ def top_up(
         confidence=confidence,
         scenarios_used=scenarios_used,
         steps=steps,
+        precision=precision,
     )
 
 

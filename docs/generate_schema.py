@@ -80,8 +80,9 @@ _CANONICAL_ROWS: Mapping[str, str] = {
     "tiers charge the whole notional at the tier's rate.",
     "collateral_tiers": "One row per rule set, asset (or instrument, for the profit of its positions), lending "
     "category and tier: what the slice above the floor counts.",
-    "routes": "One row per pair of nodes and asset: how collateral moves between them. The shape stands; nothing "
-    "fills or uses it yet.",
+    "routes": "One row per pair of nodes and asset: how collateral moves between them, by the "
+    "[transfer model](transfer-constrained-margin.md) before any route of its file. For tables of one's own; no "
+    "adapter fills it.",
     "failures": "One row per row or payload that could not be used. The reasons: [the path of the data](data-path.md).",
 }
 
@@ -93,6 +94,12 @@ _RESULT_ROWS: Mapping[str, str] = {
     "node_margin": "One row per node: what its losses need when nothing comes in from outside.",
     "requirement": "The stack of the unified requirement, by node and for everything pooled, at both levels: "
     "[the requirement](requirement.md).",
+    "nodes": "One row per point among which collateral travels: the nodes, and withdrawal limits and brokers, which "
+    "hold nothing ([transfer-constrained margin](transfer-constrained-margin.md)). For the `detail_top` portfolios of "
+    "a run with a routes file.",
+    "routes": "One row per route between two points, one per channel that routes lead through, and one for all routes "
+    "at once; of a channel the columns tell what its failure costs. For the `detail_top` portfolios of a run with a "
+    "routes file.",
     "stress": "One row per portfolio and named stress of the library: [stresses](stress.md).",
     "allocation": "Euler contributions to the pooled expected shortfall by venue, by asset and by position; each level "
     "adds up to it. For the `detail_top` portfolios.",

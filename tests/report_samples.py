@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -42,6 +42,8 @@ BATCHES = 8
 PATH_STEPS = 4
 FARTHEST = 10.0
 OFFSET_CAP = 0.8
+CONNECTED = ("binance", "derive", "hyperliquid")
+"""Venues between which collateral passes in the samples."""
 STRESSES: tuple[tuple[str, str, bool, dict[str, float]], ...] = (
     *((f"fall {k} %", f"Everything falls by {k} %", k == 30, dict.fromkeys(("BTC", "ETH", "SOL"), -k / 100))
       for k in range(5, 55, 5)),
@@ -103,9 +105,13 @@ def drawn_portfolio(name: str, rng: np.random.Generator, size_usd: float) -> dic
     whole = _requirement(name, "unified", total, positions)
     alone = sum(row["requirement_usd"] for row in requirement)
     ideal = whole["requirement_usd"]
-    effective = ideal if ideal >= alone else alone - OFFSET_CAP * (alone - ideal)
+    whole["es_current_error_usd"] = errors["es", 0.99]
     for row in (*requirement, whole):
         rows["requirement"] += [row, {**row, "level": "initial"}]
+    transfers = _transfers(name, accounts, by_account, equity, maintenance)
+    rows["nodes"], rows["routes"] = transfers.nodes, transfers.routes
+    share = min(OFFSET_CAP, transfers.columns["fungibility_99"])
+    effective = ideal if ideal >= alone else alone - share * (alone - ideal)
     rows["stress"] = [_stress(name, stress, positions, equity, maintenance) for stress in STRESSES]
     locked = {a: 1.6 * maintenance[a] for _, a in accounts}
     funding = {a: -0.02 * locked[a] if venue == "hyperliquid" else None for venue, a in accounts}
@@ -158,13 +164,15 @@ def drawn_portfolio(name: str, rng: np.random.Generator, size_usd: float) -> dic
             "requirement_ideal_usd": ideal,
             "requirement_effective_usd": effective,
             "requirement_initial_usd": 1.25 * effective,
-            "offset_share": OFFSET_CAP,
+            "offset_share": share,
             "offset_benefit_usd": alone - effective,
             "margin_efficiency": effective / alone,
             "health_unified": sum(equity.values()) / effective,
             "unmeasured_usd": whole["unmeasured_usd"],
             "capital_cost_usd": sum(0.05 * locked[a] + (funding[a] or 0.0) for _, a in accounts),
             **_path_columns(np.min(list(passage.values()), axis=0)),
+            **transfers.columns,
+            "usable_saving": (alone - effective) / (alone - ideal) if alone > ideal else None,
         }
     )
     for venue, account in accounts:
@@ -219,6 +227,7 @@ def drawn_portfolio(name: str, rng: np.random.Generator, size_usd: float) -> dic
                 "opportunity_cost_usd": 0.05 * locked[account],
                 "borrow_cost_usd": None,
                 "funding_cost_usd": funding[account],
+                "uncosted_usd": 0.0,
             }
         )
     for (venue, account, asset, value), own in zip(positions, losses, strict=True):
@@ -395,8 +404,149 @@ def _requirement(
         **add_ons,
         "requirement_usd": base + sum(add_ons.values()),
         "unmeasured_usd": abs(by_asset.get("SOL", 0.0)),
+        "beyond_horizons_usd": 0.1 * abs(by_asset.get("SOL", 0.0)),
         "grid_point": "all prices at -1 of the scan" if scope == "unified" else None,
     }
+
+
+class _Transfers(NamedTuple):
+    """Columns of `portfolio_margin`, and rows of `nodes` and `routes`."""
+
+    columns: dict[str, Any]
+    nodes: list[dict[str, Any]]
+    routes: list[dict[str, Any]]
+
+
+def _transfers(
+    portfolio: str,
+    accounts: Sequence[tuple[str, str]],
+    losses: Mapping[str, np.ndarray],
+    equity: Mapping[str, float],
+    maintenance: Mapping[str, float],
+) -> _Transfers:
+    """The transfer model where collateral passes at once and without a limit between `CONNECTED` venues, and nowhere
+    else: then those nodes are one, and every other stands alone.
+    """
+    joined = [a for venue, a in accounts if venue in CONNECTED]
+    apart = [a for venue, a in accounts if venue not in CONNECTED]
+
+    def needs(members: Sequence[str], confidence: float) -> float:
+        return max(_tail_mean(np.sum([losses[a] for a in members], axis=0), confidence), 0.0)
+
+    everyone = [*joined, *apart]
+    fungible, transfer, alone = (
+        {c: sum(needs(group, c) for group in groups) for c in (0.99, 0.995)}
+        for groups in ([everyone], [joined, *([a] for a in apart)], [[a] for a in everyone])
+    )
+    left = {a: equity[a] - losses[a] for a in everyone}
+    lacking = np.maximum(-np.sum([left[a] for a in joined], axis=0), 0.0)
+    lacking = lacking + np.sum([np.maximum(-left[a], 0.0) for a in apart], axis=0)
+    surplus = np.sum([np.maximum(x, 0.0) for x in left.values()], axis=0)
+    covered = np.sum([np.maximum(-x, 0.0) for x in left.values()], axis=0) - lacking
+    short = lacking > 0
+    p_deficit = {a: float(np.mean(left[a] < 0)) for a in everyone}
+    top_up = {a: max(needs([a], 0.99) - equity[a], 0.0) if a in apart else 0.0 for a in everyone}
+    giver, taker = max(joined, key=lambda a: equity[a]), max(joined, key=lambda a: p_deficit[a])
+    sent = 0.1 * equity[giver] if giver != taker else 0.0
+    share = {c: (alone[c] - transfer[c]) / (alone[c] - fungible[c]) for c in (0.99, 0.995)}
+    more = alone[0.99] - transfer[0.99]
+    columns = {
+        "deadlines": "path",
+        "transfer_method": "closed_form",
+        "es_99_fungible_usd": fungible[0.99],
+        "es_99_transfer_usd": transfer[0.99],
+        "es_99_transfer_gap_usd": 1e-9 * transfer[0.99],
+        "es_99_alone_usd": alone[0.99],
+        "fungibility_99": share[0.99],
+        "fungibility_995": share[0.995],
+        "p_uncovered": float(short.mean()),
+        "uncovered_mean_usd": float(lacking[short].mean()) if short.any() else None,
+        "uncovered_es_99_usd": _tail_mean(lacking, 0.99),
+        "uncovered_transit_usd": float(lacking.mean()),
+        "stranded_usd": float((surplus - covered)[short].mean()) if short.any() else None,
+        "top_up_usd": sum(top_up.values()),
+        "binding_failure": "arbitrum" if more > 0 else None,
+        "binding_failure_usd": more if more > 0 else None,
+    }
+    nodes: list[dict[str, Any]] = []
+    routes: list[dict[str, Any]] = []
+    for venue, account in accounts:
+        nodes.append(
+            {
+                "portfolio_id": portfolio,
+                "point": account,
+                "kind": "node",
+                "venue": venue,
+                "equity_usd": equity[account],
+                "surplus_usd": equity[account] - maintenance[account],
+                "withdrawable_usd": max(equity[account] - 1.6 * maintenance[account], 0.0),
+                "es_99_alone_usd": needs([account], 0.99),
+                "placement_usd": needs([account], 0.99) if account in apart else needs(joined, 0.99) / len(joined),
+                "p_deficit": p_deficit[account],
+                "top_up_usd": top_up[account],
+                "buffer_value": 100.0 * p_deficit[account],
+                "prefunding_usd": 1.3 * needs([account], 0.99),
+                "reactive_buffer_usd": 0.8 * 1.3 * needs([account], 0.99),
+                "hedge_break_usd": 0.01 * equity[account] if p_deficit[account] else None,
+                "move_now_usd": sent * ((account == taker) - (account == giver)),
+            }
+        )
+        if venue == "binance":
+            gate = f"{account} withdrawals"
+            nodes.append({"portfolio_id": portfolio, "point": gate, "kind": "limit", "placement_usd": 0.0})
+            routes.append(_route(portfolio, account, gate, "withdrawal limit", 0.0, capacity_usd=8e6))
+        for other_venue, other in accounts:
+            if account == other or {venue, other_venue} - set(CONNECTED):
+                continue
+            need = np.maximum(-left[other], 0.0)
+            routes.append(
+                _route(
+                    portfolio, f"{account} withdrawals" if venue == "binance" else account, other, "arbitrum",
+                    1.25 + 0.5 * CONNECTED.index(venue), capacity_usd=2e6 if venue == "derive" else None,
+                    value=100.0 * p_deficit[other], worst_flow_usd=float(np.sort(need)[-16:].mean()) / len(joined),
+                    move_now_usd=sent if (account, other) == (giver, taker) else 0.0,
+                )
+            )  # fmt: skip
+    failures = [
+        ("channel", "arbitrum", 0.9987, more),
+        ("channel", "ethereum", 0.9991, 0.0),
+        ("all", "all routes", None, more),
+    ]
+    routes += [
+        {
+            "portfolio_id": portfolio,
+            "kind": kind,
+            "name": channel,
+            "p_open": chance,
+            "without_usd": transfer[0.99] + increase,
+            "without_increase_usd": increase,
+        }
+        for kind, channel, chance, increase in failures
+    ]
+    return _Transfers(columns, nodes, routes)
+
+
+def _route(portfolio: str, source: str, target: str, name: str, hours: float, **columns: Any) -> dict[str, Any]:
+    """A row of `routes` for a route; a step within the network leads through nothing."""
+    inside = hours == 0
+    row = {
+        "portfolio_id": portfolio,
+        "kind": "route",
+        "name": name,
+        "source": source,
+        "target": target,
+        "asset": None if inside else "USDC",
+        "through": "[]" if inside else json.dumps([name]),
+        "median_hours": 0.2 * hours,
+        "p99_hours": hours,
+        "capacity_usd": None,
+        "fee": 0.0,
+        "p_open": 1.0 if inside else 0.9312,
+        "value": 0.0,
+        "worst_flow_usd": 0.0,
+        "move_now_usd": 0.0,
+    }
+    return row | columns
 
 
 def _stress(
@@ -411,21 +561,24 @@ def _stress(
     losses = {a: -sum(p[3] * moves.get(p[2], 0.0) for p in positions if p[1] == a) for a in equity}
     left = {a: equity[a] - losses[a] for a in equity}
     total = sum(losses.values())
+    depth = 0.002 * abs(total) if binding else 0.0
     return {
         "portfolio_id": portfolio,
         "stress": name,
         "description": description,
         "binding": binding,
-        "loss_usd": total,
+        "loss_usd": total + depth,
         "price_loss_usd": total,
-        "liquidity_usd": 0.001 * abs(total),
-        "equity_after_usd": sum(left.values()),
+        "depth_loss_usd": depth,
+        "liquidity_usd": 0.001 * abs(total) + depth,
+        "equity_after_usd": sum(left.values()) - depth,
         "unavailable_usd": sum(max(value, 0.0) for a, value in left.items() if a.startswith("binance")),
         "uncovered_usd": sum(max(-value, 0.0) for value in left.values()),
         "uncovered_pooled_usd": max(-sum(left.values()), 0.0),
         "transfers": "shut" if binding else "open",
         "liquidated": json.dumps([a for a, value in left.items() if value < maintenance[a]]),
         "insolvent": json.dumps([a for a, value in left.items() if value < 0]),
+        "without_effect": json.dumps([f"marks.{asset}" for asset in sorted(moves) if asset == "USDC"]),
         "drivers": "[]",
     }
 
@@ -667,7 +820,16 @@ def hostile_run() -> dict[str, pa.Table]:
         row["moves"] = json.dumps(dict.fromkeys(HOSTILE_NAMES[number % 3 :], -0.5))
     for number, row in enumerate(rows["stress"]):
         row["stress"] = f"{number} {HOSTILE_NAMES[number % len(HOSTILE_NAMES)]}"
-        row["liquidated"] = row["insolvent"] = json.dumps(HOSTILE_NAMES)
+        row["liquidated"] = row["insolvent"] = row["without_effect"] = json.dumps(HOSTILE_NAMES)
+    spoilt = {row["point"]: f"{HOSTILE_NAMES[k % 8]} {k}" for k, row in enumerate(rows["nodes"])}
+    for row in rows["nodes"]:
+        row.update(point=spoilt[row["point"]], venue=HOSTILE)
+    for number, row in enumerate(rows["routes"]):
+        row["name"] = f"{HOSTILE_NAMES[number % len(HOSTILE_NAMES)]} {number}"
+        if row["kind"] == "route":
+            row.update({end: spoilt[row[end]] for end in ("source", "target")}, asset=HOSTILE)
+    for number, row in enumerate(rows["portfolio_margin"]):
+        row.update(binding_failure=HOSTILE_NAMES[number % 8], transfer_method=f"{HOSTILE} of {HOSTILE} of {HOSTILE}")
     for row in (*rows["requirement"], *rows["node_margin"]):
         column = "scope" if "scope" in row else "node"
         row[column] = row[column] if row[column] == "unified" else f"{HOSTILE_NAMES[0]} {row[column]}"

@@ -153,6 +153,8 @@ AGGREGATOR_ORDER = (
     "report_requirement",
     "report_stress",
     "report_reverse_stress",
+    "report_network_map",
+    "report_transfer",
     "report_summary",
     "report",
     "headline",

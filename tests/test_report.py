@@ -52,7 +52,7 @@ HARMLESS_TAGS = {
         "pre",
     ),
     *("h1", "h2", "h3", "ul", "li", "dl", "dt", "dd", "table", "thead", "tbody", "tr", "th", "td", "a", "b", "i"),
-    *("details", "summary", "code", "span", "svg", "text", "line", "rect", "polygon"),
+    *("details", "summary", "code", "span", "svg", "text", "line", "path", "rect", "polygon"),
 }
 SECTIONS = (
     "Margin report",
@@ -62,6 +62,7 @@ SECTIONS = (
     "Portfolio ",
     "Unified requirement",
     "Requirement by node",
+    "What collateral can do in time",
     "Named stresses",
     "Smallest move that liquidates",
     "Losses over the horizon",
@@ -179,7 +180,7 @@ def test_the_figures_are_those_of_the_tables() -> None:
     # the contributions of the sample add up, and so does the last line of the page's table
     euler = sum(a["es_99_usd"] for a in tables["allocation"].to_pylist())
     assert euler == pytest.approx(row["es_99_pooled_usd"], rel=1e-9)
-    _, total = re.findall(r'<tr class="sum">.*?</tr>', render_report(tables), flags=re.S)
+    *_, total = re.findall(r'<tr class="sum">.*?</tr>', render_report(tables), flags=re.S)
     assert full(row["es_99_pooled_usd"]) in total
     assert "100.0\u00a0%" in total
 
@@ -265,7 +266,17 @@ def test_every_number_of_the_requirement_and_the_stresses_is_in_a_table() -> Non
     tables = one_desk()
     html = render_report(tables)
     written: set[str] = set()
-    for name in ("portfolio_margin", "account_margin", "requirement", "node_margin", "stress", "reverse_stress"):
+    names = (
+        "portfolio_margin",
+        "account_margin",
+        "requirement",
+        "node_margin",
+        "stress",
+        "reverse_stress",
+        "nodes",
+        "routes",
+    )
+    for name in names:
         for row in tables[name].to_pylist():
             for column, value in row.items():
                 if isinstance(value, float):
@@ -282,7 +293,8 @@ def test_every_number_of_the_requirement_and_the_stresses_is_in_a_table() -> Non
     parts = [
         _between(html, '<section id="portfolios">', '<section id="ladder">'),
         _between(html, "The figures of the ladder", "</section>"),
-        _between(html, "<h3>Requirement by node", "<h3>Named stresses"),
+        _between(html, "<h3>Requirement by node", "<h3>What collateral"),
+        _between(html, "<h3>What collateral", "<h3>Named stresses"),
         _between(html, "<h3>Named stresses", "<h3>Smallest move"),
         _between(html, "<h3>Smallest move", "<h3>Losses over"),
         _between(html, "<h3>Cost of locked capital", "<details>"),
@@ -327,7 +339,10 @@ def test_the_requirement_is_built_up_before_the_reader() -> None:
         mark = "n strong" if column == binding else "n"
         assert f'<td class="{mark}">{full(whole[column])}</td>' in last, "the part that binds stands out"
     sentence = Page(_between(html, '<p class="says">The nodes alone need', "</p>")).text
-    assert f"80 % of the offset is granted: {full(row['offset_benefit_usd'])}" in sentence.replace("\u00a0", " ")
+    assert (
+        f"{percent(row['offset_share'], 0)} of the offset is granted: {full(row['offset_benefit_usd'])}"
+        in sentence.replace("\u00a0", " ")
+    )
     assert "all prices at -1 of the scan" in sentence
     assert full(row["unmeasured_usd"]) in sentence
 
@@ -378,6 +393,25 @@ def test_the_stresses_stand_by_loss_and_none_that_uncovers_is_lost() -> None:
     assert len(set(marks.values())) > 1
     assert table.count(">binding</span>") == sum(row["binding"] for row in rows if row["stress"] in names) == 1
     assert "1 of them binds the requirement" in table
+
+
+def test_a_stress_says_what_of_it_is_depth_and_what_it_does_not_touch() -> None:
+    tables = one_desk()
+    table = _between(render_report(tables), "<h3>Named stresses", "<h3>Smallest move")
+    binding = next(row for row in tables["stress"].to_pylist() if row["binding"])
+    assert binding["depth_loss_usd"] > 0
+    assert "of it depth" in table
+    assert f'<td class="n">{full(binding["depth_loss_usd"])}</td>' in table
+    untouched = {"without_effect": json.dumps(["peg.A", "peg.B", "peg.C", HOSTILE, "peg.E"])}
+    without = _changed("stress", tables, untouched, stress=binding["stress"])
+    without = _changed("stress", without, {"depth_loss_usd": 0.0})
+    table = _between(render_report(without), "<h3>Named stresses", "<h3>Smallest move")
+    assert "nothing held here: peg.A, peg.B, peg.C and 2 more" in Page(table).text
+    assert "of it depth" not in table
+    older = _changed("stress", tables, dict.fromkeys(("depth_loss_usd", "without_effect")))
+    table = _between(render_report(older), "<h3>Named stresses", "<h3>Smallest move")
+    assert "of it depth" not in table
+    assert "nothing held here" not in table
 
 
 def _moves_section(html: str, portfolio: str) -> str:
@@ -550,14 +584,17 @@ def test_hidden_illiquidity_is_kept_and_said() -> None:
 
 def test_what_the_add_ons_could_not_measure_is_no_zero() -> None:
     tables = one_desk()
-    unknown = _changed("requirement", tables, {"liquidity_usd": 0.0, "unmeasured_usd": 1.0}, scope="unified")
+    nothing = dict.fromkeys(("liquidity_usd", "concentration_usd", "beyond_horizons_usd"))
+    unknown = _changed("requirement", tables, nothing, scope="unified")
     html = render_report(unknown)
     row = re.search(r'<td class="name">All pooled</td>.*?</tr>', html, flags=re.S)
     assert row
     assert row.group().count("n/a") == 2, "liquidity and concentration"
     chart = _between(html, "<h3>Unified requirement", "<h3>Key figures")
     assert chart.count(">n/a</text>") == 2
-    known = _changed("requirement", tables, {"liquidity_usd": 0.0, "unmeasured_usd": 0.0}, scope="unified")
+    assert "slower than the last liquidity horizon" not in html
+    known = _changed("requirement", tables, {"liquidity_usd": 0.0, "beyond_horizons_usd": 1234.0}, scope="unified")
+    assert "Positions of 1,234 are slower than the last liquidity horizon" in Page(render_report(known)).text
     row = re.search(r'<td class="name">All pooled</td>.*?</tr>', render_report(known), flags=re.S)
     assert row
     assert "n/a" not in row.group()
@@ -593,12 +630,20 @@ def test_the_locked_capital_costs_what_the_table_says() -> None:
     nodes = sorted(tables["node_margin"].to_pylist(), key=lambda row: -row["locked_usd"])
     assert names == [row["node"] for row in nodes]
     assert f"<b>{full(tables['portfolio_margin'].to_pylist()[0]['capital_cost_usd'])}</b> a year" in section
-    assert section.count("n/a") == sum(row["funding_cost_usd"] is None for row in nodes)
-    assert "Interest on debts is not known here." in section
+    assert "n/a" not in section, "a node without perpetuals pays no funding"
+    assert section.count(">–</span>") == sum(row["funding_cost_usd"] is None for row in nodes) > 0
+    for word in ("Interest", "not known"):
+        assert word not in section, "no node has a debt"
     paid = _changed("node_margin", tables, {"borrow_cost_usd": 4321.0}, node=nodes[0]["node"])
     section = _between(render_report(paid), "<h3>Cost of locked capital", "<details>")
     assert "4,321" in section
-    assert "Interest on debts is not known here." not in section
+    assert "not known" not in section
+    lender = {"uncosted_usd": 7654.0, "funding_cost_usd": None}
+    unknown = _changed("node_margin", tables, lender, node=nodes[0]["node"])
+    unknown = _changed("portfolio_margin", unknown, {"capital_cost_usd": None})
+    section = _between(render_report(unknown), "<h3>Cost of locked capital", "<details>")
+    assert "the rate of debts and perpetuals worth 7,654: what they cost is not known" in section
+    assert section.count("n/a") == 2, "the node's funding and the sum"
 
 
 def test_headline_figures_of_several_portfolios_are_sums_and_extremes() -> None:
@@ -616,6 +661,11 @@ def test_headline_figures_of_several_portfolios_are_sums_and_extremes() -> None:
     )
     assert f"USD {compact(effective)}<".replace("\u00a0", " ") in tiles
     assert str(percent(effective / silo, 1)) in tiles
+    saving = [row for row in known if row["usable_saving"] is not None]
+    usable = sum(row["offset_benefit_usd"] for row in saving) / sum(
+        row["requirement_silo_usd"] - row["requirement_ideal_usd"] for row in saving
+    )
+    assert f'Usable saving</div><div class="value">{percent(usable, 1)}' in tiles
     assert f"USD {compact(es)} ± {compact(error)}<".replace("\u00a0", " ") in tiles
     assert "14 of 15 portfolios computed; ± an upper bound" in tiles
     weakest = min(known, key=lambda row: row["health_unified"])

@@ -47,7 +47,7 @@ def of_amounts(amounts: Sequence[tuple[str, str, float]]) -> PackedPortfolio:
     nodes = [node for node, _ in whole.nodes]
     lines = [
         Line(f"{node}/{asset}", node, whole.nodes[nodes.index(node)][1], node, asset, usd, abs(usd), f"price:{asset}",
-             "collateral" if usd > 0 else "debt", asset, None)
+             "collateral" if usd > 0 else "debt", asset, None, False)
         for node, asset, usd in amounts
     ]  # fmt: skip
     return dataclasses.replace(
@@ -71,7 +71,7 @@ AAVE, BINANCE, DERIVE, HYPERLIQUID = (
 def test_cash_moves_equity_and_what_may_be_lost_with_its_venue_and_nothing_else(plain: Desk) -> None:
     portfolio, cash = plain.portfolio, 1_000_000.0
     node, venue = portfolio.nodes[1]
-    dollars = Line(f"{node}/USD", node, venue, node, "USD", cash, cash, "", "collateral", "USD", None)
+    dollars = Line(f"{node}/USD", node, venue, node, "USD", cash, cash, "", "collateral", "USD", None, False)
     richer = dataclasses.replace(
         portfolio,
         lines=[*portfolio.lines, dollars],

@@ -99,45 +99,44 @@ def table(found: Experiment) -> str:
 
 
 def plot(found: Experiment) -> str:
-    """The collateral against the route time as an SVG image: route times to scale, no route at the right edge."""
-    width, height, left, bottom, top = 720, 400, 80, 330, 40
-    right_hours = 15.0
-    most = 0.5e6 * np.ceil(max(found.siloed, *(funded.total for _, funded in found.funded)) / 0.5e6)
-
-    def across(hours: int | None) -> float:
-        return left + (right_hours if hours is None else hours) * (width - left - 50) / right_hours
+    """The collateral by route time as an SVG image, one bar each."""
+    left, right, bottom, top = 60, 700, 320, 50
+    most = 0.5e6 * np.ceil(max(funded.total for _, funded in found.funded) / 0.5e6)
+    step = (right - left) / len(found.funded)
 
     def up(usd: float) -> float:
         return bottom - usd / most * (bottom - top)
 
-    def text(x: float, y: float, words: str, anchor: str = "middle", style: str = "") -> str:
-        return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{style}>{words}</text>'
+    def text(x: float, y: float, words: str, anchor: str = "middle", fill: str = "#222") -> str:
+        return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{fill}">{words}</text>'
 
-    never = found.funded[-1][1].total
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
-        'font-family="sans-serif" font-size="13" fill="#222">',
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 720 380" width="720" height="380"',
+        'font-family="sans-serif" font-size="13">',
         "<title>Collateral for a perfect hedge across two venues by route time</title>",
-        f'<rect width="{width}" height="{height}" fill="#fff"/>',
-        text(left, 24, "Least collateral for a perfect hedge of 10 M USD, in M USD (saving against no route)", "start"),
+        '<rect width="720" height="380" fill="#fff"/>',
+        text(
+            left,
+            26,
+            "Least collateral for a perfect hedge of 10 M USD, in M USD (and against no route)",
+            "start",
+        ),
     ]
     for tick in np.arange(0.0, most + 1.0, 0.5e6):
-        parts.append(f'<path d="M{left} {up(tick):.1f}H{width - 40}" stroke="#ddd"/>')
+        parts.append(f'<path d="M{left} {up(tick):.1f}H{right}" stroke="#ddd"/>')
         parts.append(text(left - 10, up(tick) + 4, f"{tick / 1e6:.1f}", "end"))
-    parts.append(
-        f'<path d="M{left} {up(never):.1f}H{width - 40}" stroke="#b3261e" stroke-width="1.5" stroke-dasharray="6 4"/>'
-    )
-    line = " ".join(f"{across(hours):.1f},{up(funded.total):.1f}" for hours, funded in found.funded[:-1])
-    parts.append(f'<polyline points="{line}" fill="none" stroke="#1f5fa8" stroke-width="2"/>')
-    for hours, funded in found.funded:
-        x, y, color = across(hours), up(funded.total), "#b3261e" if hours is None else "#1f5fa8"
-        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{color}"/>')
-        # Below its point, the labels of neighbouring route times one under the other.
-        words = f"{funded.total / 1e6:.2f}" + ("" if hours is None else f" ({found.saving(funded):.0%})")
-        beside = hours is not None and hours <= 2
-        parts.append(text(x + 8 if beside else x, y + 20, words, "start" if beside else "middle"))
-        parts.append(text(x, bottom + 20, "never" if hours is None else str(hours)))
-    parts.append(text((left + width - 40) / 2, bottom + 44, "route time in hours"))
+    for number, (hours, funded) in enumerate(found.funded):
+        middle, height = left + (number + 0.5) * step, up(funded.total)
+        color = "#8a8a8a" if hours is None else "#1f5fa8"
+        parts.append(
+            f'<rect x="{middle - 0.3 * step:.1f}" y="{height:.1f}" width="{0.6 * step:.1f}" '
+            f'height="{bottom - height:.1f}" fill="{color}"/>'
+        )
+        parts.append(text(middle, height - 6, f"{funded.total / 1e6:.2f}"))
+        if hours is not None:
+            parts.append(text(middle, height + 20, f"−{found.saving(funded):.1%}", fill="#fff"))
+        parts.append(text(middle, bottom + 20, "never" if hours is None else f"{hours} h"))
+    parts.append(text((left + right) / 2, bottom + 44, "route time"))
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
