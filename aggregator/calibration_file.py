@@ -152,7 +152,7 @@ class Garch(Section):
     """sigma2_{t+1} = omega + (alpha + gamma 1{r_t < 0}) r_t^2 + beta sigma2_t; gamma is 0 in the form garch."""
 
     form: Literal["garch", "gjr"]
-    omega: Positive
+    omega: Annotated[float, within(0.0, 0.1, "a squared log move a day", above=True)]
     alpha: NotNegative
     gamma: float
     beta: Share
@@ -303,7 +303,7 @@ class Discount(Section):
 class Funding(Section):
     """Ornstein-Uhlenbeck funding rate, fraction per interval; `kappa` per interval, `sigma` per root interval."""
 
-    interval_hours: Annotated[float, within(0.0, 168.0, "hours", above=True)]
+    interval_hours: Annotated[float, within(0.01, 168.0, "hours")]
     kappa: Annotated[float, within(0.0, 50.0, "a rate of decay an interval", above=True)]
     theta: FundingRate
     sigma: Annotated[float, within(0.0, 1.0, "a share of notional an interval, 0.0001 for 0.01 %", above=True)]

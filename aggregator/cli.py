@@ -267,7 +267,16 @@ def _fail(as_json: bool, code: ExitCode, kind: str, message: str) -> None:
     if as_json:
         condition = {"condition": kind, "code": int(code), "message": message}
         typer.echo(
-            json.dumps({"run_id": None, "store": None, "report": None, "conditions": [condition], "portfolios": []})
+            json.dumps(
+                {
+                    "run_id": None,
+                    "store": None,
+                    "report": None,
+                    "conditions": [condition],
+                    "notes": [],
+                    "portfolios": [],
+                }
+            )
         )
     raise typer.Exit(int(code))
 
@@ -279,6 +288,7 @@ def _print_outcome(outcome: Outcome, as_json: bool) -> None:
             "store": outcome.store,
             "report": outcome.report,
             "conditions": [condition._asdict() for condition in outcome.conditions],
+            "notes": list(outcome.notes),
             "portfolios": [{k: v for k, v in row.items() if k != "run_id"} for row in outcome.portfolios],
         }
         typer.echo(json.dumps(document, default=str))
@@ -291,6 +301,8 @@ def _print_outcome(outcome: Outcome, as_json: bool) -> None:
     console.print(headline_table(outcome.portfolios))
     for condition in outcome.conditions:
         typer.echo(f"{condition.condition}: {plain_text(condition.message)}", err=True)
+    for note in outcome.notes:
+        typer.echo(f"note: {note}", err=True)
     typer.echo(f"run      {outcome.run_id}{' (resumed)' if outcome.resumed else ''} in {outcome.duration_s:.1f} s")
     typer.echo(f"results  {outcome.store}")
     if outcome.report:

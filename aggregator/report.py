@@ -112,6 +112,7 @@ def render_report(run_tables: Mapping[str, pa.Table]) -> str:
     return page.render(
         run=run,
         conditions=[{**c, "meaning": condition_word(c)} for c in conditions],
+        notes=parsed_json(run["notes"], "runs.notes") if run["notes"] is not None else [],
         verdict=verdict(run_tables, portfolios, conditions),
         tiles=tiles(run_tables, portfolios),
         portfolios=Limited(portfolios[:PORTFOLIO_ROWS], max(0, len(portfolios) - PORTFOLIO_ROWS)),

@@ -257,7 +257,20 @@ def _unknown_names(
         for chain in venue.chains:
             if chain not in chains:
                 yield ("venues", name, "chains"), unknown("chain", chain, chains)
+        if len(set(venue.chains)) < len(venue.chains):
+            yield ("venues", name, "chains"), "a chain is named twice, and would count twice"
+    joined = set()
+    for number, link in enumerate(routes.links):
+        way: tuple[object, ...] = link.source_chain, link.target_chain, link.through
+        if way in joined:
+            yield ("links", number), "the link is written twice, and its capacity would count twice"
+        joined.add(way)
+    written = set()
     for number, route in enumerate(routes.routes):
+        way = route.origin, route.target, route.asset, route.through
+        if way in written:
+            yield ("routes", number), "the route is written twice, and its capacity would count twice"
+        written.add(way)
         for key in ("origin", "target"):
             end = getattr(route, key)
             if end not in venues and end not in nodes:
@@ -267,8 +280,13 @@ def _unknown_names(
         for channel in route.through:
             if channel not in routes.channels:
                 yield ("routes", number, "through"), unknown("channel", channel, routes.channels)
+    for name in routes.channels:
+        if name.startswith(("venue ", "credit ", "route ")):
+            yield ("channels", name), f"the name {name!r} is taken"
     names = set()
     for number, credit in enumerate(routes.credit):
+        if len(set(credit.venues)) < max(2, len(credit.venues)):
+            yield ("credit", number, "venues"), "a credit line joins at least two venues, each named once"
         for venue_name in credit.venues:
             if venue_name not in venues:
                 yield ("credit", number, "venues"), unknown("venue", venue_name, venues)
@@ -285,10 +303,31 @@ def _free_money(routes: Routes) -> Iterator[tuple[tuple[str | int, ...], str]]:
             edges.append(_Edge(name, f"chain {chain}", venue.leaving.fee, ("venues", name)))
             edges.append(_Edge(f"chain {chain}", name, venue.arriving.fee, ("venues", name)))
     for number, link in enumerate(routes.links):
-        ends = f"chain {link.source_chain}", f"chain {link.target_chain}"
-        edges.append(_Edge(*ends, link.fee, ("links", number, "fee")))
+        chains = f"chain {link.source_chain}", f"chain {link.target_chain}"
+        edges.append(_Edge(*chains, link.fee, ("links", number, "fee")))
+    # A node that a route names is a point of its own, which also goes all the ways of its venue.
+    ends = {end for route in routes.routes for end in (route.origin, route.target)}
+    known = {*routes.venues, *(end for end in ends if ":" not in end)}
+    named: dict[str, list[str]] = {}
+    for end in sorted(ends - known):
+        named.setdefault(end.partition(":")[0], []).append(end)
+    for name, members in named.items():
+        if name not in routes.venues:
+            continue
+        venue = routes.venues[name]
+        for node in members:
+            for chain in venue.chains:
+                edges.append(_Edge(node, f"chain {chain}", venue.leaving.fee, ("venues", name)))
+                edges.append(_Edge(f"chain {chain}", node, venue.arriving.fee, ("venues", name)))
+            if venue.within is not None:
+                for other in (name, *members):
+                    if other != node:
+                        edges.append(_Edge(node, other, venue.within.fee, ("venues", name)))
+                        edges.append(_Edge(other, node, venue.within.fee, ("venues", name)))
     for number, route in enumerate(routes.routes):
-        edges.append(_Edge(route.origin, route.target, route.fee, ("routes", number, "fee")))
+        for origin in (route.origin, *named.get(route.origin, ())):
+            for target in (route.target, *named.get(route.target, ())):
+                edges.append(_Edge(origin, target, route.fee, ("routes", number, "fee")))
     if all(edge.fee >= 0.0 for edge in edges):
         return
     cost = dict.fromkeys({end for edge in edges for end in (edge.origin, edge.target)}, 0.0)

@@ -623,7 +623,9 @@ RUNS = _result(
         _field("accounts", pa.int64(), "count"),
         _field("failures", pa.int64(), "count"),
         _text("conditions", "JSON list of {condition, code, message}"),
+        _text("notes", "JSON list of what the requirement leaves out, and why", nullable=True),
     ],
+    version=2,
 )
 
 PORTFOLIO_MARGIN = _result(
@@ -701,8 +703,8 @@ PORTFOLIO_MARGIN = _result(
         _float("uncovered_transit_usd", "USD lacking, mean over all scenarios", nullable=True),
         _float("stranded_usd", "USD that cannot reach a deficit, mean where some lacks", nullable=True),
         _float("top_up_usd", "USD to add at the nodes, given what is there", nullable=True),
-        _text("binding_failure", "channel whose failure asks for most", nullable=True),
-        _float("binding_failure_usd", "USD that it adds to the TCES at most", nullable=True),
+        _text("binding_failure", "channel whose failure asks for most; all routes: nothing arrives", nullable=True),
+        _float("binding_failure_usd", "USD that it adds at most; all routes: to what pooling needs", nullable=True),
     ],
     version=4,
 )
@@ -801,7 +803,7 @@ RESULT_ROUTES = _result(
         _float("fee", "fraction that does not arrive", nullable=True),
         _float("p_open", "probability that it is up, of a route in time as well", nullable=True),
         _float("value", "USD less of TCES per USD of capacity", nullable=True),
-        _float("worst_flow_usd", "USD that pass in the worst scenarios, mean", nullable=True),
+        _float("worst_flow_usd", "USD that pass in the worst scenarios if what is up is in time, mean", nullable=True),
         _float("move_now_usd", "USD to send now", nullable=True),
         _float("without_usd", "USD, bound of the TCES without it", nullable=True),
         _float("without_increase_usd", "USD that its failure adds at most", nullable=True),

@@ -12,13 +12,20 @@ import tomllib
 from collections.abc import Collection, Mapping, Sequence
 from datetime import date
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from .calibration_ranges import within
 from .errors import ConfigurationError, nearest_name
 from .section import Section
+
+Change = Annotated[float, Field(le=20.0)]
+Beta = Annotated[float, within(-20.0, 20.0, "a multiple of the reference's log move")]
+Multiplier = Annotated[float, within(1e-4, 100.0, "a multiplier of today's")]
+Share = Annotated[float, within(-1.0, 1.0, "a share of notional, 0.01 for 1 %")]
+Days = Annotated[float, within(0.0, 365.0, "days", above=True)]
 
 DEFAULT = "default"
 """Key of a table for every asset that the table does not name."""
@@ -27,9 +34,9 @@ DEFAULT = "default"
 class Price(Section):
     """Relative price changes by asset; the others change by `beta` times that of `reference`, in logarithms."""
 
-    moves: dict[str, float] = {}
+    moves: dict[str, Change] = {}
     reference: str = "BTC"
-    beta: float | None = None
+    beta: Beta | None = None
 
     @field_validator("moves")
     @classmethod
@@ -59,8 +66,8 @@ class Venue(Section):
     loses it at the loss given default of the policy.
     """
 
-    marks: dict[str, float] = {}
-    funding: float | None = None
+    marks: dict[str, Change] = {}
+    funding: Share | None = None
     withdrawals: bool = True
     fails: bool = False
 
@@ -103,11 +110,11 @@ class Stress(Section):
     binding: bool = False
     price: Price = Price()
     replay: Replay | None = None
-    vol: dict[str, float] = {}
-    peg: dict[str, float] = {}
-    depth: float = Field(default=1.0, gt=0)
-    funding: float = 0.0
-    funding_days: float = Field(default=1.0, gt=0)
+    vol: dict[str, Annotated[float, Field(le=100.0)]] = {}
+    peg: dict[str, Change] = {}
+    depth: Multiplier = 1.0
+    funding: Share = 0.0
+    funding_days: Days = 1.0
     oracle: Literal["live", "frozen"] = "live"
     frozen: tuple[str, ...] = ()
     venues: dict[str, Venue] = {}

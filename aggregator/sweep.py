@@ -112,6 +112,8 @@ class Outcome:
     store: str
     report: str | None
     conditions: tuple[Condition, ...]
+    notes: tuple[str, ...]
+    """What the requirement of this run leaves out, and why."""
     portfolios: tuple[dict[str, Any], ...]
     resumed: bool
     duration_s: float
@@ -216,7 +218,8 @@ def run_sweep(resolved: Resolved, *, fresh: bool = False, progress: Progress | N
     conditions = _conditions(configuration, rows, accounts, failures)
     if missed is not None:
         conditions = (*conditions, _missed_target(missed, configuration.run.target_error))
-    conditions = (*conditions, *_requirement_gaps(generation))
+    # No fault of the data and no reason to stop a schedule, but whoever reads the requirement has to know.
+    notes = tuple(gap.message for gap in requirement_gaps(generation))
     finished = datetime.now(UTC)
     scenarios = int(np.count_nonzero(np.asarray(cube.weights)))
     run_row = {
@@ -245,6 +248,7 @@ def run_sweep(resolved: Resolved, *, fresh: bool = False, progress: Progress | N
         "accounts": len(accounts),
         "failures": len(failures),
         "conditions": json.dumps([condition._asdict() for condition in conditions]),
+        "notes": json.dumps(notes),
     }
     store.write_run(run_row)
     say("report", 0, 1)
@@ -265,6 +269,7 @@ def run_sweep(resolved: Resolved, *, fresh: bool = False, progress: Progress | N
         store=str(store.root),
         report=report,
         conditions=conditions,
+        notes=notes,
         portfolios=tuple(sorted(rows, key=lambda row: row["portfolio_id"])),
         resumed=pending is not None,
         duration_s=(datetime.now(UTC) - started).total_seconds(),
@@ -883,11 +888,6 @@ def _missed_target(missed: TargetOutcome, target: float | None) -> Condition:
     of_whom = f" of portfolio {missed.portfolio_id}" if missed.portfolio_id else ""
     message = f"relative standard error of ES 99 %{of_whom} is {error}, the target {target:.2%}: {missed.reason}"
     return Condition("target_error_missed", ExitCode.BAD_DATA, message)
-
-
-def _requirement_gaps(generation: Generation) -> list[Condition]:
-    """What the scenarios leave out of the requirement: no fault of the data, and no reason to stop a schedule."""
-    return [Condition("requirement_gap", ExitCode.OK, gap.message) for gap in requirement_gaps(generation)]
 
 
 def _limit_conditions(

@@ -28,6 +28,9 @@ BUFFER_SHARES = (0.5, 0.8)
 _MOST_ADDED = 4.0
 """Collateral that the reactive policy may need at most, in multiples of what the nodes need alone."""
 
+_NEEDED = 1e-4
+"""Smallest top-up of a node that counts, as a share of all of them."""
+
 _SHORT_COST, _HOUR_COST, _STEP_COST = 1e4, 1e-4, 1e-5
 
 
@@ -64,7 +67,11 @@ def transfer_detail(
     for at, value in zip(portfolio.line_node, portfolio.line_equity, strict=True):
         equity[at] += value
     needed = np.asarray(figures.top_up)
-    spare = np.array([max(n.withdrawable, 0.0) for n in now] + [0.0] * (len(network.points) - network.nodes))
+    # What the solver leaves of its last digits is no need, and must not keep a node from giving.
+    needed = np.where(needed > _NEEDED * needed.sum(), needed, 0.0)
+    spare = np.zeros(len(network.points))
+    for node, of_node in enumerate(now):
+        spare[node] = max(min(of_node.withdrawable, _kept_above(np.asarray(nodes.surplus[node]), law)), 0.0)
     spare = np.where(needed > 0.0, 0.0, spare)
     alone = np.asarray(figures.alone)[: network.nodes]
     split = alone / alone.sum() if alone.sum() > 0.0 else np.zeros(network.nodes)
@@ -75,12 +82,20 @@ def transfer_detail(
         transfers=transfers,
         now=now,
         worst_flow=_worst_flow(transfers, nodes, law),
-        move_now=flows(network, spare - needed),
+        move_now=flows(network, spare - needed, np.where(np.asarray(figures.route_open) > 0.0, np.inf, 0.0)),
         prefunding=reactive,
         split=split,
         hedge_break=_hedge_break(portfolio, nodes, law),
         node_equity=np.array(equity),
     )
+
+
+def _kept_above(surplus: np.ndarray, law: TransferLaw) -> float:
+    """What a node has above its level of liquidation in all but the worst scenarios: giving more would make it lack."""
+    order = np.argsort(surplus, kind="stable")
+    mass = np.cumsum(np.asarray(law.market.weights)[order])
+    place = int(np.searchsorted(mass, 1.0 - law.market.levels[0]))
+    return float(surplus[order[min(place, len(order) - 1)]])
 
 
 def _today(evaluated: Evaluated, rules: NodeRules) -> tuple[NodeNow, ...]:

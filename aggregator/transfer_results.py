@@ -19,6 +19,10 @@ _NOTICED = 1e-6
 """A failure that raises the TCES by less than this share of it costs nothing but the solver's last digits."""
 
 
+ALL_ROUTES = "all routes"
+"""The failure of everything at once; binding where nothing arrives in any scenario that matters."""
+
+
 def transfer_columns(evaluated: Evaluated, found: Transfers | None, policy: Requirement) -> Row:
     """Columns of `portfolio_margin`; the requirement is that of the whole stack with the fungibility found.
 
@@ -34,6 +38,8 @@ def transfer_columns(evaluated: Evaluated, found: Transfers | None, policy: Requ
         for i, s, phi in zip(ideal, silo, figures.fungibility, strict=True)
     ]
     saving, whole = float(silo[0] - ideal[0]), effective[0]
+    apart = float(figures.siloed[0] - figures.pooled[0])
+    nothing_arrives = bool(found.network.routes) and apart > 0.0 and float(figures.fungibility[0]) < 1e-9
     worst = int(np.argmax(figures.without_channel)) if len(figures.without_channel) else 0
     rise = float(figures.without_channel[worst] - figures.constrained[0]) if len(figures.without_channel) else 0.0
     binds = rise > _NOTICED * float(figures.constrained[0])
@@ -61,8 +67,8 @@ def transfer_columns(evaluated: Evaluated, found: Transfers | None, policy: Requ
         "uncovered_transit_usd": float(figures.transit_mean),
         "stranded_usd": float(figures.stranded) if some else None,
         "top_up_usd": math.fsum(np.asarray(figures.top_up).tolist()),
-        "binding_failure": found.channels[worst] if binds else None,
-        "binding_failure_usd": rise if binds else None,
+        "binding_failure": ALL_ROUTES if nothing_arrives else found.channels[worst] if binds else None,
+        "binding_failure_usd": apart if nothing_arrives else rise if binds else None,
     }
 
 
@@ -137,7 +143,7 @@ def route_rows(portfolio: PackedPortfolio, detail: TransferDetail, law: Transfer
         for at, name in enumerate(law.channels)
         if name in used
     ]
-    failures.append(("all", "all routes", math.nan, float(figures.siloed[0])))
+    failures.append(("all", ALL_ROUTES, math.nan, float(figures.siloed[0])))
     for kind, name, chance, without in failures:
         rows.append(
             {

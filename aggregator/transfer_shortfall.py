@@ -287,7 +287,8 @@ def transfer_shortfall(
 
     # The search stays above 0: amounts that it left there only just are tried as 0, and so are the nodes alone.
     inner = best.collateral * scale
-    candidates = jnp.stack([inner, jnp.where(best.collateral > 1e-6, inner, 0.0), alone])
+    small = [jnp.where(best.collateral > share, inner, 0.0) for share in (1e-6, 1e-4)]
+    candidates = jnp.stack([inner, *small, alone])
     # A loop, so that the program holds the subsets once.
     tried, amounts = lax.map(full, candidates)
     least = jnp.argmin(tried)

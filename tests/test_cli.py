@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 HELP_SECONDS = 1.0
 TRIES = 5
 
-KEYS = {"run_id", "store", "report", "conditions", "portfolios"}
+KEYS = {"run_id", "store", "report", "conditions", "notes", "portfolios"}
 
 
 @pytest.fixture(scope="module")

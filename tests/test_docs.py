@@ -428,9 +428,9 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_guide_runs_a_desk_on_its_venue(desk: Path) -> None:
     outcome = json.loads((desk / "outcome.json").read_text(encoding="utf-8"))
     [portfolio] = outcome["portfolios"]
-    # Figures from a configuration know no stressed law and no sizes of markets: said, and no reason to stop.
-    assert {(c["condition"], c["code"]) for c in outcome["conditions"]} == {("requirement_gap", 0)}
-    assert portfolio["status"] == "ok"
+    assert (portfolio["status"], outcome["conditions"]) == ("ok", [])
+    # Figures from a configuration know no stressed law and no sizes of markets.
+    assert len(outcome["notes"]) == 2
     notionals = {"BTC": Decimal("3.5") * Decimal("60321.5"), "ETH": 40 * Decimal("3379.25")}
     expected = float(Decimal("0.025") * sum(notionals.values()))
     assert portfolio["native_maintenance_usd"] == pytest.approx(expected, rel=1e-12)

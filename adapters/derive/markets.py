@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from aggregator.errors import FailureReason
 
-from ..amounts import FieldError, member, non_negative_at, optional_decimal_at, positive_at, time_of
+from ..amounts import FieldError, decimal_at, member, non_negative_at, optional_decimal_at, positive_at, time_of
 from ..catalog import Catalog
 from ..collateral import weight_row
 from ..rows import Rows
@@ -200,8 +200,8 @@ def read_ticker(reading: Reading, payload: Payload) -> None:
         marks += _option_marks(ticker, instrument, instrument.expiry, as_of)
     elif ticker.get("perp_details") is not None:
         # A rate an hour, like the bounds beside it (`max_rate_per_hour`).
-        rate = optional_decimal_at(member(ticker, "perp_details"), "funding_rate", "perp_details")
-        marks += [] if rate is None else [(instrument_id(VENUE, instrument.name), "funding_rate", rate)]
+        rate = decimal_at(member(ticker, "perp_details"), "funding_rate", "perp_details")
+        marks.append((instrument_id(VENUE, instrument.name), "funding_rate", rate))
     # Only now, so that a ticker that is wrong anywhere leaves nothing behind.
     for subject, name, value in marks:
         reading.mark(subject, name, value, **common)

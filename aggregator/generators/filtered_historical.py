@@ -1,8 +1,9 @@
 """Filtered historical simulation: volatility times the standardised residuals of past dates, step after step.
 
 The volatility of a factor follows its own recursion along a path: a wide move makes the next day wide. In a step of
-another length than the day of the residuals every move is scaled by sqrt(length) and still counts as one day in the
-recursion.
+another length than the day of the residuals every move is scaled by sqrt(length); a shorter one moves the variance by
+that share of the day's step, (length) (omega + (alpha + gamma 1[x < 0]) x^2 + (beta - 1) sigma2), so that a day of many
+steps leads as far as one step of a day; a longer one counts as one day.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from ..scenarios import (
     standard_normals,
     stream_number,
 )
+from ..volatility_filter import VolatilityRecursion
 
 _DATE_STREAM = "date"
 _BLOCK_STREAM = "block"
@@ -213,7 +215,11 @@ def filtered_historical(
     for name, values in zip(historical, np.stack([sigma, variance, *residuals], axis=1), strict=True):
         if not np.isfinite(values).all():
             raise ConfigurationError(f"history of {name} has a volatility or residual that is not a finite number")
-    recursions = [history.recursions[column] for column in sources_of]
+    share = min(horizon_days, 1.0)
+    recursions = [
+        VolatilityRecursion(share * r.omega, share * r.alpha, 1.0 - share * (1.0 - r.beta), share * r.gamma)
+        for r in (history.recursions[column] for column in sources_of)
+    ]
     weights = _normalised(date_weights, len(residuals))
     cumulative = np.cumsum(weights)
     peg_nu = np.array([pegs[name].degrees_of_freedom for name in peg_names])
