@@ -416,6 +416,13 @@ class CalibrationFile(Section):
             raise ValueError("margin_probabilities must begin below and end above one half, within 0..1")
         if CURRENT not in self.laws:
             raise ValueError(f"laws has no {CURRENT!r}")
+        for anchor in self.calibration.anchors:
+            if f"price:{anchor}" not in known:
+                raise ValueError(f"calibration.anchors: {anchor!r} is no asset of factors")
+        periods = {"calibration": self.calibration} | {f"laws.{name}": law for name, law in self.laws.items()}
+        for name, period in periods.items():
+            if period.first_date > period.last_date:
+                raise ValueError(f"{name}: first_date {period.first_date} is after last_date {period.last_date}")
         named: list[tuple[str, Mapping[str, Any]]] = [
             ("margins", self.margins),
             ("garch", self.garch),

@@ -187,21 +187,21 @@ class OracleFigures(Section):
     outages and errors: there is one network of nodes.
     """
 
-    deviation: float = Field(default=0.005, ge=0)
-    heartbeat_hours: float = Field(default=1.0, gt=0)
-    delay_hours: float = Field(default=0.0, ge=0)
-    outages_per_year: float = Field(default=2.0, ge=0)
-    outage_hours: float = Field(default=4.0, gt=0)
-    errors_per_year: float = Field(default=0.5, ge=0)
-    error_std: float = Field(default=0.05, ge=0)
-    error_hours: float = Field(default=1.0, gt=0)
+    deviation: float = Field(default=0.005, ge=0, le=1)
+    heartbeat_hours: float = Field(default=1.0, gt=0, le=8760)
+    delay_hours: float = Field(default=0.0, ge=0, le=8760)
+    outages_per_year: float = Field(default=2.0, ge=0, le=8760)
+    outage_hours: float = Field(default=4.0, gt=0, le=8760)
+    errors_per_year: float = Field(default=0.5, ge=0, le=8760)
+    error_std: float = Field(default=0.05, ge=0, le=2)
+    error_hours: float = Field(default=1.0, gt=0, le=8760)
 
 
 class DroughtFigures(Section):
     """Depth of an order book over today's: max(`least`, exp(-`sensitivity` |move| / daily deviation)); both ASSUMED."""
 
-    sensitivity: float = Field(default=0.5, ge=0)
-    least: float = Field(default=0.1, gt=0, le=1)
+    sensitivity: float = Field(default=0.5, ge=0, le=100)
+    least: float = Field(default=0.1, ge=1e-4, le=1)
 
 
 class CalibratedFigures(Section):
@@ -237,6 +237,21 @@ class CalibratedFigures(Section):
             raise ValueError("law filtered_history needs the section scenarios.history with its table")
         if not replays and self.history is not None:
             raise ValueError("scenarios.history is read by the law filtered_history alone")
+        return self
+
+    @model_validator(mode="after")
+    def _with_overlays(self) -> CalibratedFigures:
+        if len(set(self.overlays)) < len(self.overlays):
+            raise ValueError(f"overlays are {list(self.overlays)}; each acts once")
+        readers = {
+            "jumps": {"depeg", "lst_discount"},
+            "oracle_error": {"oracle_error"},
+            "liquidity_drought": {"liquidity_drought"},
+        }
+        for section, of_section in readers.items():
+            if section in self.model_fields_set and not of_section & set(self.overlays):
+                readers_of = " or ".join(sorted(of_section))
+                raise ValueError(f"scenarios.{section} is read with the overlay {readers_of} alone")
         return self
 
 

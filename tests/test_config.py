@@ -495,3 +495,19 @@ def test_an_environment_variable_finds_a_key_whatever_its_case(tmp_path: Path) -
     )
     environment = {"CROSSMARGIN__PORTFOLIOS__MAIN": "['x:b']"}
     assert load_configuration(path, environment=environment).configuration.portfolios == {"Main": ("x:b",)}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (['scenarios.overlays=["depeg", "depeg"]'], "each acts once"),
+        (["scenarios.overlays=[]", "scenarios.jumps.stress_loading=1"], "scenarios.jumps is read with the overlay"),
+        (["scenarios.oracle_error.error_std=0.1"], "is read with the overlay oracle_error alone"),
+        (["scenarios.liquidity_drought.least=0.5"], "scenarios.liquidity_drought is read with the overlay"),
+        (['scenarios.overlays=["oracle_error"]', "scenarios.oracle_error.error_std=1e300"], "oracle_error.error_std"),
+        (['scenarios.overlays=["liquidity_drought"]', "scenarios.liquidity_drought.least=1e-300"], "least"),
+    ],
+)
+def test_a_section_without_its_overlay_and_absurd_figures_are_refused(overrides: list[str], says: str) -> None:
+    with pytest.raises(ConfigurationError, match=says):
+        load_configuration(CONFIGS / "quickstart.toml", overrides=overrides)

@@ -48,7 +48,7 @@ ROUNDED_6 = Decimal("0.000001")
 ROUNDED_DERIVE = Decimal("0.00000001")
 STANDARD_ERRORS = 4.0
 
-RUN_COLUMNS = {"run_id", "store", "report", "conditions", "portfolios"}
+RUN_COLUMNS = {"run_id", "store", "report", "conditions", "notes", "portfolios"}
 # What differs between two runs by nature; no result table but `runs` has such columns beside the run id.
 OF_THE_RUN = ["run_id"]
 
