@@ -48,6 +48,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path not in slow)
 
 
+MOST_MAPPINGS = 25_000
+"""Memory mappings from where on a process lets its compiled programs go: a system allows about 65,000, and one more
+ends the process. They come back from the compilation cache."""
+
+
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Between two files, because the tests of one share their programs."""
+    if nextitem is None or nextitem.path == item.path:
+        return
+    mappings = Path("/proc/self/maps")
+    if mappings.exists() and mappings.read_bytes().count(b"\n") > MOST_MAPPINGS:
+        jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def recorded() -> Path:
     """Folder of recorded payloads and market history, which is not part of the repository."""
