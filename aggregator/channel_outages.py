@@ -14,7 +14,6 @@ from typing import Literal
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from .errors import ConfigurationError, nearest_name
@@ -84,8 +83,3 @@ def market_stress(moves: Float[Array, "S steps"], weights: Float[Array, " S"]) -
     spread = jnp.sqrt(tile_sum(weights * (end - mean) ** 2))
     deepest = jnp.maximum(-jnp.min(moves, axis=1), 0.0)
     return jnp.where(spread > 0.0, deepest / jnp.where(spread > 0.0, spread, 1.0), 0.0)
-
-
-def knocked_out(channels: ChannelScenarios, number: int | np.integer) -> ChannelScenarios:
-    """The same scenarios with one channel down in all of them."""
-    return ChannelScenarios(channels.up.at[:, number].set(False), channels.lost)

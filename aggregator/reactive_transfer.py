@@ -149,10 +149,10 @@ def hedge_break_loss(
     cumulative_losses: Float[Array, "steps nodes"],
     notional: Float[Array, "steps nodes"],
     cost_rate: Float[Array, " nodes"],
-) -> Float[Array, ""]:
-    """What liquidations cost the whole book on one path, USD: costs at the node and what its leg would have won later.
+) -> Float[Array, " nodes"]:
+    """What each node's liquidation costs the whole book on one path, USD: costs there, and what its leg would have won.
 
-        sum over liquidated v of  cost_rate_v |notional_v(t_v)|  +  L_v(t_v) - L_v(T)
+        for every liquidated v   cost_rate_v |notional_v(t_v)|  +  L_v(t_v) - L_v(T)
 
     `liquidated_at` as of `reactive_policy`; `notional` [T, V] in USD after steps 1..T; `cost_rate` is fee and impact
     as a fraction. From t_v on node v neither wins nor loses, while the legs elsewhere run naked to the horizon: against
@@ -165,7 +165,7 @@ def hedge_break_loss(
     at = jnp.take_along_axis(cumulative_losses, place[None], axis=0)[0]
     at = jnp.where(liquidated_at == 0, 0.0, at)
     size = jnp.abs(jnp.take_along_axis(notional, place[None], axis=0)[0])
-    return ordered_sum(jnp.where(hit, rounded(cost_rate * size) + (at - cumulative_losses[-1]), 0.0))
+    return jnp.where(hit, rounded(cost_rate * size) + (at - cumulative_losses[-1]), 0.0)
 
 
 @eqx.filter_jit

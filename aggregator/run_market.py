@@ -17,7 +17,7 @@ import numpy as np
 from .calibrated_overlays import drought_law
 from .config import TILE, CalibratedFigures, FilteredHistoryFigures, MultivariateTFigures, Resolved
 from .engine import CONFIDENCES, Cube, draw_cube, evaluate_headlines, price_rows
-from .errors import ConfigurationError, Failure, FailureReason
+from .errors import ConfigurationError
 from .factors import Generation, MarketSize, build_generator
 from .overlays.liquidity_drought import tail_depth
 from .portfolio import Book
@@ -179,27 +179,21 @@ def _relative_errors(resolved: Resolved, book: Book, market: RunMarket, devices:
     return out
 
 
-def requirement_gaps(generation: Generation) -> tuple[Failure, ...]:
-    """Findings where the scenarios of a run leave a part of the requirement without figures.
+def requirement_gaps(generation: Generation) -> tuple[str, ...]:
+    """What the scenarios of a run leave out of its requirement, a sentence each.
 
     Without a stressed law there is no stressed shortfall, without any sizes of markets no charge for liquidity and
     concentration: both make the requirement smaller than it is meant to be.
     """
     out = []
     if not generation.stressed:
-        message = (
+        out.append(
             "the scenarios have no stressed law: the requirement has no stressed expected shortfall; use a calibration "
             "with its stressed laws"
         )
-        out.append(Failure(FailureReason.MISSING_PARAMETER, message, path="scenarios.stressed", subject="stressed law"))
     if not generation.sizes:
-        message = (
+        out.append(
             "no market has a known size: nothing is charged for liquidity and concentration; use a calibration, or "
             "give sizes under requirement.liquidity.assets"
-        )
-        out.append(
-            Failure(
-                FailureReason.MISSING_PARAMETER, message, path="requirement.liquidity.assets", subject="market sizes"
-            )
         )
     return tuple(out)

@@ -114,14 +114,6 @@ def principal_root(correlation: np.ndarray) -> np.ndarray:
     return vectors * (signs * np.sqrt(values))
 
 
-def block_standard_error(block_figures: np.ndarray) -> np.ndarray:
-    """Standard error [...] of the mean of a figure that was computed for each block [blocks, ...] by itself."""
-    count = len(block_figures)
-    if count < 2:
-        raise ConfigurationError("a standard error needs at least 2 blocks of points")
-    return np.std(block_figures, axis=0, ddof=1) / math.sqrt(count)
-
-
 def _check(design: SobolDesign) -> None:
     if not 5 <= design.log2_points <= 24:
         raise ConfigurationError(f"log2_points is {design.log2_points}; expected 5 to 24")

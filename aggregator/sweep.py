@@ -219,7 +219,7 @@ def run_sweep(resolved: Resolved, *, fresh: bool = False, progress: Progress | N
     if missed is not None:
         conditions = (*conditions, _missed_target(missed, configuration.run.target_error))
     # No fault of the data and no reason to stop a schedule, but whoever reads the requirement has to know.
-    notes = tuple(gap.message for gap in requirement_gaps(generation))
+    notes = requirement_gaps(generation)
     finished = datetime.now(UTC)
     scenarios = int(np.count_nonzero(np.asarray(cube.weights)))
     run_row = {

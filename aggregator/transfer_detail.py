@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy import sparse
@@ -16,7 +17,7 @@ from scipy.optimize import linprog
 
 from .node_scenarios import NEVER, NodeRules, NodeScenarios
 from .portfolio import PackedPortfolio
-from .reactive_transfer import Prefunding, prefunding
+from .reactive_transfer import Prefunding, hedge_break_loss, prefunding
 from .results import Evaluated
 from .route_network import RouteNetwork
 from .transfer_run import TransferLaw, Transfers
@@ -146,7 +147,7 @@ def flows(network: RouteNetwork, surplus: np.ndarray, capacity: np.ndarray | Non
     unmet = sparse.csr_array((-np.ones(short.size), (short, np.arange(short.size))), shape=(points, short.size))
     cost = np.array([max(route.fee, 0.0) + _HOUR_COST * route.p99_hours + _STEP_COST for route in routes])
     found = linprog(
-        np.concatenate([cost, np.full(short.size, _SHORT_COST)]) * 1.0,
+        np.concatenate([cost, np.full(short.size, _SHORT_COST)]),
         A_ub=sparse.hstack([balance, unmet], format="csr"),
         b_ub=surplus / most,
         bounds=np.column_stack([np.zeros(len(routes) + short.size), np.append(limit / most, np.full(short.size, 1.0))]),
@@ -240,10 +241,14 @@ def _hedge_break(portfolio: PackedPortfolio, nodes: NodeScenarios, law: Transfer
     weights = np.asarray(law.market.weights)
     passage = np.asarray(nodes.passage)
     steps = nodes.losses.shape[1]
-    place = np.clip(np.where(passage == NEVER, steps, passage) - 1, 0, steps - 1)
-    then = np.take_along_axis(np.asarray(nodes.losses, np.float64), place[:, None, :], axis=1)[:, 0]
-    then = np.where(passage == 0, 0.0, then)
-    lost = cost[:, None] * gross[:, None] + then - nodes.losses[:, -1]
+    lost = np.asarray(
+        jax.vmap(hedge_break_loss, in_axes=(1, 2, None, None), out_axes=1)(
+            jnp.asarray(np.where(passage == NEVER, -1, passage)),
+            jnp.asarray(np.asarray(nodes.losses, np.float64).swapaxes(0, 1)),
+            jnp.asarray(np.broadcast_to(gross, (steps, len(gross)))),
+            jnp.asarray(cost),
+        )
+    )
     hit = np.where(passage != NEVER, weights[None, :], 0.0)
     mass = hit.sum(axis=1)
     return np.where(mass > 0.0, (hit * lost).sum(axis=1) / np.where(mass > 0.0, mass, 1.0), np.nan)

@@ -132,7 +132,7 @@ class TransferFigures(NamedTuple):
     alone_top_up: Float[Array, " I"]
     alone_collateral: Float[Array, " I"]
     buffer_value: Float[Array, " V"]
-    """What a dollar more at the point takes off today's shortfall of uncovered amounts."""
+    """Probability that a dollar more at the point is missing, over that of the tail."""
 
 
 def route_capacity(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aggregator.channel_outages import channel_scenarios, knocked_out, market_factor, market_stress
+from aggregator.channel_outages import channel_scenarios, market_factor, market_stress
 from aggregator.errors import ConfigurationError
 from aggregator.routes import Outage
 
@@ -99,14 +99,6 @@ def test_more_stress_never_opens_a_channel() -> None:
 def test_without_channels_there_is_nothing_to_fail() -> None:
     up, lost = drawn({})
     assert up.shape == lost.shape == (SCENARIOS, 0)
-
-
-def test_a_channel_that_is_knocked_out_is_down_everywhere() -> None:
-    states = channel_scenarios(CHANNELS, jnp.asarray(STRESS), seed=11, horizon_days=1.0, kind="scenarios")
-    found = knocked_out(states, 1)
-    assert not np.asarray(found.up)[:, 1].any()
-    np.testing.assert_array_equal(np.asarray(found.up)[:, [0, 2]], np.asarray(states.up)[:, [0, 2]])
-    np.testing.assert_array_equal(found.lost, states.lost)
 
 
 # ---- stress ----------------------------------------------------------------------------------------------------------

@@ -100,10 +100,10 @@ def test_what_a_liquidation_breaks_by_hand() -> None:
     losses = jnp.asarray([[-6.0, 6.0], [-3.0, 3.0], [-1.0, 1.0]])
     notional = jnp.full((3, 2), 100.0).at[:, 1].set(-100.0)
     rate = jnp.asarray([0.01, 0.02])
-    assert float(hedge_break_loss(jnp.asarray([-1, 1]), losses, notional, rate)) == pytest.approx(7.0, abs=SAME)
-    assert float(hedge_break_loss(jnp.asarray([-1, -1]), losses, notional, rate)) == 0.0
+    assert float(hedge_break_loss(jnp.asarray([-1, 1]), losses, notional, rate).sum()) == pytest.approx(7.0, abs=SAME)
+    assert float(hedge_break_loss(jnp.asarray([-1, -1]), losses, notional, rate).sum()) == 0.0
     # Before any loss the leg leaves at 0, and what it would have lost by the horizon is saved.
-    assert float(hedge_break_loss(jnp.asarray([-1, 0]), losses, notional, rate)) == pytest.approx(1.0, abs=SAME)
+    assert float(hedge_break_loss(jnp.asarray([-1, 0]), losses, notional, rate).sum()) == pytest.approx(1.0, abs=SAME)
 
 
 def hedge_paths(count: int) -> tuple[np.ndarray, np.ndarray]:
