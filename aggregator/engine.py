@@ -36,7 +36,14 @@ from .portfolio import PackedPortfolio
 from .risk import euler_allocation, tail_rows, tail_weights, tile_sum
 from .rounding import rounded
 from .scenarios import ScenarioGenerator, draw_scenarios, padded_count, scenario_weights
-from .stress_margin import StressArrays, StressCube, StressFigures, binding_loss, stress_arrays, stress_figures
+from .stress_margin import (
+    StressArrays,
+    StressCube,
+    StressFigures,
+    binding_loss,
+    stress_arrays,
+    stress_figures,
+)
 from .unified import Unified, UnifiedMarket, unified_requirement
 from .unified_batch import UnifiedArrays, unified_arrays
 
@@ -153,11 +160,12 @@ class _Evaluation(NamedTuple):
     node_losses: Float[Array, "N scenarios"]
     pooled: Float[Array, " scenarios"]
     margin: ScenarioMargin
+    under_stress: ScenarioMargin | None
     liquidated: Bool[Array, "A scenarios"]
 
 
-def _evaluate(portfolio: PortfolioArrays, cube: Cube) -> _Evaluation:
-    native = native_margin_today(portfolio, cube.today, jnp.zeros(cube.shocks.shape[1], jnp.float64), cube.rows)
+def _evaluate(member: Member, cube: Cube) -> _Evaluation:
+    portfolio = member.rows
     losses = -line_changes(portfolio, cube.change)
     nodes = accumulate(
         portfolio.line_node,
@@ -165,32 +173,48 @@ def _evaluate(portfolio: PortfolioArrays, cube: Cube) -> _Evaluation:
         jnp.zeros((portfolio.node_is_real.shape[0], losses.shape[1]), losses.dtype),
     )
     pooled = lax.fori_loop(0, nodes.shape[0], lambda n, total: total + nodes[n], jnp.zeros_like(nodes[0]))
-    margin = scenario_margin(
-        portfolio, cube.today, cube.change, cube.shocks, cube.rows, horizon_years=cube.horizon_years
+    margin, under_stress = _margins(member, cube)
+    return _Evaluation(member.native, losses, nodes, pooled, margin, under_stress, liquidated(portfolio, margin))
+
+
+def _margins(member: Member, cube: Cube) -> tuple[ScenarioMargin, ScenarioMargin | None]:
+    """Every account in the scenarios, and under the views of the stresses where there are any."""
+    if member.stress is None or cube.stress is None:
+        return scenario_margin(
+            member.rows, cube.today, cube.change, cube.shocks, cube.rows, horizon_years=cube.horizon_years
+        ), None
+    change, shocks, elapsed = cube.stress.joined
+    found = scenario_margin(member.rows, cube.today, change, shocks, cube.rows, horizon_years=elapsed)
+    count = cube.weights.shape[0]
+    return (
+        ScenarioMargin(found.equity[:, :count], found.maintenance[:, :count]),
+        ScenarioMargin(found.equity[:, count:], found.maintenance[:, count:]),
     )
-    return _Evaluation(native, losses, nodes, pooled, margin, liquidated(portfolio, margin))
 
 
 class Member(NamedTuple):
-    """One portfolio of a bucket: its rows, and what unified requirement and stresses need beside them (or None)."""
+    """One portfolio of a bucket: its rows, what its accounts show today, and what unified requirement and stresses need
+    beside them (or None).
+    """
 
     rows: PortfolioArrays
+    native: NativeMargin
     unified: UnifiedArrays | None
     stress: StressArrays | None
 
 
 def headline(member: Member, cube: Cube) -> Headline:
     """All headline figures of one portfolio."""
-    return _headline_of(member, _evaluate(member.rows, cube), cube)
+    return _headline_of(member, _evaluate(member, cube), cube)
 
 
 def _headline_of(member: Member, evaluation: _Evaluation, cube: Cube) -> Headline:
-    native, losses, nodes, pooled, margin, gone = evaluation
+    native, losses, nodes, pooled, margin, under_stress, gone = evaluation
     rows = jnp.concatenate([losses, nodes, pooled[None, :]])
     var, es = tail_rows(rows, cube.weights, CONFIDENCES)
     unified, stress, binding = None, None, None
-    if member.stress is not None and cube.stress is not None:
-        stress = stress_figures(member.rows, member.stress, cube.stress, cube.rows, cube.today, cube.unified)
+    if member.stress is not None and cube.stress is not None and under_stress is not None:
+        stress = stress_figures(member.rows, member.stress, cube.stress, under_stress, cube.unified)
         binding = binding_loss(stress, cube.stress)
     if member.unified is not None and cube.unified is not None:
         # Without routes configured collateral is taken to arrive: the offset cap alone limits the benefit.
@@ -245,7 +269,7 @@ def _probability(events: Bool[Array, "rows scenarios"], weights: Float[Array, " 
 
 
 def _detail_of(evaluation: _Evaluation, cube: Cube, *, worst: int) -> Detail:
-    _, losses, _, pooled, _, gone = evaluation
+    _, losses, _, pooled, _, _, gone = evaluation
     euler = jnp.stack(
         [euler_allocation(losses, tail_weights(pooled, cube.weights, confidence=level)) for level in CONFIDENCES],
         axis=1,
@@ -310,7 +334,7 @@ class _InDetail(NamedTuple):
     worst: int
 
     def __call__(self, member: Member, cube: Cube) -> tuple[Headline, Detail]:
-        evaluation = _evaluate(member.rows, cube)
+        evaluation = _evaluate(member, cube)
         return _headline_of(member, evaluation, cube), _detail_of(evaluation, cube, worst=self.worst)
 
 
@@ -326,10 +350,30 @@ def _over_buckets(portfolios, factors, cube, devices, function, policy, venues):
             unified = unified_arrays(bucket, portfolios, factors, policy)
         if policy is not None and cube.stress is not None:
             stress = stress_arrays(bucket, portfolios, venues, policy)
-        results = jax.device_get(map_bucket(Member(arrays, unified, stress), cube, function, devices))
+        member = Member(
+            arrays, native_of_bucket(arrays, cube.rows, factors=cube.shocks.shape[1], devices=devices), unified, stress
+        )
+        results = jax.device_get(map_bucket(member, cube, function, devices))
         for place, position in enumerate(bucket.members):
             out[position] = jax.tree.map(lambda leaf, place=place: np.asarray(leaf[place]), results)
     return out
+
+
+def native_of_bucket(arrays: PortfolioArrays, rows: CubeRows, *, factors: int, devices: int) -> NativeMargin:
+    """Today's figures (NumPy) of every portfolio of a bucket: a program of its own, shared by all who need them."""
+    today = _Today(rows, rows.today(), jnp.zeros(max(1, factors), jnp.float64))
+    found: NativeMargin = jax.device_get(map_bucket(arrays, today, _native, devices))
+    return found
+
+
+class _Today(NamedTuple):
+    rows: CubeRows
+    values: Float[Array, " rows"]
+    shocks: Float[Array, " factors"]
+
+
+def _native(portfolio: PortfolioArrays, today: _Today) -> NativeMargin:
+    return native_margin_today(portfolio, today.values, today.shocks, today.rows)
 
 
 @functools.partial(jax.jit, static_argnames=("function", "devices"))
@@ -361,4 +405,5 @@ __all__ = [
     "evaluate_details",
     "evaluate_headlines",
     "headline",
+    "native_of_bucket",
 ]

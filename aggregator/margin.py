@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from .batch import PortfolioArrays
 from .cube import CubeRows
@@ -120,14 +120,18 @@ def scenario_margin(
     shocks: Float[Array, "scenarios factors"],
     cube: CubeRows,
     *,
-    horizon_years: float,
+    horizon_years: ArrayLike,
 ) -> ScenarioMargin:
-    """Equity and maintenance requirement of every account at the horizon of each scenario."""
+    """Equity and maintenance requirement of every account at the horizon of each scenario.
+
+    `horizon_years` is one for all or [scenarios].
+    """
     equity_change, requirement_change = _native_changes(portfolio, today, change)
     of_rows = _margin_of_rows(portfolio, today)
     requirement = of_rows.maintenance[:, None] + requirement_change.astype(jnp.float64)
     if portfolio.units is not None:
-        in_units = unit_maintenance(portfolio.units, shocks, cube, horizon_years)
+        elapsed = jnp.broadcast_to(jnp.asarray(horizon_years, jnp.float64), shocks.shape[:1])
+        in_units = unit_maintenance(portfolio.units, shocks, cube, elapsed)
         requirement = accumulate(portfolio.units.account, lambda u: in_units[u], requirement)
     return ScenarioMargin(of_rows.equity[:, None] + equity_change.astype(jnp.float64), requirement)
 

@@ -5,18 +5,15 @@ The law of no factor is needed for it, so neither is market history. The figures
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
-from .batch import PortfolioArrays, bucketed
-from .cube import CubeRows
+from .batch import bucketed
+from .engine import native_of_bucket
 from .errors import ConfigurationError
-from .margin import NativeMargin, native_margin_today
+from .margin import NativeMargin
 from .portfolio import Book
 
 _MOST_BUCKETS = 6
@@ -36,14 +33,9 @@ def native_today(book: Book) -> list[NativeMargin | None]:
     # Compiling a shape takes longer than computing many portfolios of it.
     most_buckets = max(1, min(_MOST_BUCKETS, len(out) // _PORTFOLIOS_PER_SHAPE))
     for bucket in bucketed(book.portfolios, factors, multiple=1, most_buckets=most_buckets):
-        found: Any = jax.device_get(_of_bucket(bucket.arrays, rows, factors=max(1, len(factors))))
+        arrays = jax.tree.map(np.asarray, bucket.arrays)
+        found: Any = native_of_bucket(arrays, rows, factors=len(factors), devices=1)
         for place, position in enumerate(bucket.members):
             figures: list[Any] = [np.asarray(values[place]) for values in found]
             out[position] = NativeMargin(*figures)
     return out
-
-
-@functools.partial(jax.jit, static_argnames="factors")
-def _of_bucket(arrays: PortfolioArrays, rows: CubeRows, *, factors: int) -> NativeMargin:
-    today, unmoved = rows.today(), jnp.zeros(factors, jnp.float64)
-    return lax.map(lambda portfolio: native_margin_today(portfolio, today, unmoved, rows), arrays)

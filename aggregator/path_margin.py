@@ -24,14 +24,13 @@ from jaxtyping import Array, Bool, Float, Int
 from .batch import PortfolioArrays, bucketed
 from .config import TILE
 from .cube import TERMS, CubeRows, Exponents
-from .engine import map_bucket
+from .engine import map_bucket, native_of_bucket
 from .margin import (
     NativeMargin,
     ScenarioMargin,
     accumulate,
     is_liquidated,
     liquidated,
-    native_margin_today,
     scenario_margin,
 )
 from .market import combined
@@ -143,6 +142,7 @@ class _FundingArrays(eqx.Module):
 
 class _Member(NamedTuple):
     rows: PortfolioArrays
+    native: NativeMargin
     funding: _FundingArrays
     nodes: NodeRows | None
 
@@ -212,13 +212,15 @@ def path_figures(
     today = rows.today()
     buckets = bucketed(portfolios, factors, multiple=devices)
     # From the host: splitting what lies on one device takes a small program for every shape of an array.
+    arrays = [jax.tree.map(np.asarray, bucket.arrays) for bucket in buckets]
     members = [
         _Member(
-            jax.tree.map(np.asarray, bucket.arrays),
+            of_bucket,
+            native_of_bucket(of_bucket, rows, factors=len(factors), devices=devices),
             _funding_arrays([funding[at] for at in bucket.members], len(bucket.arrays.trigger), factors),
             None if nodes is None else node_rows(bucket, portfolios, factors, nodes),
         )
-        for bucket in buckets
+        for bucket, of_bucket in zip(buckets, arrays, strict=True)
     ]
     totals: list[Any] = [None] * len(buckets)
     traces: list[list[Any]] = [[] for _ in buckets]
@@ -298,10 +300,9 @@ def _priced(
 
 def _walk(member: _Member, chunk: _Chunk) -> tuple[_Sums, Bool[Array, " A"], NodeScenarios | None]:
     """One portfolio along one tile of paths, whether each account's figures are finite all the way, and its nodes."""
-    portfolio, funding, nodes = member
+    portfolio, native, funding, nodes = member
     accounts, scenarios = portfolio.trigger.shape[0], chunk.weights.shape[0]
     real = chunk.weights > 0
-    native = native_margin_today(portfolio, chunk.today, jnp.zeros(chunk.shocks.shape[2], jnp.float64), chunk.rows)
     today = portfolio.account_is_real & is_liquidated(
         native.equity,
         native.maintenance,

@@ -22,7 +22,7 @@ from .factors import Generation, MarketSize, build_generator
 from .overlays.liquidity_drought import tail_depth
 from .portfolio import Book
 from .stress import StressLibrary
-from .stress_margin import StressCube, stress_cube, stress_views
+from .stress_margin import StressCube, joined_columns, stress_cube, stress_views
 from .unified_market import priced_grid, unified_market
 
 MOST_SCENARIOS = 1_048_576
@@ -106,7 +106,8 @@ def _stressed(
 ) -> StressCube:
     views = stress_views(library, names, factors, venues, tile=TILE)
     change = price_rows(cube.rows, jnp.asarray(views.shocks), horizon_years=0.0)
-    return stress_cube(library, names, views, change, venues)
+    joined = joined_columns(cube.change, cube.shocks, cube.horizon_years, change, views)
+    return stress_cube(library, names, views, change, joined, venues)
 
 
 def market_with_target(

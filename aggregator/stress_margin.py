@@ -24,8 +24,7 @@ from jaxtyping import Array, Bool, Float, Int
 from . import add_ons
 from .account import Line
 from .batch import Bucket, PortfolioArrays
-from .cube import CubeRows
-from .margin import accumulate, is_liquidated, line_changes, scenario_margin
+from .margin import ScenarioMargin, accumulate, is_liquidated, line_changes
 from .policy import Requirement
 from .portfolio import PackedPortfolio
 from .rounding import rounded
@@ -62,7 +61,7 @@ class StressCube(eqx.Module):
     """
 
     change: Float[Array, "rows C"]
-    shocks: Float[Array, "C factors"]
+    joined: JoinedColumns
     market_view: Int[Array, " K"]
     trigger_view: Int[Array, "V K"]
     funding: Float[Array, "V K"]
@@ -70,6 +69,14 @@ class StressCube(eqx.Module):
     depth: Float[Array, " K"]
     fails: Bool[Array, "V K"]
     binding: Bool[Array, " K"]
+
+
+class JoinedColumns(NamedTuple):
+    """The run's scenarios and behind them the views: the rules of the venues are compiled once for both."""
+
+    change: Float[Array, "rows columns"]
+    shocks: Float[Array, "columns factors"]
+    elapsed_years: Float[Array, " columns"]
 
 
 class StressFigures(NamedTuple):
@@ -131,6 +138,22 @@ def _binds(line: Line, policy: Requirement) -> bool:
     return not (is_own_token(line, policy) or (policy.collateral == "haircut" and is_at_haircut(line)))
 
 
+def joined_columns(
+    change: Float[Array, "rows scenarios"],
+    shocks: Float[Array, "scenarios factors"],
+    horizon_years: float,
+    views_change: Float[Array, "rows C"],
+    views: StressViews,
+) -> JoinedColumns:
+    """The scenarios at the horizon of the run and the views of the stresses, in which no time passes."""
+    elapsed = np.repeat([horizon_years, 0.0], [len(shocks), len(views.shocks)])
+    return JoinedColumns(
+        jnp.concatenate([change, views_change], axis=1),
+        jnp.concatenate([shocks, jnp.asarray(views.shocks)]),
+        jnp.asarray(elapsed),
+    )
+
+
 class StressViews(NamedTuple):
     """Host side of a `StressCube`: the distinct log-moves [C, factors] and which venue reads which under a stress."""
 
@@ -170,6 +193,7 @@ def stress_cube(
     names: Sequence[str],
     views: StressViews,
     change: Float[Array, "rows C"],
+    joined: JoinedColumns,
     venues: Sequence[str],
 ) -> StressCube:
     """The cube of the views, priced (`change`), with what else happens under each stress."""
@@ -186,7 +210,7 @@ def stress_cube(
 
     return StressCube(
         change=change,
-        shocks=jnp.asarray(views.shocks),
+        joined=joined,
         market_view=jnp.asarray(views.market_view),
         trigger_view=jnp.asarray(views.trigger_view),
         funding=funding(lambda part, own: part.funding if own is None else 0.0),
@@ -209,11 +233,13 @@ def stress_figures(
     portfolio: PortfolioArrays,
     stress: StressArrays,
     cube: StressCube,
-    rows: CubeRows,
-    today: Float[Array, " rows"],
+    margin: ScenarioMargin,
     market: UnifiedMarket | None = None,
 ) -> StressFigures:
-    """One portfolio under every stress; without a `market` the loss of depth is 0, for nothing is known of any."""
+    """One portfolio under every stress, given its accounts under every view (`margin`).
+
+    Without a `market` the loss of depth is 0, for nothing is known of any.
+    """
     losses = -line_changes(portfolio, cube.change)
     line_loss = losses[:, cube.market_view].astype(jnp.float64)
     nodes, count = portfolio.node_is_real.shape[0], cube.depth.shape[0]
@@ -234,7 +260,6 @@ def stress_figures(
     simulated = jnp.where(stress.line_binds[:, None], line_loss, 0.0)
     binding = lost(stress.node_binding_equity, accumulate(portfolio.line_node, lambda n: simulated[n], nothing))
     depth = jnp.zeros((nodes + 1, count), jnp.float64) if market is None else depth_loss(portfolio, market, cube.depth)
-    margin = scenario_margin(portfolio, today, cube.change, cube.shocks, rows, horizon_years=0.0)
 
     def seen(values: Float[Array, "A C"]) -> Float[Array, "A K"]:
         """What the triggers of each account's venue see."""

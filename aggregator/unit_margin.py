@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from .config import TILE
 from .cube import TERMS, CubeRows
@@ -24,7 +24,7 @@ so the last of the 52 bits depends on the shapes around an option; after the rou
 
 
 def unit_requirements(
-    units: UnitArrays, shocks: Float[Array, " factors"], cube: CubeRows, *, elapsed_years: float
+    units: UnitArrays, shocks: Float[Array, " factors"], cube: CubeRows, *, elapsed_years: ArrayLike
 ) -> Requirement:
     """Initial and maintenance requirement of every risk unit in one scenario, [U] each, float64."""
 
@@ -54,7 +54,9 @@ def _without_last_bits(figure: Float[Array, ""]) -> Float[Array, ""]:
     return lax.reduce_precision(figure, exponent_bits=11, mantissa_bits=_UNIT_MANTISSA_BITS)
 
 
-def _moved_market(unit: UnitArrays, shocks: Float[Array, " factors"], cube: CubeRows, elapsed_years: float) -> RiskUnit:
+def _moved_market(
+    unit: UnitArrays, shocks: Float[Array, " factors"], cube: CubeRows, elapsed_years: ArrayLike
+) -> RiskUnit:
     stable = rounded(unit.stable_weight[0] * shocks[unit.stable_factor[0]])
     for term in range(1, TERMS):
         stable = stable + rounded(unit.stable_weight[term] * shocks[unit.stable_factor[term]])
@@ -68,13 +70,16 @@ def _moved_market(unit: UnitArrays, shocks: Float[Array, " factors"], cube: Cube
 
 
 def unit_maintenance(
-    units: UnitArrays, shocks: Float[Array, "scenarios factors"], cube: CubeRows, horizon_years: float
+    units: UnitArrays,
+    shocks: Float[Array, "scenarios factors"],
+    cube: CubeRows,
+    elapsed_years: Float[Array, " scenarios"],
 ) -> Float[Array, "U scenarios"]:
     """Maintenance requirement of every unit in every scenario: nested grids repriced, in tiles of fixed size."""
-    tiles = shocks.reshape(-1, TILE, shocks.shape[1])
+    tiles = (shocks.reshape(-1, TILE, shocks.shape[1]), elapsed_years.reshape(-1, TILE))
 
-    def tile(block: Float[Array, "tile factors"]) -> Float[Array, "tile U"]:
-        each = jax.vmap(lambda s: unit_requirements(units, s, cube, elapsed_years=horizon_years).maintenance)
-        return each(block)
+    def tile(block: tuple[Float[Array, "tile factors"], Float[Array, " tile"]]) -> Float[Array, "tile U"]:
+        each = jax.vmap(lambda s, years: unit_requirements(units, s, cube, elapsed_years=years).maintenance)
+        return each(*block)
 
     return jnp.moveaxis(lax.map(tile, tiles).reshape(shocks.shape[0], -1), 1, 0)

@@ -13,13 +13,14 @@ import pyarrow as pa
 import pytest
 
 from adapters.asset_book import read_asset_book
-from aggregator.batch import bucketed
+from aggregator.batch import PortfolioArrays, bucketed
 from aggregator.config import TILE
 from aggregator.engine import Cube, Headline, draw_cube, evaluate_headlines, price_rows
 from aggregator.errors import ConfigurationError
 from aggregator.factors import MarketSize
 from aggregator.generators.multivariate_t import multivariate_t
 from aggregator.history_tables import read_history_table
+from aggregator.margin import scenario_margin
 from aggregator.policy import Requirement, VenuePolicy
 from aggregator.portfolio import PackedPortfolio
 from aggregator.replay import closes_on, replayed
@@ -34,8 +35,10 @@ from aggregator.stress import (
     without_effect,
 )
 from aggregator.stress_margin import (
+    StressArrays,
     StressFigures,
     depth_loss,
+    joined_columns,
     stress_arrays,
     stress_cube,
     stress_figures,
@@ -334,7 +337,8 @@ def stressed(tmp_path_factory: pytest.TempPathFactory) -> Stressed:
     )
     views = stress_views(read, names, FACTORS, venues, tile=TILE)
     change = price_rows(rows, jnp.asarray(views.shocks), horizon_years=0.0)
-    both = (market, stress_cube(read, names, views, change, venues))
+    joined = joined_columns(cube.change, cube.shocks, cube.horizon_years, change, views)
+    both = (market, stress_cube(read, names, views, change, joined, venues))
     cube = eqx.tree_at(lambda c: (c.unified, c.stress), cube, both, is_leaf=lambda leaf: leaf is None)
     (headline,) = evaluate_headlines([portfolio], FACTORS, cube, devices=1, policy=POLICY, venues=venues)
     assert headline is not None
@@ -443,7 +447,7 @@ def test_what_binds_is_what_the_requirement_simulates(stressed: Stressed, own: t
     simulated = unified_arrays(bucket, [portfolio], FACTORS, policy).line_simulated
     np.testing.assert_array_equal(arrays.line_binds, simulated)
     both = jax.tree.map(lambda leaf: leaf[0], (bucket.arrays, arrays))
-    figures = _figures(*both, cube.stress, cube.rows, cube.today)
+    figures = _figures(*both, cube)
     np.testing.assert_array_equal(figures.node_loss, stressed.figures.node_loss)
     k = stressed.names.index("both")
     at_market = line_losses(stressed, stress_moves(stressed.library.parts("both"), FACTORS, ()).market)
@@ -466,7 +470,12 @@ def test_what_binds_is_what_the_requirement_simulates(stressed: Stressed, own: t
     assert np.abs(expected - np.asarray(figures.node_loss)[:count, k]).max() > 1.0
 
 
-_figures = jax.jit(stress_figures)
+@jax.jit
+def _figures(rows: PortfolioArrays, stress: StressArrays, cube: Cube) -> StressFigures:
+    assert cube.stress is not None
+    views = cube.stress.joined.shocks[cube.weights.shape[0] :]
+    margin = scenario_margin(rows, cube.today, cube.stress.change, views, cube.rows, horizon_years=0.0)
+    return stress_figures(rows, stress, cube.stress, margin)
 
 
 def test_the_desk_holds_what_it_holds(stressed: Stressed) -> None:

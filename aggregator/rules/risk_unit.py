@@ -13,7 +13,7 @@ from typing import NamedTuple
 import equinox as eqx
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from ..pricing import term_scaled_log_vol_change
 from ..rounding import rounded
@@ -150,7 +150,7 @@ class UnitMove(eqx.Module):
     """Log change of the settlement stable's USD price."""
 
 
-def moved(unit: RiskUnit, move: UnitMove, *, elapsed_years: float) -> RiskUnit:
+def moved(unit: RiskUnit, move: UnitMove, *, elapsed_years: ArrayLike) -> RiskUnit:
     """`unit` after `move` and `elapsed_years`: prices scaled, vols moved, expiries nearer (never below 0).
 
     Sticky strike: an option keeps its own vol, moved with its underlying's 30-day vol. Confidences, rates, what the
