@@ -10,6 +10,7 @@ The initial requirement in a scenario keeps today's ratio to the maintenance req
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -18,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from .account import Line
 from .batch import Bucket, PortfolioArrays, bucketed
 from .cube import TERMS, Exponents
 from .engine import Cube, map_bucket
@@ -45,6 +47,10 @@ class NodeRows(eqx.Module):
     line_is_balance: Bool[Array, " L"]
     line_equity: Float[Array, " L"]
     profit_leaves: Bool[Array, " N"]
+    line_leaves: Float[Array, " L"]
+    """Share of the line's value that the venue could pay out."""
+    held_back: Bool[Array, " N"]
+    """Whether the venue could not pay out everything that lies at the node."""
 
 
 class NodeScenarios(NamedTuple):
@@ -76,13 +82,15 @@ class NodeRules(NamedTuple):
     """What is known of accounts and venues outside the engine's rows.
 
     `units` are the factors that move each account's unit in USD, `requirements` its initial and maintenance requirement
-    today, both by account id. `profit_leaves` says by venue whether unrealised profit can be withdrawn.
+    today, both by account id. `profit_leaves` says by venue whether unrealised profit can be withdrawn. `leaving_share`
+    is how much of a balance its venue could pay out, by key of its line, see `withdrawal_shares`.
     """
 
     units: Mapping[str, Exponents]
     requirements: Mapping[str, tuple[float, float]]
     warning_health: float
     profit_leaves: Mapping[str, bool]
+    leaving_share: Mapping[str, float] = MappingProxyType({})
 
 
 def node_rows(
@@ -106,6 +114,12 @@ def node_rows(
         needs = [rules.requirements[info.account_id] for info in infos]
         ratio = [initial / maintenance if maintenance > 0.0 else 1.0 for initial, maintenance in needs]
         warning = rules.warning_health
+        shares = [leaving_share(line, rules) for line in portfolio.lines]
+        restricted = {
+            node
+            for node, line in zip(portfolio.line_node, portfolio.lines, strict=True)
+            if line.key in rules.leaving_share
+        }
         # Any: host arrays stand where the module declares device arrays.
         tables: Any = (factor, weight)
         return NodeRows(
@@ -127,12 +141,21 @@ def node_rows(
             line_is_balance=column([line.kind in ("collateral", "debt") for line in portfolio.lines], lines, np.bool_),
             line_equity=column(portfolio.line_equity, lines, np.float64),
             profit_leaves=column([rules.profit_leaves.get(v, False) for _, v in portfolio.nodes], nodes, np.bool_),
+            line_leaves=column(shares, lines, np.float64),
+            held_back=column([node in restricted for node in range(len(portfolio.nodes))], nodes, np.bool_),
         )
 
     members = [rows(portfolios[position]) for position in bucket.members]
     members += [rows(PackedPortfolio(""))] * (count - len(members))
     stacked: NodeRows = jax.tree.map(lambda *leaves: np.stack(leaves), *members)
     return stacked
+
+
+def leaving_share(line: Line, rules: NodeRules) -> float:
+    """Share of a line's value that could leave its venue; nothing of a debt, of a position's profit where that can."""
+    if line.kind == "collateral":
+        return rules.leaving_share.get(line.key, 1.0)
+    return 1.0 if line.kind != "debt" and rules.profit_leaves.get(line.venue, False) else 0.0
 
 
 def node_step(
@@ -154,6 +177,12 @@ def node_step(
 
     balances = accumulate(portfolio.line_node, balance, nothing)
 
+    def leaves(line: Array) -> Array:
+        value = rows.line_equity[line] + changes[line].astype(jnp.float64)
+        return rounded(rows.line_leaves[line] * jnp.maximum(value, 0.0))
+
+    there = accumulate(portfolio.line_node, leaves, nothing)
+
     def unit(account: Array) -> Array:
         power = rounded(rows.unit_weight[account, 0] * shocks[:, rows.unit_factor[account, 0]])
         for term in range(1, TERMS):
@@ -169,6 +198,7 @@ def node_step(
         rows.account_node, lambda a: above(a, jnp.maximum(rows.initial_ratio[a], portfolio.trigger[a])), nothing
     )
     paid_out = jnp.where(rows.profit_leaves[:, None], free, jnp.minimum(free, balances))
+    paid_out = jnp.where(rows.held_back[:, None], jnp.minimum(paid_out, there), paid_out)
     gone = liquidated(portfolio, margin)
     node_gone = accumulate(rows.account_node, lambda a: jnp.where(gone[a], 1.0, 0.0), nothing) > 0.0
     needed = rounded(rows.warning_multiple[:, None] * jnp.maximum(margin.maintenance, 0.0))

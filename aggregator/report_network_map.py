@@ -2,7 +2,8 @@
 
 Nodes stand on an ellipse, in the order of their names, the darker the likelier they fall short. An arrow is everything
 that leads from one node to another; it is as wide as what flows there in the worst scenarios, and its label is that of
-its main way. A withdrawal limit is part of the node that it belongs to, a broker's line part of the broker.
+its main way. A withdrawal limit is part of the node that it belongs to; a broker's line and a limit that several ways
+share have a place of their own.
 """
 
 from __future__ import annotations
@@ -125,7 +126,7 @@ def drawn_ways(nodes: Sequence[Row], routes: Sequence[Row]) -> list[Way]:
         before, after = row["source"], row["target"]
         if kinds.get(after) == "limit":
             belongs[after], bounds[after] = before, row["capacity_usd"]
-        elif kinds.get(before) == kinds.get(after) == "broker":
+        elif kinds.get(before) == kinds.get(after) and kinds.get(before) in ("broker", "shared"):
             belongs[before], bounds[after] = after, row["capacity_usd"]
 
     def drawn(point: str) -> str:

@@ -62,7 +62,6 @@ def transfer_section(portfolio: Row, nodes: Sequence[Row], routes: Sequence[Row]
         "ladder": _collateral_ladder(portfolio),
         "capped": granted is not None and arrives is not None and granted < arrives - 5e-4,
         "gap": _notable_gap(portfolio),
-        "exact_points": _exact_points(portfolio["transfer_method"]),
         "no_routes": portfolio["transfer_method"] == "no_routes",
         "moves": Limited(moves[:MOVE_ROWS], max(0, len(moves) - MOVE_ROWS)),
         "map": network_map(nodes, ways, title="Nodes and the ways between them"),
@@ -92,12 +91,6 @@ def _notable_gap(row: Row) -> float | None:
     """The distance of the TCES to the true minimum where it is more than a thousandth of it."""
     gap, found = row["es_99_transfer_gap_usd"], row["es_99_transfer_usd"]
     return gap if gap is not None and found is not None and gap > 1e-3 * abs(found) else None
-
-
-def _exact_points(method: str | None) -> tuple[str, str] | None:
-    """(points computed together, points) where some had to be left alone."""
-    parts = (method or "").split(" of ")
-    return (parts[1], parts[2]) if len(parts) == 3 else None
 
 
 def _route_table(ways: Sequence[Row], labels: Mapping[str, str], decimals: int) -> Table:

@@ -11,31 +11,13 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from .errors import Failure, FailureReason, nearest_name
+from .route_ways import Limit, Route, Way, joined_ways, passage
 from .routes import Leg, Link, Outage, Routes, VenueRoutes, WrittenRoute
 
 MOST_ROUTED_POINTS = 12
 """Up to this many points with a route the engine computes exactly, from all their subsets."""
 
 _SECONDS = 3600.0
-
-
-class Route(NamedTuple):
-    """One way between two points, numbers of `RouteNetwork.points`; `through` are names of channels."""
-
-    name: str
-    source: int
-    target: int
-    asset: str
-    through: tuple[str, ...]
-    median_hours: float
-    p99_hours: float
-    capacity_usd: float
-    """What leaves the source; `fee` of it does not arrive. Infinite without a limit."""
-    fee: float
-
-    @property
-    def arriving_usd(self) -> float:
-        return self.capacity_usd * (1.0 - self.fee)
 
 
 class RouteNetwork(NamedTuple):
@@ -49,16 +31,38 @@ class RouteNetwork(NamedTuple):
     venues: tuple[str, ...]
     """Venue of each node; empty for the other points."""
     kinds: tuple[str, ...]
-    """node, limit or broker."""
+    """node, limit (of what leaves one node), shared (a limit of several ways) or broker."""
     nodes: int
     routes: tuple[Route, ...]
     grace_hours: tuple[float, ...]
+    deadline_of: tuple[int, ...]
+    """By point, the node by whose deadline what enters the point must have come: a node's own, of a shared limit that
+    of the one node behind it; -1 where nothing has to be in time.
+    """
 
     @property
     def routed(self) -> tuple[int, ...]:
         """Points with a route in or out, in order; the others stand alone."""
         ends = {end for route in self.routes for end in (route.source, route.target)}
         return tuple(sorted(ends))
+
+    def nodes_beyond(self, point: int, *, against: bool) -> frozenset[int]:
+        """Nodes that a route into `point` serves through limits and brokers; `against` the routes, those it comes from.
+        A node is itself.
+        """
+        found, edge = set(), [point]
+        while edge:
+            at = edge.pop()
+            if at in found:
+                continue
+            found.add(at)
+            if at >= self.nodes:
+                edge += [
+                    route.source if against else route.target
+                    for route in self.routes
+                    if (route.target if against else route.source) == at
+                ]
+        return frozenset(node for node in found if node < self.nodes)
 
 
 class GivenRoute(NamedTuple):
@@ -140,25 +144,31 @@ def route_network(
     lives = chains or [""] * len(nodes)
     names = [node for node, _ in nodes]
     venues = [venue for _, venue in nodes]
-    found: list[Route] = []
+    limits = {
+        venue: leg.leaving.capacity_usd for venue, leg in routes.venues.items() if leg.leaving.capacity_usd is not None
+    }
+    ways: list[Way] = []
     for source, (origin, origin_venue) in enumerate(nodes):
         for target, (goal, goal_venue) in enumerate(nodes):
             if source == target:
                 continue
             own = [g for g in given if (g.source_node, g.target_node) == (origin, goal)]
             written = [
-                w for w in routes.routes if w.origin in (origin, origin_venue) and w.target in (goal, goal_venue)
+                (number, w)
+                for number, w in enumerate(routes.routes)
+                if w.origin in (origin, origin_venue) and w.target in (goal, goal_venue)
             ]
             if own:
-                found += [_route(source, target, g.asset, g.leg, (g.channel,)) for g in own]
+                ways += [_given_way(source, target, g, origin_venue, routes) for g in own]
             elif written:
-                found += [_written(source, target, w, origin_venue, routes) for w in written]
+                ways += [_written_way(source, target, n, w, origin_venue, routes) for n, w in written]
             else:
                 ends = (origin_venue, lives[source]), (goal_venue, lives[target])
-                found += _composed(source, target, *ends, routes)
-    points, point_venues = list(names), list(venues)
-
-    kinds = ["node"] * len(names)
+                ways += _composed_ways(source, target, *ends, routes)
+    joined = joined_ways(ways, nodes, limits, most_usd=most_usd)
+    points, found, deadlines = [*names, *joined.points], list(joined.routes), joined.deadlines
+    kinds = ["node"] * len(names) + list(joined.kinds)
+    point_venues = venues + [""] * len(joined.kinds)
 
     def add_point(name: str, kind: str) -> int:
         points.append(name)
@@ -166,23 +176,19 @@ def route_network(
         kinds.append(kind)
         return len(points) - 1
 
-    for node, venue in enumerate(venues):
-        limit = routes.venues[venue].leaving.capacity_usd if venue in routes.venues else None
-        if limit is not None and limit < most_usd and any(route.source == node for route in found):
-            gate = add_point(f"{names[node]} withdrawals", "limit")
-            found = [route._replace(source=gate) if route.source == node else route for route in found]
-            found.append(_passage(node, gate, "withdrawal limit", limit))
     for credit in routes.credit:
         members = [at for at, venue in enumerate(venues) if venue in credit.venues]
         if len(members) < 2 or not credit.line_usd:
             continue
         claims, advances = add_point(f"{credit.name} claims", "broker"), add_point(credit.name, "broker")
-        found.append(_passage(claims, advances, "credit line", credit.line_usd))
+        found.append(passage(claims, advances, "credit line", credit.line_usd))
         leg = Leg(median_hours=credit.hours, p99_hours=credit.hours)
         channel = (f"credit {credit.name}",)
         for member in members:
             # The claim on what lies at a member passes at once; the broker is repaid when it arrives.
-            found.append(_passage(member, claims, "claim", math.inf))
+            claim = passage(member, claims, "claim", math.inf)
+            lost = tuple(name for name in _halts(venues[member], routes) if name.startswith("default "))
+            found.append(claim._replace(through=lost))
             found.append(_route(advances, member, "credit", leg, channel, credit.name))
     grace = [routes.venues[venue].grace_hours if venue in routes.venues else 0.0 for venue in point_venues]
     return RouteNetwork(
@@ -192,12 +198,8 @@ def route_network(
         nodes=len(names),
         routes=tuple(sorted(found, key=lambda r: (r.source, r.target, r.p99_hours, r.name))),
         grace_hours=tuple(grace),
+        deadline_of=tuple(at if at < len(names) else deadlines.get(at, -1) for at in range(len(points))),
     )
-
-
-def _passage(source: int, target: int, name: str, capacity_usd: float) -> Route:
-    """A step within the network that takes no time and leads through no channel."""
-    return Route(name, source, target, "", (), 0.0, 0.0, capacity_usd, 0.0)
 
 
 def _constant(probability: float) -> Outage:
@@ -213,40 +215,76 @@ def _route(source: int, target: int, asset: str, leg: Leg, through: tuple[str, .
     )
 
 
-def _written(source: int, target: int, written: WrittenRoute, venue: str, routes: Routes) -> Route:
-    through = (*_halts(venue, routes), *written.through)
+def _given_way(source: int, target: int, given: GivenRoute, venue: str, routes: Routes) -> Way:
+    leg = given.leg
+    capacity = math.inf if leg.capacity_usd is None else leg.capacity_usd
+    times = leg.median_hours, leg.p99_hours
+    # The table states the outage of the whole way; only the failure of the venue is beside it.
+    halts = tuple(name for name in _halts(venue, routes) if name.startswith("default "))
+    return Way(given.channel, source, target, given.asset, halts, (given.channel,), *times, capacity, leg.fee)
+
+
+def _written_way(source: int, target: int, number: int, written: WrittenRoute, venue: str, routes: Routes) -> Way:
     name = " ".join(written.through) or "direct"
-    return _route(source, target, written.asset, written, through, name)
+    limits: tuple[Limit, ...] = ()
+    if written.capacity_usd is not None:
+        of_route = f"{written.origin} to {written.target} {name}"
+        limits = (Limit(("route", str(number)), of_route, written.capacity_usd, written.through),)
+    times = written.median_hours, written.p99_hours
+    halts = _halts(venue, routes)
+    return Way(name, source, target, written.asset, halts, written.through, *times, math.inf, written.fee, limits)
 
 
 def _halts(venue: str, routes: Routes) -> tuple[str, ...]:
-    """The channel that stands for the venue's own withdrawals."""
-    return (f"venue {venue}",) if venue in routes.venues else ()
+    """The channels that stand for the venue's own withdrawals, and for the venue itself."""
+    if venue not in routes.venues:
+        return ()
+    fails = routes.venues[venue].default_per_year is not None
+    return (f"venue {venue}", f"default {venue}") if fails else (f"venue {venue}",)
 
 
-def _composed(source: int, target: int, origin: tuple[str, str], goal: tuple[str, str], routes: Routes) -> list[Route]:
+def _composed_ways(
+    source: int, target: int, origin: tuple[str, str], goal: tuple[str, str], routes: Routes
+) -> list[Way]:
     """Ways by every chain that both (venue, chain) use; where there is none, by the links that join them."""
     if origin[0] not in routes.venues or goal[0] not in routes.venues:
         return []
     leaving, arriving = routes.venues[origin[0]], routes.venues[goal[0]]
     halts = _halts(origin[0], routes)
     if origin == goal:
-        return [] if leaving.within is None else [_route(source, target, "any", leaving.within, halts, "within")]
-    out = []
+        return [] if leaving.within is None else [_within_way(source, target, origin[0], leaving.within, halts)]
+    deposits: tuple[Limit, ...] = ()
+    if arriving.arriving.capacity_usd is not None:
+        deposits = (Limit(("arriving", goal[0]), f"{goal[0]} deposits", arriving.arriving.capacity_usd),)
     starts, ends = _chains(leaving, origin[1]), _chains(arriving, goal[1])
+    out = []
     for chain in starts:
         if chain in ends:
             leg = _joined(leaving.leaving, arriving.arriving)
-            out.append(_route(source, target, "USDC", leg, (*halts, chain), chain))
+            times = leg.median_hours, leg.p99_hours
+            out.append(Way(chain, source, target, "USDC", halts, (chain,), *times, math.inf, leg.fee, deposits))
     if out:
         return out
-    for link in routes.links:
+    for number, link in enumerate(routes.links):
         if link.source_chain in starts and link.target_chain in ends:
             leg = _joined(leaving.leaving, link, arriving.arriving)
-            through = tuple(dict.fromkeys((*halts, link.source_chain, link.through, link.target_chain)))
+            through = tuple(dict.fromkeys((link.source_chain, link.through, link.target_chain)))
             name = f"{link.source_chain} {link.through} {link.target_chain}"
-            out.append(_route(source, target, "USDC", leg, through, name))
+            limits = deposits
+            if link.capacity_usd is not None:
+                limits = (Limit(("link", str(number)), name, link.capacity_usd, through), *deposits)
+            times = leg.median_hours, leg.p99_hours
+            out.append(Way(name, source, target, "USDC", halts, through, *times, math.inf, leg.fee, limits))
     return out
+
+
+def _within_way(source: int, target: int, venue: str, leg: Leg, halts: tuple[str, ...]) -> Way:
+    """Between two nodes of a venue: no withdrawal, and so not counted towards their limit."""
+    limits: tuple[Limit, ...] = ()
+    if leg.capacity_usd is not None:
+        limits = (Limit(("within", venue), f"{venue} within", leg.capacity_usd),)
+    times = leg.median_hours, leg.p99_hours
+    return Way("within", source, target, "any", halts, (), *times, math.inf, leg.fee, limits, gated=False)
 
 
 def _chains(venue: VenueRoutes, lives: str) -> tuple[str, ...]:

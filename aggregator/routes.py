@@ -10,6 +10,7 @@ down in a scenario for all routes that lead through it.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import tomllib
@@ -33,6 +34,10 @@ class Outage(Section):
 
     intercept: float = Field(default=-6.0, ge=-50, le=50)
     slope: float = Field(default=0.5, ge=-20, le=20)
+
+
+NEVER_DOWN = Outage(intercept=-50.0, slope=0.0)
+"""Next to never."""
 
 
 class Channel(Section):
@@ -90,6 +95,8 @@ class VenueRoutes(Section):
     liquidation_cost: float = Field(default=0.005, ge=0, lt=1)
     """Fee and impact of a liquidation, as a share of the notional that is closed. ASSUMED."""
     outage: Outage = Outage()
+    default_per_year: float | None = Field(default=None, ge=0, le=365)
+    """Failures a year in which what lies at the venue is lost; None: only withdrawals halt."""
     source: str = Field(min_length=1)
 
 
@@ -111,7 +118,7 @@ class CreditLine(Section):
     line_usd: float = Field(ge=0)
     venues: tuple[str, ...] = Field(min_length=1)
     hours: float = Field(default=0.0, ge=0, le=8760)
-    outage: Outage = Outage(intercept=-50.0, slope=0.0)
+    outage: Outage = NEVER_DOWN
     source: str = Field(min_length=1)
 
 
@@ -171,13 +178,19 @@ def read_routes(path: str | Path, *, venues: Collection[str], nodes: Collection[
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigurationError(f"{name} is not valid TOML: {error}") from None
     try:
-        routes = Routes.model_validate(document)
+        # As JSON, so that a text is no number and a number no truth, while arrays and tables stay what they are.
+        routes = Routes.model_validate_json(json.dumps(document, default=_of_no_key), strict=True)
     except ValidationError as error:
         raise ConfigurationError("; ".join(_sentences(error, name, text))) from None
     wrong = [*_unknown_names(routes, venues, nodes), *_free_money(routes)]
     if wrong:
         raise ConfigurationError("; ".join(f"{_where(name, text, place)}: {message}" for place, message in wrong))
     return routes
+
+
+def _of_no_key(value: object) -> dict[str, str]:
+    """A date or time, which no key takes, as something that no key takes."""
+    return {"time": str(value)}
 
 
 # ---- what is wrong, and on which line --------------------------------------------------------------------------------
@@ -207,31 +220,47 @@ def _where(name: str, text: str, place: Sequence[str | int]) -> str:
 
 
 def _line_number(text: str, place: Sequence[str | int]) -> int | None:
-    if not place:
-        return None
-    lines = text.splitlines()
-    table, rest = str(place[0]), list(place[1:])
-    if rest and isinstance(rest[0], int):
-        starts = [n for n, line in enumerate(lines) if re.match(rf"\s*\[\[\s*{re.escape(table)}\s*\]\]", line)]
-        if rest[0] >= len(starts):
-            return None
-        start, rest = starts[rest[0]], rest[1:]
-    else:
-        start = -1
-        for depth in range(len(place), 0, -1):
-            header = r"\s*\.\s*".join(rf'"?{re.escape(str(part))}"?' for part in place[:depth])
-            found = [n for n, line in enumerate(lines) if re.match(rf"\s*\[\s*{header}\s*\]", line)]
-            if found:
-                start, rest = found[0], list(place[depth:])
-                break
-        if start < 0:
-            return None
-    for number in range(start + 1, len(lines)):
-        if lines[number].lstrip().startswith("["):
-            break
-        if rest and re.match(rf'\s*"?{re.escape(str(rest[0]))}"?\s*[.=]', lines[number]):
-            return number + 1
-    return start + 1
+    """Line of the longest part of the place that has one."""
+    known = _lines(text)
+    for depth in range(len(place), 0, -1):
+        if (number := known.get(tuple(place[:depth]))) is not None:
+            return number
+    return None
+
+
+def _lines(text: str) -> dict[tuple[str | int, ...], int]:
+    """The line on which every table and every key of a TOML text starts, by its place."""
+    out: dict[tuple[str | int, ...], int] = {}
+    table: tuple[str | int, ...] = ()
+    counts: dict[tuple[str | int, ...], int] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        if header := re.match(rf"\s*(\[\[?)\s*({_KEYS})\s*\]", line):
+            table = ()
+            for part in _parts(header[2]):
+                table = (*table, part)
+                if table in counts:
+                    table = (*table, counts[table] - 1)
+            if header[1] == "[[":
+                at = table[:-1] if isinstance(table[-1], int) else table
+                counts[at] = counts.get(at, 0) + 1
+                out.setdefault(at, number)
+                table = (*at, counts[at] - 1)
+            for depth in range(1, len(table) + 1):
+                out.setdefault(table[:depth], number)
+        elif key := re.match(rf"\s*({_KEYS})\s*=", line):
+            place = table
+            for part in _parts(key[1]):
+                place = (*place, part)
+                out.setdefault(place, number)
+    return out
+
+
+_KEY = r"""(?:"[^"]*"|'[^']*'|[A-Za-z0-9_-]+)"""
+_KEYS = rf"{_KEY}(?:\s*\.\s*{_KEY})*"
+
+
+def _parts(keys: str) -> list[str]:
+    return [key.strip("\"'") for key in re.findall(_KEY, keys)]
 
 
 def _unknown_names(
@@ -281,7 +310,7 @@ def _unknown_names(
             if channel not in routes.channels:
                 yield ("routes", number, "through"), unknown("channel", channel, routes.channels)
     for name in routes.channels:
-        if name.startswith(("venue ", "credit ", "route ")):
+        if name.startswith(("venue ", "default ", "credit ", "route ")):
             yield ("channels", name), f"the name {name!r} is taken"
     names = set()
     for number, credit in enumerate(routes.credit):
@@ -356,11 +385,14 @@ def _free_money(routes: Routes) -> Iterator[tuple[tuple[str | int, ...], str]]:
 
 
 def merged_channels(routes: Routes, venues: Collection[str]) -> Mapping[str, tuple[Outage, float]]:
-    """Outage and losses a year of every channel, venues (as "venue NAME") and credit lines among them."""
+    """Outage and losses a year of every channel: withdrawals ("venue NAME"), failures of venues, credit lines too."""
     out = {name: (channel.outage, channel.loss_per_year) for name, channel in routes.channels.items()}
     for name in sorted(venues):
         if name in routes.venues:
-            out[f"venue {name}"] = routes.venues[name].outage, 0.0
+            venue = routes.venues[name]
+            out[f"venue {name}"] = venue.outage, 0.0
+            if venue.default_per_year is not None:
+                out[f"default {name}"] = NEVER_DOWN, venue.default_per_year
     for credit in routes.credit:
         out[f"credit {credit.name}"] = credit.outage, 0.0
     return out

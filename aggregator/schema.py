@@ -118,7 +118,7 @@ BALANCES = _schema(
         _decimal("quantity", "tokens, positive"),
         _decimal("accrued_interest", "tokens not yet in quantity", nullable=True),
         _flag("collateral_enabled"),
-        _information(_decimal("locked", "tokens not withdrawable", nullable=True)),
+        _decimal("locked", "tokens not withdrawable", nullable=True),
     ],
 )
 
@@ -688,7 +688,7 @@ PORTFOLIO_MARGIN = _result(
         _float("hours_to_liquidation_50", "hours, by which half of them have it", nullable=True),
         _float("funding_paid_path_usd", "USD expected until liquidation or horizon; negative is income", nullable=True),
         _text("deadlines", "path | fixed: how long transfers have; null without routes", nullable=True),
-        _text("transfer_method", "closed_form (of how many points) | no_routes", nullable=True),
+        _text("transfer_method", "closed_form (up to 12 points with a route) | cuts | no_routes", nullable=True),
         _float("es_99_fungible_usd", "USD, least collateral if it were everywhere at once", nullable=True),
         _float("es_99_transfer_usd", "USD, least collateral that covers what arrives in time: TCES", nullable=True),
         _float("es_99_transfer_gap_usd", "USD, largest distance to the true minimum", nullable=True),
@@ -703,10 +703,11 @@ PORTFOLIO_MARGIN = _result(
         _float("uncovered_transit_usd", "USD lacking, mean over all scenarios", nullable=True),
         _float("stranded_usd", "USD that cannot reach a deficit, mean where some lacks", nullable=True),
         _float("top_up_usd", "USD to add at the nodes, given what is there", nullable=True),
+        _float("top_up_total_usd", "USD, that and what it leaves uncovered, over the tail: T(K)", nullable=True),
         _text("binding_failure", "channel whose failure asks for most; all routes: nothing arrives", nullable=True),
         _float("binding_failure_usd", "USD that it adds at most; all routes: to what pooling needs", nullable=True),
     ],
-    version=4,
+    version=5,
 )
 
 STRESS = _result(
@@ -769,8 +770,8 @@ RESULT_NODES = _result(
     "nodes",
     [
         _text("portfolio_id"),
-        _text("point", "node id, withdrawal limit or broker"),
-        _text("kind", "node | limit | broker"),
+        _text("point", "node id, withdrawal limit, shared limit or broker"),
+        _text("kind", "node | limit | shared | broker"),
         _text("venue", "of a node", nullable=True),
         _float("equity_usd", "USD at market value", nullable=True),
         _float("surplus_usd", "USD above the level of liquidation today", nullable=True),
@@ -785,6 +786,7 @@ RESULT_NODES = _result(
         _float("hedge_break_usd", "USD that the book loses where the node is liquidated, mean of those", nullable=True),
         _float("move_now_usd", "USD to move in (positive) or out now", nullable=True),
     ],
+    version=2,
 )
 
 RESULT_ROUTES = _result(
@@ -803,11 +805,12 @@ RESULT_ROUTES = _result(
         _float("fee", "fraction that does not arrive", nullable=True),
         _float("p_open", "probability that it is up, of a route in time as well", nullable=True),
         _float("value", "USD less of TCES per USD of capacity", nullable=True),
-        _float("worst_flow_usd", "USD that pass in the worst scenarios if what is up is in time, mean", nullable=True),
+        _float("worst_flow_usd", "USD that pass in time in the worst scenarios, mean", nullable=True),
         _float("move_now_usd", "USD to send now", nullable=True),
         _float("without_usd", "USD, bound of the TCES without it", nullable=True),
         _float("without_increase_usd", "USD that its failure adds at most", nullable=True),
     ],
+    version=2,
 )
 
 ACCOUNT_MARGIN = _result(

@@ -85,6 +85,7 @@ from .unified_results import (
     requirement_rows,
     unmeasured_failures,
 )
+from .withdrawal_shares import withdrawal_shares
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total) while the run goes on."""
@@ -205,6 +206,7 @@ def run_sweep(resolved: Resolved, *, fresh: bool = False, progress: Progress | N
         stresses=market.stresses,
         evidence=evidence,
         rates=borrow_rates(inputs.snapshots),
+        leaving=withdrawal_shares(inputs.snapshots.values()),
         bound=configuration.reconcile,
         say=say,
     )
@@ -480,6 +482,8 @@ class _Work(NamedTuple):
     evidence: Evidence
     rates: Mapping[str, float]
     """`borrow_rates` of what was read."""
+    leaving: Mapping[str, float]
+    """`withdrawal_shares` of what was read."""
     bound: Reconcile
     say: Progress
 
@@ -603,7 +607,8 @@ def _node_rules(work: _Work, law: TransferLaw, evaluated: Sequence[Evaluated]) -
                 (0.0, 0.0) if native is None else (float(native.initial[number]), float(native.maintenance[number]))
             )
     units = _unit_exponents(work, [e.portfolio for e in evaluated])
-    return NodeRules(units, requirements, law.routes.operator.warning_health, profit_leaves(law.routes))
+    rules = law.routes
+    return NodeRules(units, requirements, rules.operator.warning_health, profit_leaves(rules), work.leaving)
 
 
 def _unit_exponents(work: _Work, members: Sequence[PackedPortfolio]) -> dict[str, dict[str, float]]:

@@ -27,12 +27,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpy.typing as npt
 from jaxtyping import Array, Bool, Float, Int
 
-from .errors import ConfigurationError
-
-# 4,095 subsets. Above it the maximum comes from a linear programme on the host, see `transfer_programme`.
+# 4,095 subsets. Above it the set that decides is looked for on the host, see `transfer_cuts`.
 MOST_NODES = 12
 
 # Up to so many nodes all subsets are written out one by one, which the compiler turns into one loop over scenarios.
@@ -51,20 +48,6 @@ class Uncovered(NamedTuple):
     subset: Int[Array, ""]
 
 
-class Delivery(NamedTuple):
-    """One scenario, USD each: what deficits receive, and the surplus that cannot reach them although one remains."""
-
-    delivered: Float[Array, ""]
-    stranded: Float[Array, ""]
-
-
-class NodeGroups(NamedTuple):
-    """Indices of the nodes that have a route to or from another, and of those that have none, both rising."""
-
-    routed: tuple[int, ...]
-    isolated: tuple[int, ...]
-
-
 def subsets(nodes: int) -> Bool[np.ndarray, "subsets nodes"]:
     """All subsets of `nodes` nodes but the empty one, as rows; row i holds node v where bit v of i + 1 is set.
 
@@ -77,42 +60,9 @@ def subsets(nodes: int) -> Bool[np.ndarray, "subsets nodes"]:
 def _check_count(nodes: int) -> None:
     if not 1 <= nodes <= MOST_NODES:
         raise ValueError(
-            f"the closed form goes over all subsets of 1 to {MOST_NODES} nodes, found {nodes}: split off the nodes "
-            "without a route (node_groups), or use transfer_programme"
+            f"the closed form goes over all subsets of 1 to {MOST_NODES} nodes, found {nodes}: leave out the nodes "
+            "without a route, or use transfer_cuts"
         )
-
-
-def checked_capacity(capacity: npt.ArrayLike, *, names: Sequence[str]) -> np.ndarray:
-    """Host side: `capacity` [V, V] in USD as float64 with a diagonal of 0.
-
-    Raises `ConfigurationError`, naming the route, for an entry that is NaN or negative, and for a wrong shape.
-    """
-    matrix = np.array(capacity, dtype=np.float64)
-    if matrix.shape != (len(names), len(names)):
-        raise ConfigurationError(f"expected capacities between {len(names)} nodes, found an array {matrix.shape}")
-    np.fill_diagonal(matrix, 0.0)
-    wrong = np.argwhere(~(matrix >= 0.0))
-    if wrong.size:
-        u, v = wrong[0]
-        raise ConfigurationError(
-            f"capacity from {names[u]} to {names[v]} must be a number of USD >= 0, found {matrix[u, v]!r}"
-        )
-    return matrix
-
-
-def node_groups(capacity: npt.ArrayLike) -> NodeGroups:
-    """Host side: nodes of `capacity` [V, V] or [S, V, V] with any positive route in any scenario, and the others.
-
-    An isolated node separates exactly: it adds its own (-x)+ to the uncovered amount of the routed ones.
-    """
-    matrix = np.asarray(capacity, dtype=np.float64)
-    if matrix.ndim not in (2, 3) or matrix.shape[-1] != matrix.shape[-2]:
-        raise ValueError(f"expected capacities [V, V] or [S, V, V], found shape {matrix.shape}")
-    if matrix.ndim == 3:
-        matrix = matrix.max(axis=0, initial=0.0)
-    open_route = (matrix > 0.0) & ~np.eye(len(matrix), dtype=bool)
-    routed = open_route.any(axis=0) | open_route.any(axis=1)
-    return NodeGroups(tuple(np.flatnonzero(routed).tolist()), tuple(np.flatnonzero(~routed).tolist()))
 
 
 def _usable(surplus: Array, capacity: Array) -> tuple[Array, Array]:
@@ -217,10 +167,9 @@ def uncovered(surplus: Float[Array, " nodes"], capacity: Float[Array, "nodes nod
         return _largest_gain(_gains(surplus, capacity, members), number * 2**low, _none(surplus.dtype))
 
     candidates = jax.vmap(of_rest)(numbers)
-    found = Uncovered(candidates.amount[0], candidates.subset[0])
-    for place in range(1, 2**rest):
-        better = candidates.amount[place] > found.amount
-        found = Uncovered(*(jnp.where(better, new[place], old) for new, old in zip(candidates, found, strict=True)))
+    # The first of equal ones: the lowest number.
+    best = jnp.argmax(candidates.amount)
+    found = Uncovered(candidates.amount[best], candidates.subset[best])
     return Uncovered(_shown(found.amount), found.subset)
 
 
@@ -283,17 +232,3 @@ def uncovered_single_hop(surplus: Float[Array, " nodes"], capacity: Float[Array,
     return Uncovered(
         _shown(jnp.where(some, amount, 0.0)), jnp.where(some, jnp.argmax(gains).astype(jnp.int32), jnp.int32(-1))
     )
-
-
-def delivery(surplus: Float[Array, " nodes"], capacity: Float[Array, "nodes nodes"]) -> Delivery:
-    """What reaches deficits, sum (x_v)- - U, and the collateral that is stranded, sum (x_u)+ less that where U > 0.
-
-    Both 0 where nothing is short; an infinite deficit or surplus shows as a delivery of 0 and no stranded amount.
-    """
-    missing = uncovered(surplus, capacity).amount
-    deficit = uncovered_siloed(surplus)
-    spare = uncovered_siloed(-surplus)
-    usable = jnp.isfinite(deficit) & jnp.isfinite(spare)
-    delivered = jnp.where(usable, jnp.clip(jnp.where(usable, deficit - missing, 0.0), 0.0, deficit), 0.0)
-    stranded = jnp.where(usable & (missing > 0.0), jnp.maximum(jnp.where(usable, spare, 0.0) - delivered, 0.0), 0.0)
-    return Delivery(delivered, stranded)

@@ -7,6 +7,7 @@ Host code; the flows are small linear programmes (HiGHS) over the network, one f
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -15,11 +16,12 @@ import numpy as np
 from scipy import sparse
 from scipy.optimize import linprog
 
-from .node_scenarios import NEVER, NodeRules, NodeScenarios
+from .node_scenarios import NEVER, NodeRules, NodeScenarios, leaving_share
 from .portfolio import PackedPortfolio
 from .reactive_transfer import Prefunding, hedge_break_loss, prefunding
 from .results import Evaluated
 from .route_network import RouteNetwork
+from .transfer_margin import needed_lead_hours
 from .transfer_run import TransferLaw, Transfers
 
 WORST_SCENARIOS = 16
@@ -103,6 +105,7 @@ def _today(evaluated: Evaluated, rules: NodeRules) -> tuple[NodeNow, ...]:
     portfolio, figures = evaluated
     assert figures is not None
     out = []
+    on_node = list(zip(portfolio.lines, portfolio.line_node, strict=True))
     for number, node in enumerate(portfolio.nodes):
         surplus, free = [], []
         for account, info in enumerate(portfolio.accounts):
@@ -120,6 +123,13 @@ def _today(evaluated: Evaluated, rules: NodeRules) -> tuple[NodeNow, ...]:
                 if at == number and line.kind in ("collateral", "debt")
             )
             withdrawable = min(withdrawable, balance)
+        if any(line.key in rules.leaving_share for line, at in on_node if at == number):
+            leaves = [
+                leaving_share(line, rules) * max(value, 0.0)
+                for (line, at), value in zip(on_node, portfolio.line_equity, strict=True)
+                if at == number
+            ]
+            withdrawable = min(withdrawable, math.fsum(leaves))
         out.append(NodeNow(math.fsum(surplus), max(withdrawable, 0.0)))
     return tuple(out)
 
@@ -162,7 +172,7 @@ def flows(network: RouteNetwork, surplus: np.ndarray, capacity: np.ndarray | Non
 def _worst_flow(transfers: Transfers, nodes: NodeScenarios, law: TransferLaw) -> np.ndarray:
     """Mean flow by route over the worst scenarios: those with the largest deficits of the best placement of the TCES.
 
-    Every channel that is up counts as in time: the flows show where collateral is called for.
+    Only what is up and in time there passes, and what arrives is what its fees leave.
     """
     network, figures = transfers.network, transfers.figures
     placed = np.asarray(figures.collateral)
@@ -174,13 +184,34 @@ def _worst_flow(transfers: Transfers, nodes: NodeScenarios, law: TransferLaw) ->
     worst = [s for s in np.argsort(-deficits, kind="stable")[:WORST_SCENARIOS] if deficits[s] > 0.0]
     if not worst or not network.routes:
         return np.zeros(len(network.routes))
-    up = np.asarray(law.market.channels.up)
+    up = np.asarray(law.market.channels.up)[worst]
     number = {name: at for at, name in enumerate(law.channels)}
+    lead = _lead_hours(transfers, nodes, law, worst)
     total = np.zeros(len(network.routes))
-    for scenario in worst:
-        is_up = [all(up[scenario, number[name]] for name in route.through) for route in network.routes]
-        total += flows(network, surplus[:, scenario], np.where(is_up, np.inf, 0.0))
+    for place, scenario in enumerate(worst):
+        is_open = [
+            all(up[place, number[name]] for name in route.through) and route.p99_hours <= lead[route.target, place]
+            for route in network.routes
+        ]
+        total += flows(network, surplus[:, scenario], np.where(is_open, np.inf, 0.0))
     return total / len(worst)
+
+
+def _lead_hours(transfers: Transfers, nodes: NodeScenarios, law: TransferLaw, scenarios: Sequence[int]) -> np.ndarray:
+    """Hours that transfers to each point have in some scenarios, as the TCES counts them."""
+    network = transfers.network
+    on_routes = np.isin(np.arange(len(network.points)), network.routed)
+    losses = np.zeros((len(network.points), nodes.losses.shape[1], len(scenarios)))
+    losses[: network.nodes] = np.asarray(nodes.losses, np.float64)[:, :, list(scenarios)]
+    return np.asarray(
+        needed_lead_hours(
+            jnp.asarray(losses),
+            jnp.asarray(np.where(on_routes, np.asarray(transfers.figures.alone), 0.0)),
+            jnp.asarray(network.grace_hours, jnp.float64),
+            jnp.asarray(network.deadline_of, jnp.int32),
+            law.market.timing,
+        )
+    )
 
 
 def _reactive(

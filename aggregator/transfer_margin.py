@@ -10,24 +10,20 @@ Written for one portfolio and mapped. USD; V points of the network (padded), R r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from .batch_errors import BATCHES, LEAST_SCENARIOS, batch_standard_error
 from .channel_outages import ChannelScenarios
-from .engine import map_bucket
 from .margin import accumulate
 from .node_scenarios import NEVER, NodeScenarios
 from .risk import tail_rows, tile_sum
 from .rounding import rounded
-from .route_network import MOST_ROUTED_POINTS, RouteNetwork
 from .rules.risk_unit import ordered_sum
 from .transfer import uncovered_many
 from .transfer_shortfall import (
@@ -37,11 +33,9 @@ from .transfer_shortfall import (
     shortfall_from_zero,
     transfer_shortfall,
 )
-from .unit_batch import column, rounded_up
 
-_POINTS = (2, 3, 4, 5, 6, 7, 8, 10, MOST_ROUTED_POINTS)
-_ALONE = (0, 1, 2, 4, 8, 16, 32, 64)
-_ROUTES = (4, 16, 32, 64, 128, 256, 512, 1024)
+SCENARIOS_USED = 4096
+PRECISION = 1e-4
 
 
 class Timing(NamedTuple):
@@ -58,7 +52,9 @@ class TransferArrays(eqx.Module):
     """The network of one portfolio with its nodes' scenarios (a bucket has a leading axis)."""
 
     is_node: Bool[Array, " V"]
-    """A point that loses and holds something; others have no deadline."""
+    """A point that loses and holds something."""
+    deadline: Int[Array, " V"]
+    """Point by whose deadline what enters must have come: a node's own; -1 where nothing has to be in time."""
     grace_hours: Float[Array, " V"]
     source: Int[Array, " R"]
     target: Int[Array, " R"]
@@ -66,8 +62,12 @@ class TransferArrays(eqx.Module):
     """USD that the route delivers at most; 0 for padding."""
     hours: Float[Array, " R"]
     uses: Bool[Array, "R C"]
-    holder: Int[Array, " R"]
-    """Point whose collateral leaves by the route: its source, or the node behind a withdrawal limit."""
+    holders: Bool[Array, "R V"]
+    """Nodes whose collateral leaves by the route: its source, or those that send through limits before it."""
+    reaches: Bool[Array, "R V"]
+    """Nodes that the route serves: its target, or those behind the limits after it."""
+    failure: Int[Array, " V"]
+    """Channel that stands for the failure of the node's venue; -1 without one."""
     nodes: NodeScenarios
     """Of the points V."""
     alone_loss: Float[Array, "I S"]
@@ -83,9 +83,9 @@ class TransferMarket(eqx.Module):
     weights: Float[Array, " S"]
     timing: Timing = eqx.field(static=True)
     levels: tuple[float, ...] = eqx.field(static=True)
-    scenarios_used: int = eqx.field(static=True, default=4096)
+    scenarios_used: int = eqx.field(static=True, default=SCENARIOS_USED)
     """Scenarios that the solver looks at, a multiple of the tile: those nearest to being uncovered."""
-    precision: float = eqx.field(static=True, default=1e-4)
+    precision: float = eqx.field(static=True, default=PRECISION)
     """Relative gap at which the solver stops."""
 
 
@@ -128,6 +128,8 @@ class TransferFigures(NamedTuple):
     p_deficit: Float[Array, " V"]
     top_up: Float[Array, " V"]
     """Collateral to add at each point, given what is there."""
+    top_up_total: Float[Array, ""]
+    """The least of top-ups and what they leave uncovered, over the tail: T(K) of what is there."""
     alone_p_deficit: Float[Array, " I"]
     alone_top_up: Float[Array, " I"]
     alone_collateral: Float[Array, " I"]
@@ -138,7 +140,7 @@ class TransferFigures(NamedTuple):
 def route_capacity(
     arrays: TransferArrays,
     up: Bool[Array, "S C"],
-    lead_hours: Float[Array, "V S"],
+    lead: Float[Array, "V S"],
     exists: Bool[Array, " R"] | None = None,
 ) -> tuple[Bool[Array, "S R"], Float[Array, "S V V"]]:
     """Which routes are open in each scenario, and what can reach each point from each other one in time.
@@ -147,7 +149,7 @@ def route_capacity(
     """
     points = arrays.is_node.shape[0]
     blocked = jnp.any(arrays.uses[None, :, :] & ~up[:, None, :], axis=2)
-    in_time = arrays.hours[:, None] <= lead_hours[arrays.target]
+    in_time = arrays.hours[:, None] <= lead[arrays.target]
     delivers = arrays.arriving > 0.0 if exists is None else (arrays.arriving > 0.0) & exists
     is_open = ~blocked & in_time.T & delivers[None, :]
     start = jnp.zeros((points * points, up.shape[0]), jnp.float64)
@@ -174,9 +176,11 @@ def transfer_figures(arrays: TransferArrays, market: TransferMarket) -> Transfer
     siloed, by_itself = ordered_sum(own), ordered_sum(own[:, points:])
     pooled = jnp.stack([shortfall_from_zero(total, weights, confidence=level) for level in levels])
 
-    needed_lead, real_lead = _lead_hours(arrays, own[0, :points], market.timing)
+    nodes, timing = arrays.nodes, market.timing
+    needed_lead = needed_lead_hours(nodes.losses, own[0, :points], arrays.grace_hours, arrays.deadline, timing)
+    real_lead = lead_hours(nodes.passage, nodes.warned, arrays.grace_hours, arrays.deadline, timing)
     is_open, capacity = route_capacity(arrays, channels.up, needed_lead)
-    surplus, real_capacity = _today(arrays, market, real_lead)
+    surplus, real_capacity = todays_surplus(arrays, market, real_lead)
     # What is needed at both levels, and what to add to what is there: one program, walked three times.
     problems = (
         jnp.stack([losses.T, losses.T, -surplus]),
@@ -216,7 +220,7 @@ def transfer_figures(arrays: TransferArrays, market: TransferMarket) -> Transfer
         missing = uncovered_many(collateral[None, :] - losses.T, cut).amount
         beyond = tile_sum(weights * missing) / (1.0 - levels[0])
         placed = jnp.clip(ordered_sum(collateral) + beyond + by_itself[0], constrained[0], ceiling[0])
-        return placed, _error_of_mean(missing, weights) / (1.0 - levels[0])
+        return placed, error_of_mean(missing, weights) / (1.0 - levels[0])
 
     placed, errors = lax.map(without, jnp.arange(count + arrays.source.shape[0] + 1))
     share = [
@@ -239,12 +243,22 @@ def transfer_figures(arrays: TransferArrays, market: TransferMarket) -> Transfer
         without_channel=placed[:count],
         without_route=placed[count:-1],
         top_up=solved.collateral[2],
+        top_up_total=solved.value[2] + _alone_top_up(arrays, market),
         alone_collateral=jnp.maximum(tail_rows(everything[points:], weights, levels)[0][:, 0], 0.0),
         **_assessment(arrays, market, surplus, real_capacity),
     )
 
 
-def _error_of_mean(values: Float[Array, " S"], weights: Float[Array, " S"]) -> Float[Array, ""]:
+def _alone_top_up(arrays: TransferArrays, market: TransferMarket) -> Float[Array, ""]:
+    """T(K) of the nodes without a route."""
+    short = -arrays.alone_surplus.astype(jnp.float64)
+    if not short.shape[0]:
+        return jnp.zeros((), jnp.float64)
+    level = market.levels[0]
+    return ordered_sum(jax.vmap(lambda row: shortfall_from_zero(row, market.weights, confidence=level))(short))
+
+
+def error_of_mean(values: Float[Array, " S"], weights: Float[Array, " S"]) -> Float[Array, ""]:
     """Standard error of a weighted mean from batches of whole tiles; NaN where the scenarios do not fill them."""
     if values.shape[0] % LEAST_SCENARIOS:
         return jnp.full((), jnp.nan, jnp.float64)
@@ -253,32 +267,40 @@ def _error_of_mean(values: Float[Array, " S"], weights: Float[Array, " S"]) -> F
     return batch_standard_error(sums / jnp.where(masses > 0.0, masses, 1.0), masses)
 
 
-def _lead_hours(
-    arrays: TransferArrays, needs: Float[Array, " V"], timing: Timing
-) -> tuple[Float[Array, "V S"], Float[Array, "V S"]]:
-    """Hours between the first transfers and each point's deadline: with the collateral that it `needs`, and as it is.
+def needed_lead_hours(
+    losses: Float[Array, "V T S"],
+    needs: Float[Array, " V"],
+    grace_hours: Float[Array, " V"],
+    deadline: Int[Array, " V"],
+    timing: Timing,
+) -> Float[Array, "V S"]:
+    """Hours between the first transfers and the deadline of what enters each point, if its node holds what it `needs`.
 
     A path on which nobody is warned, or a node that is never lost, has time until the horizon.
     """
-    nodes = arrays.nodes
-    scenarios = nodes.warned.shape[0]
-    grace = arrays.grace_hours[:, None]
-    if timing.fixed_hours is not None:
-        fixed = jnp.broadcast_to(timing.fixed_hours + grace - timing.reaction_hours, (grace.shape[0], scenarios))
-        fixed = jnp.where(arrays.is_node[:, None], fixed, jnp.inf)
-        return fixed, fixed
-    lost = nodes.losses.astype(jnp.float64)
+    lost = losses.astype(jnp.float64)
     has_need = (needs > 0.0)[:, None, None]
     passage = _first_step(has_need & (lost > needs[:, None, None]))
     warned = _first_step(jnp.any(has_need & (lost > rounded(timing.warning_share * needs)[:, None, None]), axis=0))
+    return lead_hours(passage, warned, grace_hours, deadline, timing)
 
-    def lead(passage: Array, warned: Array) -> Array:
+
+def lead_hours(
+    passage: Int[Array, "V S"],
+    warned: Int[Array, " S"],
+    grace_hours: Float[Array, " V"],
+    deadline: Int[Array, " V"],
+    timing: Timing,
+) -> Float[Array, "V S"]:
+    """The same for the steps after which nodes are lost and somebody is warned."""
+    grace = grace_hours[:, None]
+    if timing.fixed_hours is not None:
+        left = jnp.broadcast_to(timing.fixed_hours + grace - timing.reaction_hours, passage.shape)
+    else:
         until = jnp.where(passage == NEVER, timing.horizon_hours, rounded(passage * timing.step_hours))
         since = jnp.where(warned == NEVER, 0.0, rounded(warned * timing.step_hours))
         left = until + grace - (since + timing.reaction_hours)[None, :]
-        return jnp.where(arrays.is_node[:, None], left, jnp.inf)
-
-    return lead(passage, warned), lead(nodes.passage, nodes.warned)
+    return jnp.where(deadline[:, None] >= 0, left[jnp.maximum(deadline, 0)], jnp.inf)
 
 
 def _first_step(events: Bool[Array, "*rows T S"]) -> Int[Array, "*rows S"]:
@@ -291,8 +313,8 @@ def _holds(subset: Int[Array, " S"], point: Int[Array, ""]) -> Bool[Array, " S"]
     return ((subset + 1) >> point) & 1 == 1
 
 
-def _today(
-    arrays: TransferArrays, market: TransferMarket, lead_hours: Float[Array, "V S"]
+def todays_surplus(
+    arrays: TransferArrays, market: TransferMarket, lead: Float[Array, "V S"]
 ) -> tuple[Float[Array, "S V"], Float[Array, "S V V"]]:
     """What each point has or lacks by the venues' own rules, and what can reach it, with today's collateral.
 
@@ -303,8 +325,12 @@ def _today(
     above = jnp.where(real, nodes.surplus.astype(jnp.float64), 0.0)
     free = jnp.where(real, nodes.withdrawable.astype(jnp.float64), 0.0)
     surplus = jnp.where(above < 0.0, above, jnp.minimum(above, free))
-    _, capacity = route_capacity(arrays, channels.up, lead_hours)
-    return (surplus - _lost_on_the_way(arrays, channels, surplus, lead_hours)).T, capacity
+    if channels.lost.shape[1]:
+        # Of a venue that fails only what is missing there is left.
+        fails = (arrays.failure[:, None] >= 0) & channels.lost.T[jnp.maximum(arrays.failure, 0)]
+        surplus = jnp.where(fails, jnp.minimum(surplus, 0.0), surplus)
+    _, capacity = route_capacity(arrays, channels.up, lead)
+    return (surplus - _lost_on_the_way(arrays, channels, surplus, lead)).T, capacity
 
 
 def _assessment(
@@ -354,153 +380,20 @@ def _lost_on_the_way(
     arrays: TransferArrays,
     channels: ChannelScenarios,
     surplus: Float[Array, "V S"],
-    lead_hours: Float[Array, "V S"],
+    lead: Float[Array, "V S"],
 ) -> Float[Array, "V S"]:
     """What is under way to points in deficit through channels that lose it, by source; at most what the source has."""
     loses = jnp.any(arrays.uses[None, :, :] & channels.lost[:, None, :], axis=2)
-    in_time = arrays.hours[:, None] <= lead_hours[arrays.target]
+    in_time = arrays.hours[:, None] <= lead[arrays.target]
+    spare, lack = jnp.maximum(surplus, 0.0), jnp.maximum(-surplus, 0.0)
 
-    def sent(route: Array) -> Array:
-        wanted = jnp.maximum(-surplus[arrays.target[route]], 0.0)
-        amount = jnp.minimum(wanted, arrays.arriving[route])
-        return jnp.where(loses[:, route] & in_time[route], amount, 0.0)
+    def with_route(route: Array, total: Array) -> Array:
+        wanted = ordered_sum(jnp.where(arrays.reaches[route][:, None], lack, 0.0).T)
+        amount = jnp.where(loses[:, route] & in_time[route], jnp.minimum(wanted, arrays.arriving[route]), 0.0)
+        held = jnp.where(arrays.holders[route][:, None], spare, 0.0)
+        holds = ordered_sum(held.T)
+        share = jnp.where(holds > 0.0, held / jnp.where(holds > 0.0, holds, 1.0)[None, :], 0.0)
+        return total + rounded(share * amount[None, :])
 
-    total = accumulate(arrays.holder, sent, jnp.zeros_like(surplus))
-    return jnp.minimum(total, jnp.maximum(surplus, 0.0))
-
-
-# ---- buckets ---------------------------------------------------------------------------------------------------------
-
-
-class NetworkScenarios(NamedTuple):
-    """One portfolio's network and its nodes' scenarios on the host."""
-
-    network: RouteNetwork
-    nodes: NodeScenarios
-
-
-def evaluate_transfers(
-    portfolios: Sequence[NetworkScenarios], channels: Sequence[str], market: TransferMarket, *, devices: int
-) -> list[TransferFigures]:
-    """Figures (NumPy) of every portfolio; points and routes as in its network, those that stand alone with zeros.
-
-    `channels` are the names behind the columns of the market's channel scenarios. A network with more routed points
-    than the closed form holds keeps the ones that lose most and lets the others stand alone: a bound from above.
-    """
-    shapes: dict[tuple[int, int, int], list[int]] = {}
-    kept = [_kept_points(portfolio) for portfolio in portfolios]
-    for position, (portfolio, points) in enumerate(zip(portfolios, kept, strict=True)):
-        routes = _kept_routes(portfolio.network, points)
-        alone = portfolio.network.nodes - sum(point < portfolio.network.nodes for point in points)
-        shape = (rounded_up(max(len(points), 2), _POINTS), rounded_up(len(routes), _ROUTES), rounded_up(alone, _ALONE))
-        shapes.setdefault(shape, []).append(position)
-    out: list[Any] = [None] * len(portfolios)
-    for shape, members in sorted(shapes.items()):
-        count = max(2 * devices, devices * rounded_up(-(-len(members) // devices), [2**k for k in range(21)]))
-        arrays = [_arrays(portfolios[position], kept[position], channels, shape) for position in members]
-        # The last one again in place of padding: an empty network would be one more case for the solver.
-        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *arrays, *[arrays[-1]] * (count - len(arrays)))
-        found = jax.device_get(map_bucket(stacked, market, transfer_figures, devices))
-        for place, position in enumerate(members):
-            figures = TransferFigures(*(leaf[place] for leaf in found))
-            out[position] = _unpacked(figures, portfolios[position].network, kept[position], market.levels[0])
-    return out
-
-
-def _kept_points(portfolio: NetworkScenarios) -> tuple[int, ...]:
-    """Routed points that the closed form holds."""
-    network, losses = portfolio
-    routed = network.routed
-    if len(routed) <= MOST_ROUTED_POINTS:
-        return routed
-    # Limits and brokers first: without them the routes that lead through them would be lost.
-    worst = [float(np.max(losses.losses[point, -1])) if point < network.nodes else np.inf for point in routed]
-    order = sorted(range(len(routed)), key=lambda at: (-worst[at], routed[at]))
-    return tuple(sorted(routed[at] for at in order[:MOST_ROUTED_POINTS]))
-
-
-def _kept_routes(network: RouteNetwork, points: Sequence[int]) -> list[int]:
-    inside = set(points)
-    return [at for at, route in enumerate(network.routes) if route.source in inside and route.target in inside]
-
-
-def _arrays(
-    portfolio: NetworkScenarios, points: Sequence[int], channels: Sequence[str], shape: tuple[int, ...]
-) -> TransferArrays:
-    network, nodes = portfolio
-    size, routes_size, alone_size = shape
-    place = {point: at for at, point in enumerate(points)}
-    routes = [network.routes[at] for at in _kept_routes(network, points)]
-    number = {name: at for at, name in enumerate(channels)}
-    uses = np.zeros((routes_size, len(channels)), np.bool_)
-    for at, route in enumerate(routes):
-        for name in route.through:
-            uses[at, number[name]] = True
-    behind = {route.target: route.source for route in routes if network.kinds[route.target] == "limit"}
-    inside = [point for point in points if point < network.nodes]
-    alone = [node for node in range(network.nodes) if node not in place]
-
-    def of_points(values: np.ndarray, fill: float) -> Any:
-        out = np.full((size, *values.shape[1:]), fill, values.dtype)
-        for point in inside:
-            out[place[point]] = values[point]
-        return out
-
-    def of_alone(values: np.ndarray) -> Any:
-        out = np.zeros((alone_size, values.shape[-1]), values.dtype)
-        out[: len(alone)] = values[alone]
-        return out
-
-    host: Any = jax.tree.map(np.asarray, nodes)
-    tables: Any = uses
-    return TransferArrays(
-        is_node=column([point < network.nodes for point in points], size, np.bool_),
-        grace_hours=column([network.grace_hours[point] for point in points], size, np.float64),
-        source=column([place[route.source] for route in routes], routes_size, np.int32),
-        target=column([place[route.target] for route in routes], routes_size, np.int32),
-        arriving=column([route.arriving_usd for route in routes], routes_size, np.float64),
-        hours=column([route.p99_hours for route in routes], routes_size, np.float64),
-        uses=tables,
-        holder=column([place[behind.get(route.source, route.source)] for route in routes], routes_size, np.int32),
-        nodes=NodeScenarios(
-            losses=of_points(host.losses, 0.0),
-            surplus=of_points(host.surplus, 0.0),
-            withdrawable=of_points(host.withdrawable, 0.0),
-            passage=of_points(host.passage, NEVER),
-            warned=host.warned,
-        ),
-        alone_loss=of_alone(host.losses[:, -1]),
-        alone_surplus=of_alone(np.where(host.surplus < 0.0, host.surplus, np.minimum(host.surplus, host.withdrawable))),
-    )
-
-
-def _unpacked(
-    figures: TransferFigures, network: RouteNetwork, points: Sequence[int], confidence: float
-) -> TransferFigures:
-    """Figures by point and route of the network; 0 for those that were not among the kept ones."""
-    size = figures.collateral.shape[0]
-    alone = [node for node in range(network.nodes) if node not in points]
-
-    def of_points(values: Any, by_itself: Any = None) -> Any:
-        out = np.zeros(len(network.points))
-        out[list(points)] = values[: len(points)]
-        if by_itself is not None:
-            out[alone] = by_itself[: len(alone)]
-        return out
-
-    def of_routes(values: Any) -> Any:
-        out = np.zeros(len(network.routes))
-        kept = _kept_routes(network, points)
-        out[kept] = values[: len(kept)]
-        return out
-
-    return figures._replace(
-        collateral=of_points(figures.collateral, figures.alone_collateral),
-        alone=of_points(figures.alone, figures.alone[size:]),
-        p_deficit=of_points(figures.p_deficit, figures.alone_p_deficit),
-        top_up=of_points(figures.top_up, figures.alone_top_up),
-        buffer_value=of_points(figures.buffer_value, figures.alone_p_deficit / (1.0 - confidence)),
-        route_value=of_routes(figures.route_value),
-        route_open=of_routes(figures.route_open),
-        without_route=of_routes(figures.without_route),
-    )
+    total = lax.fori_loop(0, arrays.source.shape[0], with_route, jnp.zeros_like(surplus))
+    return jnp.minimum(total, spare)

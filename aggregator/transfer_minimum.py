@@ -134,7 +134,6 @@ class _Smoothed(NamedTuple):
 
 
 def _smoothed(problem: Problem, collateral: Array, smoothing: Array, active: Array) -> _Smoothed:
-    nodes = collateral.shape[0]
     gains = problem.terms - _over_subsets(collateral)[:, None]
     most = jnp.max(gains, axis=0)
     raised = jnp.exp((gains - most[None]) / smoothing)
@@ -148,17 +147,15 @@ def _smoothed(problem: Problem, collateral: Array, smoothing: Array, active: Arr
     mean_gain = _folded(rounded(raised * finite)) / total
     by_node, _ = _by_node(mass)
     moment_by_node, moment_total = _by_node(moment)
-    pairs = []
-    for v in range(nodes):
-        # Mass of the subsets that hold v, by the other node they hold.
-        pairs.append(_by_node(jnp.where(problem.members[:, v], mass, 0.0))[0])
+    # Mass of the subsets that hold v, by the other node they hold; a loop, so that the program holds the folds once.
+    pairs = lax.map(lambda holds: _by_node(jnp.where(holds, mass, 0.0))[0], problem.members.T)
     cross = tile_sum(rounded(rounded(node_share[:, None, :] * node_share[None, :, :]) * weights[None, None]))
     spread = tile_sum(rounded(rounded(node_share * mean_gain[None]) * weights[None]))
     value = ordered_sum(collateral) + tile_sum(rounded(weights * most))
     dual = moment_total + ordered_sum(rounded(collateral * by_node))
     bound = dual / jnp.maximum(jnp.max(jnp.where(active, by_node, 0.0)), 1.0)
     return _Smoothed(
-        value, bound, mass, by_node, jnp.stack(pairs) - cross, -(moment_by_node - spread) / (smoothing * smoothing)
+        value, bound, mass, by_node, pairs - cross, -(moment_by_node - spread) / (smoothing * smoothing)
     )
 
 
@@ -283,10 +280,9 @@ def crossing_mass(
     minimum. The maximal subset at the minimum would not do: there several tie in the scenarios that decide, and only
     the dual point says in which proportion they count.
     """
-    nodes = found.lowest.shape[0]
     gains = problem.terms - _over_subsets(found.lowest)[:, None]
     raised = jnp.exp((gains - jnp.max(gains, axis=0)[None]) / found.smoothing)
     mass = rounded(raised * (problem.weights / _folded(raised))[None])
     largest = jnp.maximum(jnp.max(jnp.where(active, _by_node(tile_sum(mass))[0], 0.0)), 1.0)
-    rows = [_by_node(jnp.where(problem.members[:, u][:, None], 0.0, mass))[0] for u in range(nodes)]
-    return jnp.stack(rows) / largest
+    rows = lax.map(lambda holds: _by_node(jnp.where(holds[:, None], 0.0, mass))[0], problem.members.T)
+    return rows / largest

@@ -1,8 +1,7 @@
-"""Transfers between venues as linear programmes: the independent twin of the closed forms, and what is above them.
+"""Transfers between venues as linear programmes: the independent twin of the closed forms and of the cuts.
 
-Host side, NumPy float64 and SciPy's HiGHS; USD, losses positive. No closed form of `transfer` goes into a programme
-here, so either can check the other. Above `transfer.MOST_NODES` nodes with a route these are the way to compute:
-polynomial in the nodes where the closed form doubles with each.
+Host side, NumPy float64 and SciPy's HiGHS; USD, losses positive. Nothing of `transfer`, `transfer_minimum` and
+`transfer_cuts` goes into a programme here, so that each can check the other.
 """
 
 from __future__ import annotations

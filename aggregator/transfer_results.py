@@ -67,6 +67,7 @@ def transfer_columns(evaluated: Evaluated, found: Transfers | None, policy: Requ
         "uncovered_transit_usd": float(figures.transit_mean),
         "stranded_usd": float(figures.stranded) if some else None,
         "top_up_usd": math.fsum(np.asarray(figures.top_up).tolist()),
+        "top_up_total_usd": float(figures.top_up_total),
         "binding_failure": ALL_ROUTES if nothing_arrives else found.channels[worst] if binds else None,
         "binding_failure_usd": apart if nothing_arrives else rise if binds else None,
     }

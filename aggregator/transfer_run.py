@@ -23,7 +23,8 @@ from .portfolio import PackedPortfolio
 from .route_network import MOST_ROUTED_POINTS, GivenRoute, RouteNetwork, route_network
 from .routes import Outage, Routes, merged_channels
 from .scenarios import draw_paths, scenario_weights, stream_number
-from .transfer_margin import NetworkScenarios, Timing, TransferFigures, TransferMarket, evaluate_transfers
+from .transfer_batch import NetworkScenarios, evaluate_transfers
+from .transfer_margin import Timing, TransferFigures, TransferMarket
 
 TRACED_PORTFOLIOS = 64
 """Portfolios whose node scenarios are in memory at once."""
@@ -134,7 +135,7 @@ def transfers(
     out: list[Transfers | None] = [None] * len(portfolios)
     for at, (network, _), figures in zip(usable, known, found, strict=True):
         routed = len(network.routed)
-        method = "closed_form" if routed <= MOST_ROUTED_POINTS else f"closed_form of {MOST_ROUTED_POINTS} of {routed}"
+        method = "closed_form" if routed <= MOST_ROUTED_POINTS else "cuts"
         out[at] = Transfers(network, figures, method if routed else "no_routes", law.deadlines, law.channels)
     return out
 

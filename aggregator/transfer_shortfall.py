@@ -31,7 +31,7 @@ from jaxtyping import Array, Bool, Float, Int
 from .risk import SCENARIO_TILE, tail_risk, tile_sum, value_at_risk
 from .rounding import rounded
 from .rules.risk_unit import ordered_sum
-from .transfer import MOST_NODES, delivery, uncovered_many
+from .transfer import MOST_NODES, uncovered_many
 from .transfer_minimum import Minimum, crossing_mass, minimum, problem_of
 
 DEFAULT_STEPS = 60
@@ -72,15 +72,6 @@ class TransferShortfall(NamedTuple):
     route_values: Float[Array, "nodes nodes"]
     by_route: Float[Array, " routes"]
     left_out: Int[Array, ""]
-
-
-class Assessment(NamedTuple):
-    """Given collateral: P(U > 0), E[U | U > 0], ES_a of U, and E[stranded collateral | U > 0]; 0 where U never is."""
-
-    probability: Float[Array, ""]
-    mean_uncovered: Float[Array, ""]
-    shortfall: Float[Array, ""]
-    stranded: Float[Array, ""]
 
 
 def _per_tail(confidence: ArrayLike) -> Array:
@@ -162,25 +153,6 @@ def fungibility(value: ArrayLike, *, siloed: ArrayLike, fungible: ArrayLike) -> 
     share = jnp.clip((siloed - value) / jnp.where(some, benefit, 1.0), 0.0, 1.0)
     usable = jnp.isfinite(value) & jnp.isfinite(siloed) & jnp.isfinite(fungible)
     return jnp.where(usable, jnp.where(some, share, 1.0), 0.0)
-
-
-def required(
-    collateral: Float[Array, " nodes"],
-    losses: Float[Array, "scenarios nodes"],
-    capacity: Float[Array, "*scenarios nodes nodes"],
-    weights: Float[Array, " scenarios"],
-    *,
-    confidence: ArrayLike,
-) -> Float[Array, ""]:
-    """F(K) = sum K + E[U(K - L, c)] / (1 - a), USD, of any collateral K [V]: never below TCES."""
-    _check(losses, capacity, weights, confidence)
-    losses, capacity, infinite = _usable(losses, capacity, weights)
-    return jnp.where(infinite, jnp.inf, _value(collateral, losses, capacity, weights, confidence))
-
-
-def _value(collateral: Array, losses: Array, capacity: Array, weights: Array, confidence: ArrayLike) -> Array:
-    amounts = uncovered_many(collateral[None, :] - losses, capacity).amount
-    return ordered_sum(collateral) + rounded(_mean(amounts, weights) * _per_tail(confidence))
 
 
 _Scaled = tuple[Array, Array, Array]
@@ -328,59 +300,3 @@ def transfer_shortfall(
         by_route=by_route,
         left_out=left_out,
     )
-
-
-def top_up(
-    collateral: Float[Array, " nodes"],
-    losses: Float[Array, "scenarios nodes"],
-    capacity: Float[Array, "*scenarios nodes nodes"],
-    weights: Float[Array, " scenarios"],
-    *,
-    confidence: ArrayLike,
-    scenarios_used: int | None = None,
-    steps: int = DEFAULT_STEPS,
-    precision: float = DEFAULT_PRECISION,
-) -> TransferShortfall:
-    """min over k >= 0 of sum k + E[U(K + k - L)] / (1 - a), USD: what to add to `collateral` [V], and where.
-
-    The same problem for the losses beyond the collateral; its `value` is the top-up with what stays uncovered priced
-    in, its `collateral` the amounts k. 0 for collateral that leaves nothing uncovered.
-    """
-    return transfer_shortfall(
-        losses - collateral[None, :],
-        capacity,
-        weights,
-        confidence=confidence,
-        scenarios_used=scenarios_used,
-        steps=steps,
-        precision=precision,
-    )
-
-
-def assessment(
-    collateral: Float[Array, " nodes"],
-    losses: Float[Array, "scenarios nodes"],
-    capacity: Float[Array, "*scenarios nodes nodes"],
-    weights: Float[Array, " scenarios"],
-    *,
-    confidence: ArrayLike,
-) -> Assessment:
-    """What `collateral` [V] leaves uncovered; edge cases as `transfer_shortfall`."""
-    _check(losses, capacity, weights, confidence)
-    losses, capacity, infinite = _usable(losses, capacity, weights)
-    surplus = collateral[None, :] - losses
-    amounts = uncovered_many(surplus, capacity).amount
-    stranded = jax.vmap(delivery, in_axes=(0, None if capacity.ndim == 2 else 0))(surplus, capacity).stranded
-    short = amounts > 0.0
-    probability = _mean(short.astype(jnp.float64), weights)
-    some = probability > 0.0
-    per_short = 1.0 / jnp.where(some, probability, 1.0)
-
-    def given_short(values: Array) -> Array:
-        return jnp.where(some, rounded(_mean(jnp.where(short, values, 0.0), weights) * per_short), 0.0)
-
-    def shown(value: Array) -> Array:
-        return jnp.where(infinite, jnp.inf, value)
-
-    tail = tail_risk(amounts, weights, confidence=confidence).expected_shortfall
-    return Assessment(probability, shown(given_short(amounts)), shown(tail), given_short(stranded))

@@ -219,7 +219,7 @@ def tces(inputs: Cases) -> Cases:
         losses = np.asarray(case["losses"], np.float64)
         count, nodes = losses.shape
         uniform = np.full((nodes, nodes), float(case.get("cap_uniform", 0.0)))
-        capacity = transfer.checked_capacity(case.get("cap", uniform), names=[str(v) for v in range(nodes)])
+        capacity = np.asarray(case.get("cap", uniform), np.float64)
         padded, weights = risk.padded_scenarios(losses.T, np.full(count, 1.0 / count))
 
         @jax.jit

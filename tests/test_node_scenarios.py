@@ -70,7 +70,9 @@ def world() -> World:
         found = margin_twin.account_twin(still, account.account_id)
         needs[account.account_id] = float(found.initial[0]), float(found.maintenance[0])
     cube = cube_of(packed_book, scenarios=SCENARIOS, chunk=512, scale=2.0)
-    return World(book.tables, portfolios, cube, NodeRules(units, needs, WARNING, OUT))
+    shares = {line.key: 0.25 for p in portfolios for line in p.lines if line.kind == "collateral"}
+    kept = dict(sorted(shares.items())[::3])
+    return World(book.tables, portfolios, cube, NodeRules(units, needs, WARNING, OUT, kept))
 
 
 class Twin(NamedTuple):
@@ -92,7 +94,8 @@ def twins(shocks: np.ndarray, days: float, portfolio: PackedPortfolio) -> list[T
     out = []
     for node, venue in portfolio.nodes:
         size = len(shocks) + 1
-        sums = {name: np.zeros(size) for name in ("loss", "surplus", "free", "balance")}
+        sums = {name: np.zeros(size) for name in ("loss", "surplus", "free", "balance", "leaves")}
+        restricted = False
         gone, warned, doubtful, scale = np.zeros(size, bool), np.zeros(size, bool), np.zeros(size, bool), 0.0
         for number, info in enumerate(portfolio.accounts):
             if (info.node, info.venue) != (node, venue):
@@ -108,8 +111,13 @@ def twins(shocks: np.ndarray, days: float, portfolio: PackedPortfolio) -> list[T
                 line = next(line for line in portfolio.lines if line.key == key)
                 sums["loss"] += value[0] - value
                 scale += float(np.abs(value).max())
+                restricted |= key in of.rules.leaving_share
                 if line.kind in ("collateral", "debt"):
                     sums["balance"] += value
+                if line.kind == "collateral":
+                    sums["leaves"] += of.rules.leaving_share.get(key, 1.0) * value
+                elif line.kind != "debt" and OUT.get(venue, False):
+                    sums["leaves"] += np.maximum(value, 0.0)
             judged = np.where(needed > 0.0, account.equity < info.trigger * needed, account.equity < 0.0)
             gone |= judged
             level = info.trigger * needed * WARNING
@@ -120,6 +128,7 @@ def twins(shocks: np.ndarray, days: float, portfolio: PackedPortfolio) -> list[T
                 doubtful |= np.abs(account.equity - edge) <= BAND * np.maximum(needed, 1e-9)
             scale += float(np.abs(needed * unit).max()) * max(ratio, info.trigger)
         paid = sums["free"] if OUT.get(venue, False) else np.minimum(sums["free"], sums["balance"])
+        paid = np.minimum(paid, sums["leaves"]) if restricted else paid
         out.append(Twin(sums["loss"], sums["surplus"], np.maximum(paid, 0.0), gone, warned, scale, doubtful))
     return out
 
@@ -307,3 +316,18 @@ def test_losses_by_node_are_kept_in_float32() -> None:
     """20 bytes for a node and scenario, as the memory of a run is planned."""
     assert {str(values.dtype) for one in at_horizon() for values in one} == {"float32", "int32"}
     assert jnp.dtype(at_horizon()[0].passage.dtype) == jnp.int32
+
+
+def test_what_its_venue_cannot_pay_out_stays_at_the_node() -> None:
+    """The shares of the rules bind at some nodes and scenarios, at others the requirement does."""
+    of = world()
+    plain = node_scenarios(of.portfolios, FACTORS, of.cube, of.rules._replace(leaving_share={}))
+    bound, same = 0, 0
+    for limited, free in zip(at_horizon(), plain, strict=True):
+        assert free is not None
+        assert (limited.withdrawable <= free.withdrawable).all()
+        bound += int((limited.withdrawable < free.withdrawable).sum())
+        same += int(((limited.withdrawable == free.withdrawable) & (free.withdrawable > 0.0)).sum())
+        np.testing.assert_array_equal(limited.surplus, free.surplus)
+    assert bound > 0
+    assert same > 0

@@ -110,7 +110,6 @@ def test_the_sentences_say_what_the_row_says() -> None:
         ({"p_uncovered": 0.0, "uncovered_mean_usd": None}, "no scenario leaves a node short."),
         ({"p_uncovered": None}, "What lies where today was not looked at."),
         ({"es_99_transfer_gap_usd": 5000.0}, "(at most USD 5.00 k above the least possible)"),
-        ({"transfer_method": "closed_form of 12 of 15"}, "12 of 15 points with a route are computed together"),
         ({"es_99_alone_usd": np.inf}, "unbounded if nothing travels"),
     ],
 )

@@ -10,7 +10,7 @@ import pytest
 from adapters.adapter import adapter_names
 from aggregator.errors import ConfigurationError, FailureReason
 from aggregator.route_network import RouteNetwork, given_routes, route_network
-from aggregator.routes import Routes, read_routes
+from aggregator.routes import NEVER_DOWN, Routes, merged_channels, read_routes
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -118,10 +118,12 @@ def test_a_node_that_lives_on_one_chain_is_reached_by_no_other() -> None:
     nodes = [("lender", "aave_v3"), ("perps", "hyperliquid")]
     at_home = route_network(nodes, routes, chains=("ethereum", ""))
     assert {route.through for route in at_home.routes if route.source == 0} == {
-        ("venue aave_v3", "ethereum", "cctp", "arbitrum")
+        ("venue aave_v3", "default aave_v3", "ethereum", "cctp", "arbitrum")
     }
     everywhere = route_network(nodes, routes)
-    assert {route.through for route in everywhere.routes if route.source == 0} == {("venue aave_v3", "arbitrum")}
+    assert {route.through for route in everywhere.routes if route.source == 0} == {
+        ("venue aave_v3", "default aave_v3", "arbitrum")
+    }
 
 
 def test_nodes_of_one_venue_are_joined_by_what_it_offers_within(tmp_path: Path) -> None:
@@ -211,6 +213,56 @@ WRONG = {
         "reaction_hours",
         "operator.reaction_hours: Input should be greater than or equal to 0",
     ),
+    "a number as text": (
+        _changed("p99_hours = 0.5\ncapacity", 'p99_hours = "0.5"\ncapacity'),
+        'p99_hours = "0.5"',
+        "links.0.p99_hours: Input should be a valid number",
+    ),
+    "a truth as a number": (
+        TWO_VENUES + _written(**ROUTE).replace("[[routes]]", "[[routes]]\nfee = true"),
+        "fee = true",
+        "routes.0.fee: Input should be a valid number",
+    ),
+    "a number as a truth": (
+        _changed("within = {", "profit_leaves = 1\nwithin = {"),
+        "profit_leaves = 1",
+        "venues.binance.profit_leaves: Input should be a valid boolean",
+    ),
+    "a number as text within a table": (
+        _changed("leaving = { median_hours = 0.1,", 'leaving = { median_hours = "0.1",'),
+        'median_hours = "0.1"',
+        "venues.hyperliquid.leaving.median_hours: Input should be a valid number",
+    ),
+    "a date as a source": (
+        TWO_VENUES.replace('source = "test"', "source = 2024-05-01", 1),
+        "source = 2024",
+        "channels.ethereum.source: Input should be a valid string",
+    ),
+    "an infinite limit": (
+        _changed("capacity_usd = 300", "capacity_usd = inf"),
+        "capacity_usd = inf",
+        "links.0.capacity_usd: Input should be a finite number",
+    ),
+    "one table where many are meant": (
+        TWO_VENUES.replace("[[links]]", "[links]"),
+        "[links]",
+        "links: Input should be a valid array",
+    ),
+    "many tables where one is meant": (
+        TWO_VENUES + "\n[[operator]]\nreaction_hours = 1\n",
+        "[[operator]]",
+        "operator: Input should be an object",
+    ),
+    "a number where a table is meant": (
+        "venues.binance = 3\n" + TWO_VENUES.replace("[venues.binance]", "[venues.okx]"),
+        "venues.binance = 3",
+        "venues.binance: Input should be an object",
+    ),
+    "a section that is a number": (
+        "deadline = 4\n" + TWO_VENUES,
+        "deadline = 4",
+        "deadline: Input should be an object",
+    ),
     "an unknown mode": (
         TWO_VENUES + '\n[deadline]\nmode = "paths"\n',
         'mode = "paths"',
@@ -282,3 +334,28 @@ def test_rows_of_a_routes_table_become_routes_or_failures() -> None:
     outage = found[0].outage
     assert 1.0 / (1.0 + math.exp(-outage.intercept)) == pytest.approx(0.02, rel=1e-12)
     assert outage.slope == 0.0
+
+
+def test_a_venue_that_fails_lets_nothing_out_by_any_way(tmp_path: Path) -> None:
+    """Neither a withdrawal nor a move within it, nor can a broker claim what lies there; what comes in is not held."""
+    text = TWO_VENUES.replace("within = {", "default_per_year = 0.5\nwithin = {")
+    text += '\n[[credit]]\nname = "prime"\nline_usd = 500\nvenues = ["binance", "hyperliquid"]\nsource = "test"\n'
+    routes = _read(tmp_path, text)
+    network = route_network([("a", "binance"), ("i", "binance"), ("b", "hyperliquid")], routes)
+    for number in (0, 1):
+        reached, edge = set(), [number]
+        while edge:
+            at = edge.pop()
+            reached.add(at)
+            edge += [
+                r.target
+                for r in network.routes
+                if r.source == at and "default binance" not in r.through and r.target not in reached
+            ]
+        assert not reached & ({0, 1, 2} - {number})
+    assert not [r for r in network.routes if r.source == 2 and "default binance" in r.through]
+    channels = merged_channels(routes, ("binance", "hyperliquid"))
+    assert channels["default binance"] == (NEVER_DOWN, 0.5)
+    assert "default hyperliquid" not in channels
+    with pytest.raises(ConfigurationError, match=r"channels\.default binance: the name 'default binance' is taken"):
+        _read(tmp_path, text + '\n[channels."default binance"]\nkind = "bridge"\nsource = "test"\n')

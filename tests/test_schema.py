@@ -80,12 +80,14 @@ def marks(**columns: Any) -> pa.Table:
 VERSIONS = {"marks": "3", "margin_tiers": "2", "collateral_tiers": "2"}
 RESULT_VERSIONS = {
     "runs": "2",
-    "portfolio_margin": "4",
+    "portfolio_margin": "5",
     "account_margin": "2",
     "node_margin": "3",
     "requirement": "2",
     "stress": "2",
     "liquidation_prices": "2",
+    "nodes": "2",
+    "routes": "2",
 }
 
 
@@ -137,7 +139,6 @@ def test_what_no_figure_reads_is_marked_as_information() -> None:
     assert marked == {
         ("accounts", "parent_account_id"),
         ("accounts", "multi_assets_mode"),
-        ("balances", "locked"),
         ("positions", "isolated_collateral"),
         ("margin_tiers", "notional_cap"),
         ("collateral_tiers", "liquidation_bonus"),

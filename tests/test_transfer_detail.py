@@ -15,7 +15,7 @@ from aggregator.node_scenarios import NEVER
 from aggregator.transfer_detail import WORST_SCENARIOS, TransferDetail, _ways, flows, transfer_detail
 from aggregator.transfer_programme import uncovered_programme
 from tests.transfer_book import ROUTES, transfer_desk
-from tests.transfer_twin import network, route
+from tests.transfer_twin import Case, leads, network, route
 
 PROGRAMME = 1e-7  # HiGHS, relative to the largest amount
 EXACT = 1e-9
@@ -225,13 +225,21 @@ def test_the_worst_flows_are_means_over_the_worst_scenarios() -> None:
     short = np.where(weights > 0.0, np.maximum(-surplus, 0.0).sum(axis=0), 0.0)
     worst = [s for s in sorted(range(len(short)), key=lambda s: -short[s])[:WORST_SCENARIOS] if short[s] > 0.0]
     assert len(worst) == WORST_SCENARIOS
+    law, alone = of.law.market, np.asarray(of.found.figures.alone)
+    assert not law.channels.lost.any()
+    given = Case(net, of.nodes, up, ~up, weights, law.timing)
+    needs = [float(alone[node]) if node in net.routed else 0.0 for node in range(net.nodes)]
+    lead = leads(given, needs)
+    late = 0
     uncovered, capacity = [], np.zeros((len(net.points), len(net.points)))
     total = np.zeros(len(net.routes))
     for s in worst:
         capacity[:] = 0.0
         is_open = []
         for r in net.routes:
-            is_open.append(all(up[s, of.law.channels.index(name)] for name in r.through))
+            is_up = all(up[s, of.law.channels.index(name)] for name in r.through)
+            is_open.append(is_up and r.p99_hours <= lead[r.target, s])
+            late += is_up and not is_open[-1]
             capacity[r.source, r.target] += r.capacity_usd if is_open[-1] else 0.0
         sent = flows(net, surplus[:, s], np.where(is_open, np.inf, 0.0))
         assert not sent[~np.array(is_open)].any()
@@ -241,6 +249,7 @@ def test_the_worst_flows_are_means_over_the_worst_scenarios() -> None:
         total += sent
     np.testing.assert_allclose(detail().worst_flow, total / len(worst), rtol=EXACT, atol=1e-6)
     assert total.any()
+    assert late > 0, "everything is in time"
 
 
 def test_prefunding_is_found_and_split_by_what_nodes_need_alone() -> None:

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aggregator import transfer_margin
+from aggregator import transfer_batch
 from aggregator.node_scenarios import NEVER
 from aggregator.route_network import RouteNetwork
-from aggregator.transfer_margin import NetworkScenarios, evaluate_transfers
+from aggregator.transfer_batch import NetworkScenarios, evaluate_transfers
 from aggregator.transfer_programme import uncovered_programme
 from tests.transfer_twin import (
     CHANNELS,
@@ -19,7 +19,6 @@ from tests.transfer_twin import (
     LEVELS,
     SCENARIOS,
     Case,
-    alone,
     case,
     losses_at_the_end,
     network,
@@ -79,7 +78,7 @@ def test_the_order_of_nodes_and_routes_changes_nothing(order: list[int]) -> None
 
 def test_padding_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     given, found = of("path")
-    monkeypatch.setattr(transfer_margin, "_POINTS", (4,))
+    monkeypatch.setattr(transfer_batch, "_POINTS", (4,))
     padded = given.figures()
     for name in (*CLOSED_FIGURES, "constrained", "without_channel", "fungibility", "buffer_value"):
         expected = getattr(found, name)
@@ -123,24 +122,27 @@ def test_more_capacity_and_less_time_never_cost_anything() -> None:
     assert slower[0].constrained[0] < 0.99 * slower[2].constrained[0]
 
 
-def test_more_points_than_the_closed_form_holds_is_a_bound_from_above(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The limit lowered to three: of four nodes in a ring the one that loses least stands alone."""
-    routes = [*ring(), route(3, 0, 60.0), route(0, 3, 60.0)]
-    given = case(7, of=network(4, routes))
-    worst = losses_at_the_end(given).max(axis=0)
+@pytest.mark.parametrize("loses", [0.0, 0.3])
+def test_more_points_than_the_closed_form_holds_are_computed_as_exactly(
+    loses: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the limit lowered to three the four nodes, a gate and one apart go another way to the same figures."""
+    routes = [*ring(), route(3, 0, 60.0, fee=0.01), route(0, 5, 60.0, 0.0), route(5, 3, 70.0, 2.0, ("bridge",))]
+    given = case(7, of=network(5, routes, ("limit",)), loses=loses)
     whole = given.figures()
-    monkeypatch.setattr(transfer_margin, "MOST_ROUTED_POINTS", 3)
+    monkeypatch.setattr(transfer_batch, "MOST_ROUTED_POINTS", 3)
     found = given.figures()
-    dropped = int(np.argmin(worst))
-    assert (found.constrained >= whole.constrained * (1.0 - SOLVED)).all()
-    assert (found.constrained <= found.siloed).all()
-    np.testing.assert_allclose(found.siloed, whole.siloed, rtol=EXACT)
-    for number, r in enumerate(routes):
-        if dropped in (r.source, r.target):
-            assert found.route_open[number] == 0.0
-    assert found.collateral[dropped] == pytest.approx(
-        alone(losses_at_the_end(given)[:, dropped], given.weights, LEVELS[0])[1]
-    )
+    for name in (*CLOSED_FIGURES, "buffer_value"):
+        expected = np.asarray(getattr(whole, name))
+        np.testing.assert_allclose(getattr(found, name), expected, rtol=EXACT, atol=1e-12, err_msg=name)
+    for name in ("constrained", "fungibility", "top_up_total", "without_channel", "without_route"):
+        np.testing.assert_allclose(getattr(found, name), getattr(whole, name), rtol=1e-4, err_msg=name)
+    np.testing.assert_allclose(found.constrained, whole.constrained, rtol=SOLVED)
+    assert (found.gap <= 1e-6 * found.constrained).all()
+    assert float(found.collateral.sum()) <= found.constrained[0] + 1e-9
+    np.testing.assert_array_equal(found.collateral[5:], 0.0)
+    assert (found.route_value >= 0.0).all()
+    np.testing.assert_allclose(found.route_value, whole.route_value, atol=0.05)
 
 
 # ---- limits and brokers ----------------------------------------------------------------------------------------------
@@ -248,3 +250,35 @@ def test_a_node_lost_today_gets_nothing_in_time() -> None:
     assert found.p_uncovered == pytest.approx(1.0, rel=EXACT)
     assert found.transit_mean >= 10.0 * (1.0 - EXACT)
     assert (given.nodes.passage == NEVER).any()
+
+
+@pytest.mark.parametrize("most_points", [12, 2])
+def test_of_a_venue_that_fails_only_what_is_missing_there_is_left(
+    most_points: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The surplus of its node is gone and not stranded, what it lacks stays, what others send there still arrives."""
+    monkeypatch.setattr(transfer_batch, "MOST_ROUTED_POINTS", most_points)
+    monkeypatch.setattr("tests.transfer_twin.CHANNELS", (*CHANNELS, "default v1"))
+    routes = [r._replace(through=(*r.through, "default v1")) if r.source == 1 else r for r in ring()]
+    given = case(10, of=network(3, routes))
+    fails = np.random.default_rng(3).random(SCENARIOS) < 0.4
+    failing, standing = (
+        given._replace(
+            up=np.column_stack([given.up[:, :-1], ~failed]), lost=np.column_stack([given.lost[:, :-1], failed])
+        )
+        for failed in (fails, np.zeros(SCENARIOS, bool))
+    )
+    found = failing.figures()
+    surplus, capacity = today(failing)
+    assert (surplus[fails, 1] > 0.0).any()
+    surplus[fails, 1] = np.minimum(surplus[fails, 1], 0.0)
+    missing = uncovered_programme(surplus, capacity)
+    assert found.transit_mean == pytest.approx(given.weights @ missing, rel=UNCOVERED)
+    short = missing > UNCOVERED * np.abs(surplus).max()
+    spare = np.maximum(surplus, 0.0).sum(axis=1) - (np.maximum(-surplus, 0.0).sum(axis=1) - missing)
+    assert found.stranded == pytest.approx(np.average(spare[short], weights=given.weights[short]), rel=UNCOVERED)
+    whole = standing.figures()
+    assert (found.constrained >= whole.constrained * (1.0 - SOLVED)).all()
+    assert found.without_channel[-1] >= found.constrained[0]
+    assert found.channel_up[-1] == pytest.approx(given.weights @ ~fails, rel=EXACT)
+    assert whole.without_channel[-1] >= tces(standing, LEVELS[0], down=len(CHANNELS)) * (1.0 - SOLVED)

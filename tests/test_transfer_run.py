@@ -18,8 +18,8 @@ from aggregator.results import Evaluated
 from aggregator.route_network import GivenRoute
 from aggregator.routes import Leg, Outage, Routes
 from aggregator.scenarios import draw_paths, stream_number
+from aggregator.transfer_batch import NetworkScenarios, evaluate_transfers
 from aggregator.transfer_detail import TransferDetail, transfer_detail
-from aggregator.transfer_margin import NetworkScenarios, evaluate_transfers
 from aggregator.transfer_results import route_point_rows, route_rows, transfer_columns
 from aggregator.transfer_run import network_of, profit_leaves, transfer_law, transfers
 from tests.margin_twin import expected_shortfall

@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 
 from aggregator.risk import padded_scenarios
-from aggregator.transfer_programme import shortfall_programme, uncovered_programme
+from aggregator.transfer import uncovered_many
+from aggregator.transfer_cuts import least_collateral
+from aggregator.transfer_programme import shortfall_programme
 from aggregator.transfer_shortfall import (
-    assessment,
     fungibility,
     pooled_shortfall,
-    required,
     siloed_shortfall,
-    top_up,
     transfer_shortfall,
 )
 
@@ -40,6 +39,14 @@ def portfolio(seed: int, *, scenarios: int = 512, nodes: int = 3) -> tuple[np.nd
     capacity = level * (random.random((scenarios, nodes, nodes)) < 0.9)
     weights = random.random(scenarios)
     return losses, capacity, weights / weights.sum()
+
+
+def required(
+    collateral: jax.Array, losses: jax.Array, capacity: jax.Array, weights: jax.Array, *, confidence: float
+) -> jax.Array:
+    """F(K) = sum K + E[U(K - L, c)] / (1 - a) of any collateral: never below TCES."""
+    amounts = uncovered_many(collateral[None, :] - losses, capacity).amount
+    return jnp.sum(collateral) + jnp.sum(weights * amounts) / (1.0 - confidence)
 
 
 def of(case: tuple[np.ndarray, np.ndarray, np.ndarray]) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -224,27 +231,15 @@ def test_part_of_the_scenarios_gives_the_same_minimum_and_says_what_it_left_out(
     assert float(few.lower_bound) <= float(whole.value) <= float(few.value) * (1.0 + ROUNDING)
 
 
-def test_top_up_and_assessment_of_given_collateral() -> None:
-    losses, capacity, weights = portfolio(8)
-    case = of((losses, capacity, weights))
-    best = SOLVE(*case)
+def test_collateral_below_the_optimum_is_filled_up_to_it() -> None:
+    """The same problem for the losses beyond what is there: together they cost what the optimum does."""
+    losses, capacity, weights = of(portfolio(8))
+    best = SOLVE(losses, capacity, weights)
     scarce = 0.5 * best.collateral
-    added = top_up(scarce, *case, confidence=CONFIDENCE)
-    # Collateral below the optimum is filled up to it: together they cost what the optimum does.
+    added = SOLVE(losses - scarce[None, :], capacity, weights)
     assert float(jnp.sum(scarce) + added.value) == pytest.approx(float(best.value), rel=GAP)
     ample = jnp.full(3, float(losses.max()) + 1.0)
-    assert float(top_up(ample, *case, confidence=CONFIDENCE).value) == pytest.approx(0.0, abs=ROUNDING)
-    found = assessment(scarce, *case, confidence=CONFIDENCE)
-    amounts = uncovered_programme(np.asarray(scarce) - losses, capacity)
-    short = amounts > 1e-7
-    assert float(found.probability) == pytest.approx(weights[short].sum(), rel=1e-9)
-    assert float(found.mean_uncovered) == pytest.approx(
-        (weights * amounts)[short].sum() / weights[short].sum(), rel=1e-6
-    )
-    surplus = np.asarray(scarce) - losses
-    stranded = np.maximum(surplus, 0.0).sum(axis=1) - (np.maximum(-surplus, 0.0).sum(axis=1) - amounts)
-    assert float(found.stranded) == pytest.approx((weights * stranded)[short].sum() / weights[short].sum(), rel=1e-6)
-    assert float(assessment(ample, *case, confidence=CONFIDENCE).probability) == 0.0
+    assert float(SOLVE(losses - ample[None, :], capacity, weights).value) == pytest.approx(0.0, abs=ROUNDING)
 
 
 def test_a_missing_loss_is_infinite_and_bad_shapes_are_named() -> None:
@@ -260,7 +255,7 @@ def test_a_missing_loss_is_infinite_and_bad_shapes_are_named() -> None:
         transfer_shortfall(jnp.zeros((256, 2)), jnp.zeros((2, 2)), jnp.zeros(256), confidence=1.0)
 
 
-def test_more_nodes_than_the_closed_form_takes_go_through_the_programme() -> None:
+def test_more_nodes_than_the_closed_form_takes_go_through_cuts_and_the_programme() -> None:
     # 13 nodes in pairs of a perfect hedge with a route each way; the last one has none and cannot lose.
     losses = np.zeros((2, 13))
     losses[0, :12], losses[1, :12] = np.tile([10.0, -10.0], 6), np.tile([-10.0, 10.0], 6)
@@ -269,3 +264,13 @@ def test_more_nodes_than_the_closed_form_takes_go_through_the_programme() -> Non
         capacity[first, first + 1] = capacity[first + 1, first] = 4.0
     found = shortfall_programme(losses, capacity, [0.5, 0.5], 0.9)
     assert found.value == pytest.approx(6 * 12.0, rel=1e-9)
+    by_cuts = least_collateral(
+        losses,
+        np.broadcast_to(capacity, (2, 13, 13)),
+        np.array([0.5, 0.5]),
+        confidence=0.9,
+        holds=np.ones(13, bool),
+        precision=1e-9,
+    )
+    assert by_cuts.value == pytest.approx(6 * 12.0, rel=1e-9)
+    assert by_cuts.lower_bound == pytest.approx(6 * 12.0, rel=1e-9)

@@ -16,8 +16,10 @@ from scipy.optimize import linprog
 
 from aggregator.channel_outages import ChannelScenarios
 from aggregator.node_scenarios import NEVER, NodeScenarios
-from aggregator.route_network import Route, RouteNetwork
-from aggregator.transfer_margin import NetworkScenarios, Timing, TransferFigures, TransferMarket, evaluate_transfers
+from aggregator.route_network import RouteNetwork
+from aggregator.route_ways import Route
+from aggregator.transfer_batch import NetworkScenarios, evaluate_transfers
+from aggregator.transfer_margin import Timing, TransferFigures, TransferMarket
 
 SCENARIOS, STEPS, STEP_HOURS = 512, 4, 6.0
 LEVELS = (0.9, 0.95)
@@ -71,6 +73,7 @@ def network(nodes: int, routes: list[Route], kinds: tuple[str, ...] = (), grace:
         nodes=nodes,
         routes=tuple(routes),
         grace_hours=(*(grace * n for n in range(nodes)), *[0.0] * len(kinds)),
+        deadline_of=(*range(nodes), *[-1] * len(kinds)),
     )
 
 
