@@ -1,0 +1,210 @@
+"""Fitting the tail networks: one pooled network per seed, all seeds at once, on the rows before a cut.
+
+Rows are sorted by time, so what a fit may see are the first `count` rows of one array: every refit of a walk-forward
+runs the same compiled program, and no later row can be drawn. Batches come from a counter-based generator: same rows,
+settings and seed, same weights.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax  # type: ignore[import-untyped]
+from jaxtyping import Array, Float, Int, Key
+
+from .tail_losses import fissler_ziegel, smooth_pinball
+from .tail_network import TailForecast, TailNetwork
+from .tier_model_settings import Network, Training
+
+LARGEST_INPUT = 4.0
+"""Standardised inputs are clipped here: beyond it a network extrapolates."""
+
+SMALLEST_SPREAD = 1e-3
+"""Least standard deviation that an input is divided by: a flag may be constant in the rows of training."""
+
+LARGEST_LOG_RATE = 7.0
+"""Of a margin over its scale, either way: a network far from what it was trained on stays finite."""
+
+_BLOCK = 16_384
+"""Rows forecast at a time; one compiled shape whatever the number of rows."""
+
+
+class Moments(NamedTuple):
+    """[inputs] each, float64: what inputs are standardised with."""
+
+    mean: np.ndarray
+    spread: np.ndarray
+
+
+class Fit(NamedTuple):
+    """`networks` has a leading axis of seeds on every array; `training_loss` [seeds]: the mean of the last tenth."""
+
+    networks: TailNetwork
+    moments: Moments
+    training_loss: np.ndarray
+
+
+def input_moments(inputs: np.ndarray) -> Moments:
+    """Mean and standard deviation of the values [rows, inputs] that are there; 0 and 1 for an input that never is."""
+    present = np.isfinite(inputs)
+    count = np.maximum(present.sum(axis=0), 1)
+    known = np.where(present, inputs, 0.0).astype(np.float64)
+    mean = known.sum(axis=0) / count
+    square = np.where(present, (known - mean) ** 2, 0.0).sum(axis=0) / count
+    spread = np.where(present.any(axis=0), np.maximum(np.sqrt(square), SMALLEST_SPREAD), 1.0)
+    return Moments(mean, spread)
+
+
+def standardised(inputs: np.ndarray, moments: Moments) -> np.ndarray:
+    """float32 [rows, inputs]: clipped at `LARGEST_INPUT`, and 0 (the mean) where a value is missing."""
+    scaled = (inputs - moments.mean) / moments.spread
+    return np.where(np.isfinite(scaled), np.clip(scaled, -LARGEST_INPUT, LARGEST_INPUT), 0.0).astype(np.float32)
+
+
+def pooled_start(scaled_loss: np.ndarray, levels: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Log quantiles [levels] of all scaled losses, and log means of the losses beyond them: where training starts."""
+    quantiles = np.quantile(scaled_loss, levels)
+    # strictly rising and positive also for losses that never move
+    quantiles = np.maximum(quantiles, 1e-3 * (1.0 + np.arange(len(levels))))
+    quantiles = np.maximum.accumulate(quantiles * (1.0 + 1e-3 * np.arange(len(levels))))
+    beyond = np.array([np.mean(np.maximum(scaled_loss[scaled_loss >= q], q)) if (scaled_loss >= q).any() else q
+                       for q in quantiles])  # fmt: skip
+    return np.log(quantiles), np.log(np.maximum(beyond, 1.01 * quantiles))
+
+
+def fit(
+    inputs: Float[Array, "rows inputs"],
+    scaled_loss: Float[Array, " rows"],
+    count: int,
+    *,
+    moments: Moments,
+    start: tuple[np.ndarray, np.ndarray],
+    network: Network,
+    training: Training,
+) -> Fit:
+    """Networks fitted to the first `count` rows; `inputs` standardised (float32), losses over exp(anchor) (float32).
+
+    `start` is `pooled_start` of those rows. Minimises the smoothed pinball, every level weighted by 1 / (1 - p), plus
+    `shortfall_weight` times FZ0 with the margin held fixed, so that it moves the expected shortfall alone. Raises
+    FloatingPointError when the weights are not finite at the end.
+    """
+    networks, history = _fit(
+        inputs,
+        scaled_loss,
+        jnp.asarray(count, jnp.int32),
+        jnp.asarray(start[0], jnp.float32),
+        jnp.asarray(start[1], jnp.float32),
+        jax.random.key(training.seed),
+        network,
+        training,
+    )
+    if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(eqx.filter(networks, eqx.is_array))):
+        raise FloatingPointError(f"training on {count} rows ended with weights that are not finite")
+    return Fit(networks, moments, np.asarray(history)[:, -max(1, training.steps // 10) :].mean(axis=1))
+
+
+def forecast(networks: TailNetwork, inputs: np.ndarray) -> TailForecast:
+    """Log margins and log shortfalls over the scale, [rows, levels], the mean over the seeds; float64 on the host."""
+    blocks = []
+    for begin in range(0, len(inputs), _BLOCK):
+        block = inputs[begin : begin + _BLOCK]
+        padded = np.zeros((_BLOCK, inputs.shape[1]), dtype=np.float32)
+        padded[: len(block)] = block
+        blocks.append(np.asarray(_forecast(networks, jnp.asarray(padded)))[:, : len(block)])
+    levels = networks.bias.shape[-1] // 2
+    joined = np.concatenate([np.zeros((2, 0, levels)), *blocks], axis=1).astype(np.float64)
+    return TailForecast(*np.clip(joined, -LARGEST_LOG_RATE, LARGEST_LOG_RATE))
+
+
+@eqx.filter_jit
+def _forecast(
+    networks: TailNetwork, inputs: Float[Array, "rows inputs"]
+) -> Float[Array, "margin_and_shortfall rows levels"]:
+    def one(network: TailNetwork, rows: Float[Array, "rows inputs"]) -> TailForecast:
+        return jax.vmap(network)(rows)
+
+    each = eqx.filter_vmap(one, in_axes=(eqx.if_array(0), None))(networks, inputs)
+    return jnp.stack([each.log_margin.mean(axis=0), each.log_shortfall.mean(axis=0)])
+
+
+def row_cost(
+    network: TailNetwork,
+    inputs: Float[Array, " inputs"],
+    loss: Float[Array, ""],
+    key: Key[Array, ""] | None,
+    *,
+    levels: Float[Array, " levels"],
+    training: Training,
+) -> Float[Array, ""]:
+    """What one row adds to the training loss."""
+    out = network(inputs, key)
+    margin = jnp.exp(out.log_margin)
+    pinball = smooth_pinball(loss, margin, levels, width=training.pinball_width) / (1.0 - levels)
+    fixed = jax.lax.stop_gradient(margin)
+    shortfall = fixed * jnp.exp(out.log_shortfall - out.log_margin)
+    return jnp.mean(pinball) + training.shortfall_weight * jnp.mean(fissler_ziegel(loss, fixed, shortfall, levels))
+
+
+@eqx.filter_jit
+def _fit(
+    inputs: Float[Array, "rows inputs"],
+    scaled_loss: Float[Array, " rows"],
+    count: Int[Array, ""],
+    log_margin: Float[Array, " levels"],
+    log_shortfall: Float[Array, " levels"],
+    key: Key[Array, ""],
+    shape: Network,
+    training: Training,
+) -> tuple[TailNetwork, Float[Array, "seeds steps"]]:
+    levels = jnp.asarray(shape.levels, jnp.float32)
+    schedule = optax.cosine_decay_schedule(training.learning_rate, training.steps)
+    cost_of_row = partial(row_cost, levels=levels, training=training)
+
+    def one_seed(seed: Int[Array, ""]) -> tuple[TailNetwork, Float[Array, " steps"]]:
+        start_key, run_key = jax.random.split(jax.random.fold_in(key, seed))
+        network = TailNetwork(
+            start_key,
+            inputs=inputs.shape[1],
+            layers=shape.layers,
+            width=shape.width,
+            log_margin=log_margin,
+            log_shortfall=log_shortfall,
+            dropout=shape.dropout,
+        )
+        weights, rest = eqx.partition(network, eqx.is_inexact_array)
+        # the bias carries the pooled quantiles: decaying it would pull margins towards the scale itself
+        decayed = eqx.tree_at(lambda tree: tree.bias, jax.tree.map(lambda _: True, weights), False)
+        optimizer = optax.chain(
+            optax.clip_by_global_norm(training.gradient_clip),
+            optax.adamw(schedule, weight_decay=training.weight_decay, mask=decayed),
+        )
+
+        def batch_cost(weights: TailNetwork, drawn: Int[Array, " batch"], key: Key[Array, ""]) -> Float[Array, ""]:
+            keys = jax.random.split(key, training.batch)
+            network = eqx.combine(weights, rest)
+            costs = jax.vmap(cost_of_row, in_axes=(None, 0, 0, 0))(network, inputs[drawn], scaled_loss[drawn], keys)
+            return jnp.mean(costs)
+
+        def step(
+            state: tuple[TailNetwork, optax.OptState, TailNetwork], number: Int[Array, ""]
+        ) -> tuple[tuple[TailNetwork, optax.OptState, TailNetwork], Float[Array, ""]]:
+            weights, memory, average = state
+            draw_key, drop_key = jax.random.split(jax.random.fold_in(run_key, number))
+            drawn = jax.random.randint(draw_key, (training.batch,), 0, count)
+            cost, gradient = jax.value_and_grad(batch_cost)(weights, drawn, drop_key)
+            change, memory = optimizer.update(gradient, memory, weights)
+            weights = optax.apply_updates(weights, change)
+            kept = training.weight_average
+            average = jax.tree.map(lambda old, new: kept * old + (1.0 - kept) * new, average, weights)
+            return (weights, memory, average), cost
+
+        begin = (weights, optimizer.init(weights), weights)
+        (_, _, average), costs = jax.lax.scan(step, begin, jnp.arange(training.steps, dtype=jnp.int32))
+        return eqx.combine(average, rest), costs
+
+    return eqx.filter_vmap(one_seed)(jnp.arange(training.seeds, dtype=jnp.int32))
