@@ -2,7 +2,8 @@
 # make test     set up everything and run the tests
 # make check    formatting, lint and types
 # make format   rewrite the sources in the project's format
-# make lock     resolve requirements.lock anew (needs uv)
+# make bench    race the engine against hand-written ones: minutes, also make bench-full
+# make lock     resolve requirements.lock and requirements-bench.lock anew (needs uv)
 #
 # A machine needs make and a Python from 3.11 to 3.14 with its venv module; PYTHON=/path/to/python chooses one,
 # otherwise the newest of those on the PATH is taken. Everything is installed into .venv, from hashes.
@@ -21,6 +22,8 @@ UV ?= uv
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+BENCH_STAMP := $(VENV)/.installed-bench
+BENCH_ARGS ?=
 
 # Compiled programs outlive the process: a second run starts with the first run's code.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
@@ -28,7 +31,7 @@ export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
-.PHONY: help setup sweep test check format lock
+.PHONY: help setup sweep test check format bench bench-full lock
 
 help:
 	@sed -n 's/^# \{0,1\}\(make .*\)/\1/p' Makefile
@@ -73,7 +76,22 @@ format: $(STAMP)
 	@$(BIN)/python -m ruff check --select I --fix
 	@$(BIN)/python -m ruff format
 
+# The peers of the race are no part of the product: they come on top, from hashes of their own.
+$(BENCH_STAMP): $(STAMP) requirements-bench.lock
+	@echo "installing requirements-bench.lock (about 450 MB the first time)"
+	@$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements-bench.lock
+	@touch $@
+
+bench: $(BENCH_STAMP)
+	@$(BIN)/python -m benchmarks.race $(BENCH_ARGS)
+
+bench-full: $(BENCH_STAMP)
+	@$(BIN)/python -m benchmarks.race --rounds 15 --growth-rounds 7 $(BENCH_ARGS)
+
 lock:
 	@$(UV) pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --quiet --upgrade \
 	  --output-file requirements.lock
+	@$(UV) pip compile pyproject.toml --group bench --universal --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --quiet --upgrade \
+	  --constraints requirements.lock --output-file requirements-bench.lock
