@@ -13,6 +13,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,6 +23,8 @@ from . import __version__
 from .errors import ConfigurationError, CrossmarginError, ExitCode, nearest_name
 
 if TYPE_CHECKING:
+    from models.recommended import Recommended
+
     from .backtest_request import Tested
     from .calibrate import Written
     from .doctor import Adapters, Check
@@ -38,6 +41,12 @@ app = typer.Typer(
 
 _ConfigArgument = Annotated[Path, typer.Argument(help="Configuration of the run (TOML).", show_default=False)]
 _JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout instead of tables.")]
+_SettingsOption = Annotated[
+    Path | None, typer.Option("--settings", help="Hyper-parameters (TOML); default: the shipped ones.")
+]
+_CheckpointsOption = Annotated[
+    Path | None, typer.Option("--checkpoints", help="Folder that keeps every refit, so that a cut run can go on.")
+]
 _SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Override one key; repeatable.")
 ]
@@ -177,6 +186,116 @@ def backtest_margin(
             write_forecasts(tested, out)
         _print_tested(tested, as_json)
     raise typer.Exit(int(tested.exit_code))
+
+
+@app.command()
+def train(
+    market: Annotated[Path, typer.Option("--market", help="Folder of market history.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the checkpoints.", show_default=False)],
+    until: Annotated[
+        datetime | None, typer.Option("--until", formats=["%Y-%m-%d"], help="Train on what ended before this day.")
+    ] = None,
+    settings: _SettingsOption = None,
+    checkpoints: _CheckpointsOption = None,
+    as_json: _JsonOption = False,
+) -> None:
+    """Fit the learned margin tiers to a market history and write their checkpoints."""
+    with _exit_codes(as_json):
+        _start_engine(1)
+        from models.tier_model_settings import SHIPPED
+        from models.train_request import run_training
+
+        with _progress() as say:
+            trained = run_training(
+                market,
+                out=out,
+                settings=settings or SHIPPED,
+                until=None if until is None else until.date(),
+                checkpoints=checkpoints,
+                progress=say,
+            )
+        if as_json:
+            typer.echo(json.dumps([{**made._asdict(), "path": str(made.path)} for made in trained]))
+        else:
+            for made in trained:
+                typer.echo(f"{made.path}: {made.horizon}, {made.loss}, trained on what ended before {made.until}")
+
+
+@app.command()
+def backtest(
+    market: Annotated[Path, typer.Option("--market", help="Folder of market history.", show_default=False)],
+    start: Annotated[datetime, typer.Option("--start", formats=["%Y-%m-%d"], help="First day.", show_default=False)],
+    end: Annotated[
+        datetime, typer.Option("--end", formats=["%Y-%m-%d"], help="Last day, included.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Forecast table to write (.parquet).", show_default=False)],
+    horizon: Annotated[str, typer.Option("--horizon", help="1d or 8h.")] = "1d",
+    loss: Annotated[str, typer.Option("--loss", help="close or adverse.")] = "close",
+    baselines: Annotated[
+        bool, typer.Option("--baselines", help="Forecast with the classical baselines as well.")
+    ] = False,
+    scores: Annotated[bool, typer.Option("--scores", help="Print the scores of what was forecast.")] = False,
+    settings: _SettingsOption = None,
+    checkpoints: _CheckpointsOption = None,
+    as_json: _JsonOption = False,
+) -> None:
+    """Forecast margin rates walk-forward over a market history: each row knows what was known at its opening."""
+    with _exit_codes(as_json):
+        _start_engine(1)
+        from models.backtest_request import run_backtest
+        from models.tier_model_settings import SHIPPED
+
+        with _progress() as say:
+            outcome = run_backtest(
+                market,
+                start=start.date(),
+                end=end.date(),
+                horizon=horizon,
+                loss=loss,
+                out=out,
+                settings=settings or SHIPPED,
+                checkpoints=checkpoints,
+                baselines=baselines,
+                progress=say,
+            )
+        if scores:
+            from models.forecast_scores import score, scores_text
+            from models.forecast_table import read_forecasts
+            from models.market_history import read_market
+
+            typer.echo(scores_text(score(read_forecasts(out), read_market(market))), err=as_json)
+        if as_json:
+            typer.echo(json.dumps({**outcome._asdict(), "path": str(outcome.path)}))
+        else:
+            typer.echo(f"{outcome.path}: {outcome.rows} rows, {outcome.first} to {outcome.last}")
+
+
+@app.command()
+def recommend(
+    config: _ConfigArgument,
+    market: Annotated[
+        Path | None, typer.Option("--market", help="Folder of market history; default: tiers.market of CONFIG.")
+    ] = None,
+    as_json: _JsonOption = False,
+    overrides: _SetOption = None,
+) -> None:
+    """Recommend margin tiers from the learned model's forecasts and try them on the book before they are written."""
+    with _exit_codes(as_json):
+        from .config import load_configuration
+
+        resolved = load_configuration(config, overrides=overrides or (), environment=os.environ)
+        _start_engine(resolved.configuration.engine.host_devices)
+        from models.recommend_request import run_recommend
+
+        from .sweep import read_inputs
+
+        with _progress() as say:
+            inputs = read_inputs(resolved, say)
+            recommended = run_recommend(
+                resolved, inputs.snapshots, as_of=inputs.as_of, digest=inputs.digest, market=market, progress=say
+            )
+        _print_recommended(recommended, as_json)
+    raise typer.Exit(int(recommended.exit_code))
 
 
 @app.command()
@@ -374,6 +493,27 @@ def _print_tested(tested: Tested, as_json: bool) -> None:
         typer.echo(f"{failure.reason}: {plain_text(failure.message)}", err=True)
     for generator, books in failing(tested.verdicts).items():
         typer.echo(f"misses   {generator}: {', '.join(books)}")
+
+
+def _print_recommended(recommended: Recommended, as_json: bool) -> None:
+    from models.recommendation_table import changes_table, recommendation_document, trial_table_text
+
+    if as_json:
+        typer.echo(json.dumps(recommendation_document(recommended)))
+        return
+    from rich.console import Console
+
+    from .headline import plain_text
+
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    console.print(changes_table(recommended))
+    console.print(trial_table_text(recommended))
+    for failure in recommended.outcome.failures:
+        typer.echo(f"{failure.reason}: {plain_text(failure.message)}", err=True)
+    typer.echo(f"reference  {recommended.reference_id}, as of {recommended.as_of:%Y-%m-%dT%H:%M:%SZ}")
+    typer.echo(f"document   {recommended.document}")
+    typer.echo(f"results    {recommended.store}")
+    typer.echo(f"report     {recommended.report}")
 
 
 def _print_checks(checks: Sequence[Check], as_json: bool) -> None:

@@ -295,6 +295,22 @@ class ReportSection(Section):
     path: str = "../results/reports"
 
 
+class Tiers(Section):
+    """What `recommend` makes margin tiers of; no other verb reads it.
+
+    `market` is a folder of market history, `checkpoints` one of the learned model and `settings` its hyper-parameters
+    (None: the shipped reference), `governance` a TOML file, `output` the folder of recommendations and their pages.
+    """
+
+    market: str | None = None
+    checkpoints: str | None = None
+    governance: str = "governance.toml"
+    settings: str | None = None
+    output: str = "../results/recommendations"
+    max_age_days: float = Field(default=3.0, gt=0, le=60)
+    """An asset whose history ends longer before the instant of the run than this is not forecast."""
+
+
 LimitMetric = Literal[
     "equity_usd",
     "health_minimum",
@@ -352,6 +368,7 @@ class Configuration(Section):
     engine: Engine = Engine()
     store: Store = Store()
     report: ReportSection = ReportSection()
+    tiers: Tiers = Tiers()
     sources: tuple[Source, ...] = Field(min_length=1)
     portfolios: dict[str, tuple[str, ...]] = Field(min_length=1)
     """Portfolio id to account ids; an entry also takes every account whose id starts with it and a colon."""
@@ -373,8 +390,8 @@ class Resolved(Section):
         return json.dumps(self.configuration.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
 
     def digest(self) -> str:
-        """SHA-256 of what decides the numbers: the configuration without engine, store, report and title."""
-        figures = self.configuration.model_dump(mode="json", exclude={"engine", "store", "report", "title"})
+        """SHA-256 of what decides the numbers: the configuration without engine, store, report, tiers and title."""
+        figures = self.configuration.model_dump(mode="json", exclude={"engine", "store", "report", "tiers", "title"})
         return hashlib.sha256(json.dumps(figures, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 

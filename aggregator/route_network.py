@@ -14,8 +14,9 @@ from .errors import Failure, FailureReason, nearest_name
 from .route_ways import Limit, Route, Way, joined_ways, passage
 from .routes import Leg, Link, Outage, Routes, VenueRoutes, WrittenRoute
 
-MOST_ROUTED_POINTS = 12
-"""Up to this many points with a route the engine computes exactly, from all their subsets."""
+MOST_ROUTED_POINTS = 8
+"""Up to this many points with a route the engine goes over all their subsets. Beyond them cuts are faster: for a desk
+of 10 points and 4,096 paths 18 seconds of processor time against 108, with the smaller gap."""
 
 _SECONDS = 3600.0
 

@@ -18,7 +18,7 @@ from .transfer_large import large_network_figures
 from .transfer_margin import TransferArrays, TransferFigures, TransferMarket, transfer_figures
 from .unit_batch import column, rounded_up
 
-_POINTS = (2, 3, 4, 5, 6, 7, 8, 10, MOST_ROUTED_POINTS)
+_POINTS = tuple(range(2, MOST_ROUTED_POINTS + 1))
 _ALONE = (0, 1, 2, 4, 8, 16, 32, 64)
 _ROUTES = (4, 16, 32, 64, 128, 256, 512, 1024)
 

@@ -154,9 +154,7 @@ def _smoothed(problem: Problem, collateral: Array, smoothing: Array, active: Arr
     value = ordered_sum(collateral) + tile_sum(rounded(weights * most))
     dual = moment_total + ordered_sum(rounded(collateral * by_node))
     bound = dual / jnp.maximum(jnp.max(jnp.where(active, by_node, 0.0)), 1.0)
-    return _Smoothed(
-        value, bound, mass, by_node, pairs - cross, -(moment_by_node - spread) / (smoothing * smoothing)
-    )
+    return _Smoothed(value, bound, mass, by_node, pairs - cross, -(moment_by_node - spread) / (smoothing * smoothing))
 
 
 def _solved(matrix: Array, rhs: Array) -> Array:

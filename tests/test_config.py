@@ -97,7 +97,7 @@ def test_the_generator_chooses_the_section(tmp_path: Path) -> None:
     assert scenarios.scenarios == 0
 
 
-OF_OTHER_READERS = ("assets.toml", "calibration.toml", "routes.toml", "stress.toml")
+OF_OTHER_READERS = (*("assets.toml", "calibration.toml", "governance.toml", "routes.toml", "stress.toml"),)
 
 
 @pytest.mark.parametrize("path", sorted(p.name for p in CONFIGS.glob("*.toml") if p.name not in OF_OTHER_READERS))
@@ -401,6 +401,7 @@ def test_an_override_without_a_value_or_through_a_value_is_refused_by_name(tmp_p
         "store.path=elsewhere",
         "store.resume_within_s=0",
         "report.path=",
+        "tiers.market=history",
     ],
 )
 def test_the_digest_does_not_depend_on_what_changes_no_number(tmp_path: Path, override: str) -> None:
@@ -448,7 +449,7 @@ def test_the_digest_depends_on_everything_else(tmp_path: Path, override: str) ->
 
 def test_every_top_level_key_is_either_in_the_digest_or_tried_above_as_left_out() -> None:
     assert set(Configuration.model_fields) == {
-        *("title", "engine", "store", "report"),
+        *("title", "engine", "store", "report", "tiers"),
         *(
             "assets",
             "run",

@@ -186,6 +186,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "[engine]": config.Engine,
     "[store]": config.Store,
     "[report]": config.ReportSection,
+    "[tiers]": config.Tiers,
     "[[sources]]": config.Source,
     "Payload": config.PayloadFile,
     "[[limits]]": config.Limit,
@@ -262,6 +263,7 @@ def test_keys_outside_of_the_digest_are_marked(tmp_path: Path) -> None:
         "engine": {"scenario_chunk": 512},
         "store": {"path": "elsewhere"},
         "report": {"path": ""},
+        "tiers": {"market": "history"},
         "limits": ({"metric": "equity_usd", "minimum": 0.0},),
     }
     rows = _tables(_text("configuration.md"))["Top level"]

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import special, stats
@@ -155,7 +156,7 @@ def test_expected_shortfall_of_a_linear_book_has_a_small_error_that_the_blocks_t
         drawn = draw_all(desk_t(NU, points=SobolDesign(key, 11)), key)
         sobol.append(shortfall(drawn))
         blocks = [shortfall(drawn, slice(k * 2048, (k + 1) * 2048), 1.0 / 8.0) for k in range(8)]
-        told.append(float(batch_standard_error(np.array(blocks), np.ones(8))))
+        told.append(float(batch_standard_error(jnp.asarray(blocks), jnp.ones(8))))
     errors = [math.sqrt(np.mean((np.array(found) / exact - 1.0) ** 2)) for found in (plain, sobol)]
     assert errors[1] < 0.2 * errors[0]  # the page asks for half; ten repetitions know an error to a quarter
     assert 0.5 < np.mean(told) / exact / errors[1] < 2.0
@@ -181,8 +182,8 @@ def test_designs_that_make_no_sense_are_refused(change: dict[str, Any], message:
 
 
 def test_a_standard_error_needs_two_blocks() -> None:
-    assert math.isclose(float(batch_standard_error(np.array([1.0, 3.0]), np.ones(2))), 1.0)
-    assert math.isnan(float(batch_standard_error(np.array([1.0]), np.ones(1))))
+    assert math.isclose(float(batch_standard_error(jnp.array([1.0, 3.0]), jnp.ones(2))), 1.0)
+    assert math.isnan(float(batch_standard_error(jnp.array([1.0]), jnp.ones(1))))
 
 
 def test_a_plain_generator_is_left_as_it_is() -> None:

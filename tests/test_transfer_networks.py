@@ -252,7 +252,7 @@ def test_a_node_lost_today_gets_nothing_in_time() -> None:
     assert (given.nodes.passage == NEVER).any()
 
 
-@pytest.mark.parametrize("most_points", [12, 2])
+@pytest.mark.parametrize("most_points", [8, 2])
 def test_of_a_venue_that_fails_only_what_is_missing_there_is_left(
     most_points: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,252 @@
+"""The sweep of whole books at speed: headline figures of every portfolio that `book_columns` covers.
+
+Tables in, tables out: the rows of accounts become netted coefficients (`book_columns`, `netting`), the cube is priced
+once, and the portfolios are evaluated in all scenarios shard by shard (`netted_kernel`). Which shard, device, bucket or
+padding a portfolio has changes no bit of its figures. Money in USD, losses positive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pyarrow as pa
+
+from .book_columns import BookColumns, book_columns
+from .cube import CubeRows
+from .engine import price_rows
+from .errors import ConfigurationError
+from .netted_kernel import Figures, PricedCube, evaluate_shard, tiles_of
+from .netted_shards import Bucket, buckets
+from .netting import NettedBook, netted_book
+from .scenarios import ScenarioGenerator, draw_scenarios, padded_count, scenario_weights
+from .weighted_tail import LANES
+
+_DAYS_PER_YEAR = 365.0
+_CHUNK = 2048
+
+
+class ScenarioSet(NamedTuple):
+    """Log-changes [scenarios, factors] of named factors over the horizon, and their probabilities, which sum to 1."""
+
+    factors: tuple[str, ...]
+    shocks: np.ndarray
+    weights: np.ndarray
+
+
+class SweepTables(NamedTuple):
+    """One row per portfolio and one per account, sorted by id, and the accounts because of which a portfolio is in
+    neither table.
+    """
+
+    portfolios: pa.Table
+    nodes: pa.Table
+    not_covered: pa.Table
+
+
+class SweepCube(NamedTuple):
+    """The priced cube of a book on the host's memory and what netting and means need of it [rows]."""
+
+    cube: PricedCube
+    today: np.ndarray
+    lowest: np.ndarray
+    highest: np.ndarray
+    mean: np.ndarray
+
+
+def priced_cube(
+    rows: CubeRows, source: ScenarioGenerator | ScenarioSet, *, seed: int, scenarios: int | None, horizon_days: float
+) -> SweepCube:
+    """Every row of the cube in every scenario: drawn from a generator, or given. Chunks go to the devices in turn."""
+    if isinstance(source, ScenarioSet):
+        found = np.asarray(source.weights, np.float64)
+        weights = np.pad(found, (0, padded_count(len(found)) - len(found)))
+    else:
+        weights = np.asarray(scenario_weights(source, scenarios))
+    total = len(weights)
+    chunk = min(_CHUNK, total)
+    horizon_years = horizon_days / _DAYS_PER_YEAR
+    devices = jax.local_devices()
+    blocks = []
+    for number, first in enumerate(range(0, total, chunk)):
+        device = devices[number % len(devices)]
+        if isinstance(source, ScenarioSet):
+            given = np.zeros((chunk, source.shocks.shape[1]))
+            part = source.shocks[first : first + chunk]
+            given[: len(part)] = part
+            shocks = jax.device_put(given, device)
+        else:
+            placed, key = jax.device_put((source, jax.random.key(seed)), device)
+            shocks = draw_scenarios(placed, key, first, chunk)
+        blocks.append(price_rows(jax.device_put(rows, device), shocks, horizon_years=horizon_years))
+    today = np.asarray(rows.today())
+    real = weights > 0
+    length = -(-total // LANES) * LANES
+    change = np.zeros((len(today), length), np.float32)
+    for number, block in enumerate(blocks):
+        first = number * chunk
+        last = min(first + chunk, total)
+        change[:, first:last] = np.asarray(block)[:, : last - first]
+    change[:, :total][:, ~real] = 0.0
+    mean = np.einsum("rs,s->r", change[:, :total], weights)
+    count = int(real.sum())
+    equal = bool((weights[real] == weights[real][0]).all()) and bool(real[:count].all())
+    padded = np.pad(weights, (0, length - total))
+    cube = PricedCube(change, padded, (padded > 0).astype(np.float32), count, equal)
+    return SweepCube(cube, today, change.min(axis=1), change.max(axis=1), mean)
+
+
+def headline_sweep(
+    tables: Mapping[str, Any],
+    portfolios: pa.Table,
+    source: ScenarioGenerator | ScenarioSet,
+    *,
+    as_of: datetime,
+    seed: int = 0,
+    scenarios: int | None = None,
+    horizon_days: float = 1.0,
+    devices: int | None = None,
+    shard: int = 4096,
+) -> SweepTables:
+    """Headline figures of every portfolio of a book, from canonical tables (see `book_columns`).
+
+    `source` draws the scenarios (with `seed` and `scenarios` as `engine.draw_cube`), or is a `ScenarioSet`; what needs
+    a factor that it lacks is not covered. `devices` are host devices, all by default; `shard` portfolios are netted and
+    evaluated at a time, the next one netted while the last computes. Raises `ConfigurationError` unless JAX computes in
+    float64, or for a wrong size.
+    """
+    if not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
+        raise ConfigurationError("today's figures are float64: set jax_enable_x64 before the sweep")
+    count = len(jax.local_devices()) if devices is None else devices
+    if not 1 <= count <= len(jax.local_devices()) or shard < 1:
+        raise ConfigurationError(
+            f"devices {count}, shard {shard}: expected 1 to {len(jax.local_devices())} and above 0"
+        )
+    book = book_columns(tables, portfolios, as_of=as_of, known=frozenset(source.factors))
+    rows = book.cube.build(source.factors)
+    priced = priced_cube(rows, source, seed=seed, scenarios=scenarios, horizon_days=horizon_days)
+    return sweep_columns(book, priced, devices=count, shard=shard)
+
+
+def sweep_columns(book: BookColumns, priced: SweepCube, *, devices: int, shard: int) -> SweepTables:
+    """Headline figures of a packed book in a priced cube."""
+    owner = book.accounts.portfolio
+    total = int(owner[-1]) + 1 if len(owner) else 0
+    bounds = [(first, min(first + shard, total)) for first in range(0, total, shard)]
+
+    def prepared(bound: tuple[int, int]) -> tuple[BookColumns, NettedBook, list[Bucket]]:
+        part = book.portfolios(*bound)
+        netted = netted_book(part, priced.today, priced.lowest, priced.highest)
+        return part, netted, list(buckets(netted, part.accounts.portfolio, devices=devices))
+
+    tiles = jnp.asarray(np.ascontiguousarray(tiles_of(priced.cube.change)))
+    weights = jnp.asarray(priced.cube.weights)
+    found: list[tuple[pa.Table, pa.Table]] = []
+    with ThreadPoolExecutor(1) as ahead:
+        waiting = [ahead.submit(prepared, bound) for bound in bounds[:1]]
+        for number in range(len(bounds)):
+            part, netted, parts = waiting.pop(0).result()
+            running = [
+                evaluate_shard(
+                    bucket.arrays,
+                    tiles,
+                    weights,
+                    scenarios=priced.cube.scenarios,
+                    equal=priced.cube.equal,
+                    devices=devices,
+                )
+                for bucket in parts
+            ]
+            if number + 1 < len(bounds):
+                waiting.append(ahead.submit(prepared, bounds[number + 1]))
+            figures = [jax.tree.map(np.asarray, figure) for figure in running]
+            found.append(_tables(part, netted, priced.mean, parts, figures))
+    nodes = [tables[1] for tables in found] or [NODES.empty_table()]
+    portfolios = [tables[0] for tables in found] or [PORTFOLIOS.empty_table()]
+    return SweepTables(pa.concat_tables(portfolios), pa.concat_tables(nodes), book.not_covered)
+
+
+def _usd(name: str) -> pa.Field:
+    return pa.field(name, pa.float64(), nullable=False, metadata={"unit": "USD"})
+
+
+def _probability(name: str) -> pa.Field:
+    return pa.field(name, pa.float64(), nullable=False, metadata={"unit": "probability"})
+
+
+PORTFOLIOS = pa.schema(
+    [
+        pa.field("portfolio_id", pa.string(), nullable=False),
+        *map(
+            _usd,
+            (
+                "equity_usd",
+                "mean_loss_usd",
+                "worst_loss_usd",
+                "var_99_usd",
+                "es_99_usd",
+                "var_995_usd",
+                "es_995_usd",
+                "equity_mean_usd",
+                "equity_minimum_usd",
+                "equity_es_99_usd",
+            ),
+        ),
+        *map(_probability, ("p_liquidation_any", "p_liquidation_unified")),
+        _usd("bad_debt_usd"),
+    ]
+)
+"""Equity at market value; `bad_debt_usd` is the expected sum over accounts of what their equity falls below zero."""
+
+NODES = pa.schema(
+    [
+        *(pa.field(name, pa.string(), nullable=False) for name in ("portfolio_id", "node", "account_id", "venue")),
+        *map(_usd, ("equity_usd", "equity_mean_usd")),
+        _probability("p_liquidation"),
+        _usd("bad_debt_usd"),
+    ]
+)
+"""One row per account, the unit that a venue liquidates."""
+
+
+def _tables(
+    book: BookColumns,
+    netted: NettedBook,
+    mean: np.ndarray,
+    parts: Sequence[Bucket],
+    figures: Sequence[Figures],
+) -> tuple[pa.Table, pa.Table]:
+    accounts, owner = book.accounts, book.accounts.portfolio
+    count = int(owner[-1]) + 1
+    held = np.bincount(owner)
+    first = np.cumsum(held) - held
+    of_portfolio = {name: np.zeros((count, *getattr(figures[0], name).shape[2:3])) for name in ("var", "es")}
+    of_portfolio |= {name: np.zeros(count) for name in ("worst", "p_any", "p_unified")}
+    of_account = {name: np.zeros(len(owner)) for name in ("p_account", "bad_debt")}
+    for bucket, figure in zip(parts, figures, strict=True):
+        there = bucket.members >= 0
+        members = bucket.members[there]
+        for name, column in of_portfolio.items():
+            column[members] = getattr(figure, name)[there]
+        slot = np.arange(figure.p_account.shape[2])
+        real = slot < held[members][:, None]
+        account = (first[members][:, None] + slot)[real]
+        for name, column in of_account.items():
+            column[account] = getattr(figure, name)[there][real]
+    rows = netted.rows
+    mean_change = np.bincount(rows.account, weights=rows.market * mean[rows.row], minlength=len(owner))
+    equity = np.bincount(owner, weights=netted.equity)
+    mean_loss = 0.0 - np.bincount(owner, weights=mean_change)
+    var, es, worst = of_portfolio["var"], of_portfolio["es"], of_portfolio["worst"]
+    columns: list[Any] = [accounts.portfolio_id[first].tolist(), equity, mean_loss, worst]
+    columns += [var[:, 0], es[:, 0], var[:, 1], es[:, 1], equity - mean_loss, equity - worst, equity - es[:, 0]]
+    columns += [of_portfolio["p_any"], of_portfolio["p_unified"], np.bincount(owner, weights=of_account["bad_debt"])]
+    nodes: list[Any] = [accounts.portfolio_id, accounts.node, accounts.account_id, accounts.venue]
+    nodes = [column.tolist() for column in nodes]
+    nodes += [netted.equity, netted.equity + mean_change, of_account["p_account"], of_account["bad_debt"]]
+    return pa.table(columns, schema=PORTFOLIOS), pa.table(nodes, schema=NODES)
