@@ -101,7 +101,6 @@ def unit_row(unit: dict[str, Any], form: ContractMargin | None) -> UnitRow:
 
 requirements_of = eqx.filter_jit(lambda units, shocks, rows: unit_requirements(units, shocks, rows, elapsed_years=0.0))
 in_scenarios = eqx.filter_jit(unit_maintenance)
-NOW = jnp.float64(0.0)
 
 
 def requirements(rows: Sequence[UnitRow], sizes: UnitSizes = SIZES) -> np.ndarray:
@@ -227,7 +226,9 @@ def test_scenarios_move_the_mark_with_the_model() -> None:
     unit = unit_of(61_000.0, held)
     shocks = np.zeros((TILE, len(FACTORS)))
     shocks[1:, 1] = np.linspace(-0.3, 0.3, TILE - 1)
-    found = in_scenarios(arrays_of([unit_row(unit, form)]), jnp.asarray(shocks), CubeBuilder().build(FACTORS), NOW)
+    found = in_scenarios(
+        arrays_of([unit_row(unit, form)]), jnp.asarray(shocks), CubeBuilder().build(FACTORS), jnp.zeros(len(shocks))
+    )
     for scenario in (0, 1, 100, TILE - 1):
         growth = math.exp(shocks[scenario, 1])
         moved = unit | {"spot": unit["spot"] * growth}
@@ -250,7 +251,9 @@ def test_a_fee_that_its_cap_cuts_today_grows_with_the_mark_in_scenarios() -> Non
     unit = unit_of(61_000.0, [held])
     shocks = np.zeros((TILE, len(FACTORS)))
     shocks[1:, 1] = np.linspace(-0.3, 0.3, TILE - 1)
-    found = in_scenarios(arrays_of([unit_row(unit, form)]), jnp.asarray(shocks), CubeBuilder().build(FACTORS), NOW)
+    found = in_scenarios(
+        arrays_of([unit_row(unit, form)]), jnp.asarray(shocks), CubeBuilder().build(FACTORS), jnp.zeros(len(shocks))
+    )
     expected = []
     for shock in shocks[:, 1]:
         moved = unit | {"spot": unit["spot"] * math.exp(shock)}

@@ -120,7 +120,7 @@ def test_scenarios_equal_the_twin_of_the_moved_unit() -> None:
     rng = np.random.default_rng(5)
     shocks = rng.normal(size=(TILE, len(FACTORS))) * [0.03, 0.2, 0.3]
     shocks[0] = 0.0
-    got = np.asarray(in_scenarios(tight_arrays(), jnp.asarray(shocks), cube(), jnp.float64(HOURS_24)))
+    got = np.asarray(in_scenarios(tight_arrays(), jnp.asarray(shocks), cube(), jnp.full(len(shocks), HOURS_24)))
     assert got.shape[1] == TILE
     for found, (unit, grid) in zip(got, book(), strict=False):
         for scenario in (0, 1, 2, TILE - 1):
@@ -184,7 +184,7 @@ def test_neighbors_with_more_give_the_same_bits() -> None:
 def test_no_move_at_once_is_today() -> None:
     rows = book_rows()
     today = requirements(rows)[:, 1]
-    moved = in_scenarios(tight_arrays(), jnp.zeros((TILE, len(FACTORS))), cube(), jnp.float64(0.0))
+    moved = in_scenarios(tight_arrays(), jnp.zeros((TILE, len(FACTORS))), cube(), jnp.zeros(TILE))
     np.testing.assert_array_equal(np.asarray(moved)[: len(rows), 7], today)
 
 
