@@ -156,12 +156,12 @@ INCOMPLETE = {
 # Ratios to a requirement or a risk of zero: some samples hold dollars alone.
 MAY_BE_NULL = {"health_minimum", "health_minimum_account", "pooled_to_silo_99", "equity_to_es_99", "left_out_gross_usd",
                "p_liquidation_largest_account", "p_liquidation_path", "hours_to_liquidation", "hours_to_liquidation_10",
-               "hours_to_liquidation_50", "funding_paid_path_usd"}  # fmt: skip
+               "hours_to_liquidation_50", "funding_paid_path_usd", "capital_cost_usd"}  # fmt: skip
 # The samples are apart from each other: the configuration names no routes between them.
 OF_ROUTES = {"deadlines", "transfer_method", "es_99_fungible_usd", "es_99_transfer_usd", "es_99_transfer_gap_usd",
              "es_99_transfer_error_usd", "es_99_alone_usd", "fungibility_99", "fungibility_995", "usable_saving",
              "p_uncovered", "uncovered_mean_usd", "uncovered_es_99_usd", "uncovered_transit_usd", "stranded_usd",
-             "capital_cost_usd", "top_up_usd", "binding_failure", "binding_failure_usd"}  # fmt: skip
+             "top_up_usd", "top_up_total_usd", "binding_failure", "binding_failure_usd"}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
