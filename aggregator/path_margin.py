@@ -227,7 +227,7 @@ def path_figures(
     for first in range(0, weights.shape[0], TILE):
         drawn = draw_paths(law.generator, key, first, TILE, steps=law.steps)
         seen = seen_moves(law.generator, factors, drawn)
-        shocks, change = _priced(rows, seen.moves, elapsed)
+        shocks, change = priced_steps(rows, seen.moves, elapsed)
         chunk = _Chunk(
             rows=rows,
             today=today,
@@ -284,7 +284,7 @@ def _funding_arrays(legs: Sequence[Sequence[FundedLeg]], count: int, factors: Se
 
 
 @jax.jit
-def _priced(
+def priced_steps(
     rows: CubeRows, moves: Float[Array, "scenarios steps factors"], elapsed_years: Float[Array, " steps"]
 ) -> tuple[Float[Array, "steps scenarios factors"], Float[Array, "steps rows scenarios"]]:
     """Moves since today and changes of all rows after every step of one tile of paths."""

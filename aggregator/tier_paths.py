@@ -21,7 +21,7 @@ from .batch import Bucket, PortfolioArrays
 from .cube import CubeRows
 from .engine import map_bucket
 from .margin import NativeMargin, is_liquidated, liquidated, scenario_margin
-from .path_margin import PathLaw
+from .path_margin import PathLaw, priced_steps
 from .path_views import seen_moves
 from .risk import tile_sum
 from .scenarios import draw_paths, scenario_weights, stream_number
@@ -55,7 +55,7 @@ def priced_paths(rows: CubeRows, factors: Sequence[str], law: PathLaw) -> Priced
     elapsed = jnp.arange(1, law.steps + 1, dtype=jnp.float64) * (law.step_days / _DAYS_PER_YEAR)
     drawn = draw_paths(law.generator, key, 0, weights.shape[0], steps=law.steps)
     moves = seen_moves(law.generator, factors, drawn).moves
-    shocks, change = _priced(rows, moves, elapsed)
+    shocks, change = priced_steps(rows, moves, elapsed)
     return PricedPaths(rows, rows.today(), shocks, change, elapsed, weights)
 
 
@@ -74,19 +74,6 @@ class _Member(NamedTuple):
     rows: PortfolioArrays
     native: NativeMargin
     groups: Bool[Array, "V A"]
-
-
-@jax.jit
-def _priced(
-    rows: CubeRows, moves: Float[Array, "scenarios steps factors"], elapsed_years: Float[Array, " steps"]
-) -> tuple[Float[Array, "steps scenarios factors"], Float[Array, "steps rows scenarios"]]:
-    def advance(total: Array, step: tuple[Array, Any]) -> tuple[Array, tuple[Array, Array]]:
-        move, years = step
-        total = total + move
-        return total, (total, jax.vmap(lambda s: rows.changes(s, horizon_years=years))(total).T)
-
-    start = jnp.zeros((moves.shape[0], moves.shape[2]), jnp.float64)
-    return lax.scan(advance, start, (jnp.moveaxis(moves, 1, 0), elapsed_years))[1]
 
 
 def _walk(member: _Member, paths: PricedPaths) -> PathOutcome:

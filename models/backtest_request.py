@@ -56,6 +56,11 @@ def run_backtest(
         raise ConfigurationError(f"horizon {horizon!r}, loss {loss!r}: expected 1d or 8h, close or adverse")
     if end < start:
         raise ConfigurationError(f"the period ends ({end}) before it starts ({start})")
+    if baselines:
+        # At once, not after the learned forecasts are made.
+        from .baselines.garch import require_arch
+
+        require_arch()
     figures = read_tier_model_settings(settings)
     unknown = sorted(set(levels) - set(figures.network.levels))
     if unknown:

@@ -6,13 +6,11 @@ defaults here, so that a figure stands in one place.
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from aggregator.errors import ConfigurationError
-from aggregator.section import Section
+from aggregator.section import Section, read_section
 
 SHIPPED = Path(__file__).resolve().parent / "reference" / "tier_model.toml"
 """The settings of the shipped checkpoints."""
@@ -141,14 +139,4 @@ class TierModelSettings(Section):
 
 def read_tier_model_settings(path: Path) -> TierModelSettings:
     """The settings of a TOML file; ConfigurationError naming the file and every wrong key."""
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigurationError(f"{path}: cannot be read ({error.strerror})") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path}: not valid TOML ({error})") from None
-    try:
-        return TierModelSettings.model_validate(content)
-    except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
-        raise ConfigurationError(f"{path}: {wrong}") from None
+    return read_section(path, TierModelSettings)

@@ -10,14 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import tomllib
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from aggregator.errors import ConfigurationError
-from aggregator.section import Section
+from aggregator.section import Section, read_section
 
 BPS = 10_000
 
@@ -165,14 +163,4 @@ class GovernancePolicy(Section):
 
 def read_policy(path: Path) -> GovernancePolicy:
     """The policy of a TOML file; ConfigurationError naming the file and every wrong or missing key."""
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigurationError(f"{path}: cannot be read ({error.strerror})") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path}: not valid TOML ({error})") from None
-    try:
-        return GovernancePolicy.model_validate(content)
-    except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
-        raise ConfigurationError(f"{path}: {wrong}") from None
+    return read_section(path, GovernancePolicy)

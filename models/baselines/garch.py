@@ -15,7 +15,7 @@ from __future__ import annotations
 import importlib
 import warnings
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.special import stdtrit
@@ -53,14 +53,19 @@ def asymmetric_filtered(log_return: np.ndarray, settings: Settings, *, apply: Ap
     return each_series(log_return, partial(_forecast, settings=settings, asymmetry=1), apply=apply)
 
 
-def fit(returns: np.ndarray, *, asymmetry: int) -> Fit:
-    """Maximum likelihood fit to `returns` [n]; ConfigurationError when the package `arch` is not installed."""
+def require_arch() -> Any:
+    """The package `arch`; ConfigurationError naming the extra when it is not installed."""
     try:
-        arch = importlib.import_module("arch")
+        return importlib.import_module("arch")
     except ImportError:
         raise ConfigurationError(
             "the GARCH baselines need the package 'arch': install crossmargin with the extra 'baselines'"
         ) from None
+
+
+def fit(returns: np.ndarray, *, asymmetry: int) -> Fit:
+    """Maximum likelihood fit to `returns` [n]; ConfigurationError when the package `arch` is not installed."""
+    arch = require_arch()
     sample = PERCENT * returns
     model = arch.arch_model(sample, mean="Zero", vol="GARCH", p=1, o=asymmetry, q=1, dist="t", rescale=False)
     with warnings.catch_warnings():
