@@ -259,6 +259,10 @@ def _ways(network: RouteNetwork, source: int) -> dict[int, tuple[float, float]]:
     return out
 
 
+# One program: the host would compile every step of it by itself.
+_hedge_breaks = jax.jit(jax.vmap(hedge_break_loss, in_axes=(1, 2, None, None), out_axes=1))
+
+
 def _hedge_break(portfolio: PackedPortfolio, nodes: NodeScenarios, law: TransferLaw) -> np.ndarray:
     """Mean loss by node on the paths on which its venue liquidates it: cost of the liquidation, and what its positions
     would have won afterwards, while those elsewhere run on unhedged.
@@ -273,7 +277,7 @@ def _hedge_break(portfolio: PackedPortfolio, nodes: NodeScenarios, law: Transfer
     passage = np.asarray(nodes.passage)
     steps = nodes.losses.shape[1]
     lost = np.asarray(
-        jax.vmap(hedge_break_loss, in_axes=(1, 2, None, None), out_axes=1)(
+        _hedge_breaks(
             jnp.asarray(np.where(passage == NEVER, -1, passage)),
             jnp.asarray(np.asarray(nodes.losses, np.float64).swapaxes(0, 1)),
             jnp.asarray(np.broadcast_to(gross, (steps, len(gross)))),

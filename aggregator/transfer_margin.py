@@ -267,6 +267,7 @@ def error_of_mean(values: Float[Array, " S"], weights: Float[Array, " S"]) -> Fl
     return batch_standard_error(sums / jnp.where(masses > 0.0, masses, 1.0), masses)
 
 
+@eqx.filter_jit
 def needed_lead_hours(
     losses: Float[Array, "V T S"],
     needs: Float[Array, " V"],
@@ -285,6 +286,7 @@ def needed_lead_hours(
     return lead_hours(passage, warned, grace_hours, deadline, timing)
 
 
+@eqx.filter_jit
 def lead_hours(
     passage: Int[Array, "V S"],
     warned: Int[Array, " S"],

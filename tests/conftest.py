@@ -1,8 +1,9 @@
 """Settings that hold for every test, their order, the `--vectors` option and the folder of recorded material.
 
-JAX computes in float64 and refuses to broadcast arrays of different rank, so that a missing `vmap` fails instead of
-quietly pairing the wrong axes. Compiled programs are kept in `.cache/jax` of the checkout, unless the environment names
-another folder (JAX_COMPILATION_CACHE_DIR) or switches the cache off (JAX_ENABLE_COMPILATION_CACHE).
+JAX computes in float64, compiles with the flags of the command line, and refuses to broadcast arrays of different rank,
+so that a missing `vmap` fails instead of quietly pairing the wrong axes. Compiled programs are kept in `.cache/jax` of
+the checkout, unless the environment names another folder (JAX_COMPILATION_CACHE_DIR) or switches the cache off
+(JAX_ENABLE_COMPILATION_CACHE).
 """
 
 import os
@@ -12,9 +13,12 @@ import jax
 import pytest
 from hypothesis import settings
 
+from aggregator.compiler_flags import set_compiler_flags
+
 ROOT = Path(__file__).resolve().parent.parent
 RECORDED_VARIABLE = "CROSSMARGIN_RECORDED"
 
+set_compiler_flags()
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

@@ -367,6 +367,7 @@ def test_blocks_of_dates_follow_each_other_on_paths() -> None:
     assert following(1e6) > 0.999
 
 
+@pytest.mark.long
 def test_filtered_history_takes_overlays_and_is_part_of_a_mixture() -> None:
     covered = replaying(overlays=("depeg", "lst_discount"))
     assert covered.own_weights is not None

@@ -23,7 +23,7 @@ from aggregator.sweep import read_inputs
 from tests.payload_mutations import AS_OF, ROOT, has_sample, venues
 from tests.sample_desk import Answer, Run, command, toml
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 VENUES = [venue for venue in venues() if has_sample(venue)]
 SCENARIOS = 512

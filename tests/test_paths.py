@@ -384,8 +384,10 @@ def iqr(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
 _ON_DEVICES = """
 import sys
 import jax
+from aggregator.compiler_flags import set_compiler_flags
 
 file, cache = sys.argv[1:]
+set_compiler_flags()
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_enable_x64", True)
 if cache:
@@ -421,6 +423,7 @@ def two_portfolios_on(devices: int) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_on_two_devices_in_another_process(tmp_path: Path) -> None:
     cache = jax.config.jax_compilation_cache_dir or ""  # type: ignore[attr-defined]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}

@@ -1,6 +1,6 @@
 """The quickstart desk: its payloads agree with themselves, and the sweep tells the story that the configuration claims.
 
-The sweep runs through the command line, twice into stores of their own; everything else reads what they left.
+The sweep runs through the command line, into a store of its own; everything else reads what it left.
 """
 
 from __future__ import annotations
@@ -68,30 +68,25 @@ class Run(NamedTuple):
         return found
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Run]:
-    """Two sweeps of the same configuration, each in a process of its own; the second takes the first one's programs."""
+def swept(folder: Path) -> Run:
+    """A sweep in a process of its own, its results under `folder`."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(ENVIRONMENT_PREFIX)}
     environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
     environment.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
-    finished = []
-    for name in ("first", "second"):
-        folder = tmp_path_factory.mktemp(name)
-        settings = [f"store.path={folder / 'results'}", f"report.path={folder / 'reports'}"]
-        command = [sys.executable, "-P", "-m", "aggregator", "sweep", str(CONFIG), "--json"]
-        command += [part for setting in settings for part in ("--set", setting)]
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-        assert done.stdout, done.stderr
-        document = json.loads(done.stdout)
-        assert document["run_id"], done.stderr
-        tables = ResultStore(document["store"]).read_run(document["run_id"])
-        finished.append(Run(done.returncode, document, tables))
-    return finished[0], finished[1]
+    settings = [f"store.path={folder / 'results'}", f"report.path={folder / 'reports'}"]
+    command = [sys.executable, "-P", "-m", "aggregator", "sweep", str(CONFIG), "--json"]
+    command += [part for setting in settings for part in ("--set", setting)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout, done.stderr
+    document = json.loads(done.stdout)
+    assert document["run_id"], done.stderr
+    tables = ResultStore(document["store"]).read_run(document["run_id"])
+    return Run(done.returncode, document, tables)
 
 
 @pytest.fixture(scope="module")
-def run(runs: tuple[Run, Run]) -> Run:
-    return runs[0]
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return swept(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="module")
@@ -381,9 +376,9 @@ def test_every_factor_has_figures(run: Run, figures: CalibratedFigures) -> None:
     assert {row["source"] for row in factors.values()} == {"figures"}
 
 
-@pytest.mark.slow
-def test_the_same_run_again_gives_the_same_numbers(runs: tuple[Run, Run]) -> None:
-    first, second = runs
+@pytest.mark.long
+def test_the_same_run_again_gives_the_same_numbers(run: Run, tmp_path: Path) -> None:
+    first, second = run, swept(tmp_path)
     assert first.document["portfolios"] == second.document["portfolios"]
     for name, table in first.tables.items():
         if name != "runs":

@@ -93,8 +93,10 @@ def test_rows_in_another_order() -> None:
 _ON_DEVICES = """
 import sys
 import jax
+from aggregator.compiler_flags import set_compiler_flags
 
 folder, cache, devices, seed = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+set_compiler_flags()
 jax.config.update("jax_num_cpu_devices", devices)
 jax.config.update("jax_enable_x64", True)
 if cache:
@@ -117,6 +119,7 @@ for name, shard, detailed in (("plain", plain, True), ("with_units", with_units,
 """
 
 
+@pytest.mark.long
 def test_on_two_devices_in_another_process(tmp_path: Path) -> None:
     # All at once, because every program costs seconds to compile: two devices, shards of other shapes, one chunk of
     # scenarios, and for the portfolios with options the program of headlines without detail.

@@ -97,7 +97,12 @@ def relabeled_files(desk: Desk) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [engine(shard_portfolios=1), engine(shard_portfolios=2), engine(scenario_chunk=TILE), reordered],
+    [
+        pytest.param(engine(shard_portfolios=1), marks=pytest.mark.long),
+        engine(shard_portfolios=2),
+        engine(scenario_chunk=TILE),
+        reordered,
+    ],
     ids=["shards_of_one", "shards_of_two", "one_tile", "order"],
 )
 def test_how_the_work_is_cut_changes_no_bit(tmp_path: Path, undisturbed: Run, change: Callable[[Desk], None]) -> None:
@@ -108,6 +113,7 @@ def test_how_the_work_is_cut_changes_no_bit(tmp_path: Path, undisturbed: Run, ch
     check_equal(run, undisturbed)
 
 
+@pytest.mark.long
 def test_a_smaller_detail_than_the_book_is_the_same_figures(tmp_path: Path, undisturbed: Run) -> None:
     """Headlines of a book that is shown in detail as a whole come from another program than those of a larger one."""
     desk = book(tmp_path / "desk")

@@ -76,6 +76,7 @@ def test_the_order_of_nodes_and_routes_changes_nothing(order: list[int]) -> None
     np.testing.assert_allclose(other.constrained, found.constrained, rtol=SOLVED)
 
 
+@pytest.mark.long
 def test_padding_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     given, found = of("path")
     monkeypatch.setattr(transfer_batch, "_POINTS", (4,))

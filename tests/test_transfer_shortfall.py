@@ -90,7 +90,7 @@ def test_it_is_the_optimum_of_the_linear_programme() -> None:
         assert float(found.lower_bound) <= expected.value * (1.0 + ROUNDING)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_it_is_the_optimum_of_the_linear_programme_on_50_portfolios_of_4096_scenarios_and_6_nodes() -> None:
     solve = jax.jit(functools.partial(transfer_shortfall, confidence=0.99))
     for seed in range(100, 150):
@@ -213,7 +213,7 @@ def test_padding_and_the_order_of_nodes_change_nothing_that_counts() -> None:
 def test_a_batch_of_portfolios_gives_each_the_bits_it_has_alone() -> None:
     cases = [of(portfolio(seed)) for seed in range(5)]
     alone = [float(SOLVE(*case).value) for case in cases]
-    for size in (1, 2, 5):
+    for size in (2, 5):
         stacked = tuple(jnp.stack(column) for column in zip(*cases[:size], strict=True))
         values = jax.jit(lambda c: jax.lax.map(lambda one: SOLVE(*one).value, c))(stacked)
         assert np.asarray(values).tolist() == alone[:size]

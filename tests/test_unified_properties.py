@@ -93,6 +93,7 @@ def test_cash_moves_equity_and_what_may_be_lost_with_its_venue_and_nothing_else(
     )
 
 
+@pytest.mark.long
 def test_without_add_ons_twice_the_book_needs_twice_as_much() -> None:
     policy = Requirement(other_venues=NO_FAILURES, venues={}, liquidity=Liquidity(impact=0.0))
     free = {name: MarketSize(1e15, 0.0, 0.0) for name in SIZES}

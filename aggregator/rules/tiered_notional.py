@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Float
 
 from ..rounding import rounded
@@ -44,13 +45,15 @@ def tiered_requirement(
     jump: Float[Array, " tiers"] | None = None,
 ) -> Float[Array, ""]:
     """Requirement of absolute `notional` (settlement asset); 0 at notional 0; continuous without jumps."""
+    by_rate = rounded(step * jnp.maximum(notional - floor, 0.0))
+    by_jump = None if jump is None else jnp.where(notional > floor, jump, 0.0)
+
     # One by one, as below: a reduction would let the padded length choose the order of the additions.
-    total = jnp.zeros_like(notional)
-    for tier in range(floor.shape[0]):
-        total = total + rounded(step[tier] * jnp.maximum(notional - floor[tier], 0.0))
-        if jump is not None:
-            total = total + jnp.where(notional > floor[tier], jump[tier], 0.0)
-    return total
+    def add(tier: Array, total: Array) -> Array:
+        total = total + by_rate[tier]
+        return total if by_jump is None else total + by_jump[tier]
+
+    return lax.fori_loop(0, floor.shape[0], add, jnp.zeros_like(notional))
 
 
 def tiered_requirement_change(
@@ -68,16 +71,22 @@ def tiered_requirement_change(
     """
     distance = (notional_today - floor).astype(notional_change.dtype)
     rate = step.astype(notional_change.dtype)
-    # Tiers added one by one: padded tiers add exact zeros behind the real ones, so padding changes no bit.
-    total = jnp.zeros_like(notional_change)
-    for tier in range(floor.shape[0]):
-        gone = jnp.maximum(-distance[tier], 0.0)
-        total = total + rounded(rate[tier] * (jnp.maximum(notional_change, -distance[tier]) - gone))
-        if jump is not None:
+    gone = jnp.maximum(-distance, 0.0)
+    before = (notional_today > floor).astype(notional_change.dtype)
+    jumps = None if jump is None else jump.astype(notional_change.dtype)
+    used = (step != 0.0) if jump is None else (step != 0.0) | (jump != 0.0)
+
+    # A loop, because written out it is a third of every program that prices tiers, and seconds of its compilation.
+    # Tiers are added one by one up to the last that counts, so padding changes no bit.
+    def add(tier: Array, total: Array) -> Array:
+        total = total + rounded(rate[tier] * (jnp.maximum(notional_change, -distance[tier]) - gone[tier]))
+        if jumps is not None:
             reached = (notional_change > -distance[tier]).astype(notional_change.dtype)
-            before = (notional_today > floor[tier]).astype(notional_change.dtype)
-            total = total + rounded(jump[tier].astype(notional_change.dtype) * (reached - before))
-    return total
+            total = total + rounded(jumps[tier] * (reached - before[tier]))
+        return total
+
+    last = jnp.max(jnp.where(used, jnp.arange(1, floor.shape[0] + 1, dtype=jnp.int32), 0), initial=0)
+    return lax.fori_loop(0, last, add, jnp.zeros_like(notional_change))
 
 
 def pack_tiers(
