@@ -16,13 +16,14 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from .calibration_file import CURRENT, CalibrationFile, Law
-from .config import HistoryFigures
+from .config import HistoryFigures, ScenarioForecast
 from .config import Proxy as FactorProxy
 from .errors import ConfigurationError
 from .generators.filtered_historical import FilteredHistorical, filtered_historical
 from .history import FactorHistory, Proxy, VolatilityRule, age_weights, factor_history
 from .history_tables import ReturnPanel
 from .scenarios import PegDistribution
+from .tail_scale import TailForecast
 from .volatility_filter import VolatilityRecursion
 
 
@@ -58,8 +59,10 @@ def filtered_law(
     if lacking:
         why = next((f.message for f in history.failures if f.subject in lacking), "it is not in the table")
         raise ConfigurationError(f"filtered_history: {lacking[0]} has no history of its own ({why}); leave it out")
+    forecasts: Mapping[str, TailForecast] = {}
     if law_name == CURRENT:
         weights = age_weights(history.dates, figures.half_life_days or None)
+        forecasts = tail_forecasts(figures.forecast)
     else:
         history = _of_period(history, tables, law, law_name)
         weights = None
@@ -72,7 +75,22 @@ def filtered_law(
         horizon_days=step_days,
         date_weights=weights,
         mean_block_steps=figures.mean_block,
+        forecasts=forecasts,
     )
+
+
+def tail_forecasts(forecast: ScenarioForecast | None) -> dict[str, TailForecast]:
+    """The moves of a configuration by factor; empty without a forecast.
+
+    Raises ConfigurationError for one whose market folder has not been read into moves yet: this package cannot.
+    """
+    if forecast is None:
+        return {}
+    if forecast.market is not None:
+        raise ConfigurationError(
+            "scenarios: forecast.market is not read by this verb; give the moves under forecast.moves"
+        )
+    return {name: TailForecast(forecast.level, moves.down, moves.up) for name, moves in forecast.moves.items()}
 
 
 def _whole_history(

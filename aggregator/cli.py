@@ -353,6 +353,9 @@ def _registered_adapters() -> Adapters:
 
 def _start_engine(host_devices: int) -> None:
     """Switch on x64 and split the CPU into devices, if JAX has not looked at its devices yet."""
+    from .compiler_flags import set_compiler_flags
+
+    set_compiler_flags()
     import jax
 
     jax.config.update("jax_enable_x64", True)
@@ -508,6 +511,12 @@ def _print_recommended(recommended: Recommended, as_json: bool) -> None:
     console = Console(width=None if sys.stdout.isatty() else 200)
     console.print(changes_table(recommended))
     console.print(trial_table_text(recommended))
+    if recommended.early_warning is not None:
+        from models.early_warning import early_warning_table
+
+        console.print(early_warning_table(recommended.early_warning))
+        for note in recommended.early_warning.notes:
+            typer.echo(note, err=True)
     for failure in recommended.outcome.failures:
         typer.echo(f"{failure.reason}: {plain_text(failure.message)}", err=True)
     typer.echo(f"reference  {recommended.reference_id}, as of {recommended.as_of:%Y-%m-%dT%H:%M:%SZ}")

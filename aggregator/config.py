@@ -122,6 +122,41 @@ class VolRule(Section):
     eta: float = Field(ge=0)
 
 
+class TailMoves(Section):
+    """Log-moves over a day, a fall and a rise, that a factor exceeds with one minus the level of its forecast."""
+
+    down: float = Field(gt=0, le=10)
+    up: float = Field(gt=0, le=10)
+
+
+class ScenarioForecast(Section):
+    """Today's scale of a filtered history from outside (see `tail_scale`): `moves` by factor, or the learned margin.
+
+    With `market`, a folder of market history, the fit in `checkpoint` (None: the shipped one of a day, close to close)
+    forecasts every asset of the folder that `moves` does not name; `settings` are the model's hyper-parameters (None:
+    the shipped reference). A price without a forecast keeps the volatility of its own history, and is reported.
+    """
+
+    level: float = Field(default=0.99, gt=0.5, lt=1)
+    moves: dict[str, TailMoves] = {}
+    market: str | None = None
+    checkpoint: str | None = None
+    settings: str | None = None
+    max_age_days: float = Field(default=3.0, gt=0, le=60)
+    """An asset whose market history ends longer before the instant of the run than this is not forecast."""
+
+    @model_validator(mode="after")
+    def _with_source(self) -> ScenarioForecast:
+        if self.market is None and not self.moves:
+            raise ValueError("a forecast needs moves, or a market folder to make them of")
+        if self.market is None and (self.checkpoint is not None or self.settings is not None):
+            raise ValueError("checkpoint and settings are read with a market folder alone")
+        for name in self.moves:
+            if not name.startswith(("price:", "vol:")):
+                raise ValueError(f"moves of {name!r}: expected a factor price:... or vol:...")
+        return self
+
+
 class FilteredHistoryFigures(Section):
     """Scenarios by filtered historical simulation on a market-history table.
 
@@ -146,13 +181,16 @@ class FilteredHistoryFigures(Section):
     """Mean length, in dates, of the blocks that paths replay in one piece; 1 draws every step anew."""
     until: datetime | None = None
     """Last instant of the history; None: the run's as_of."""
+    forecast: ScenarioForecast | None = None
+    """What takes the place of today's volatility of the history; None: nothing."""
 
 
 class HistoryFigures(Section):
     """The tables that the law filtered_history of a calibration replays, up to the calibration's as_of.
 
     `volatility` "ewma" takes the calibration's decay; "gjr" its GARCH figures, with leverage where the file has some;
-    "garch" the same persistence without leverage. `mean_block` as in `FilteredHistoryFigures`.
+    "garch" the same persistence without leverage. `mean_block` and `forecast` as in `FilteredHistoryFigures`, the
+    latter for the current law alone.
     """
 
     table: str
@@ -161,6 +199,7 @@ class HistoryFigures(Section):
     half_life_days: float = Field(default=730.0, ge=0)
     mean_block: float = Field(default=1.0, ge=1)
     splice: bool = True
+    forecast: ScenarioForecast | None = None
 
 
 CalibratedLaw = Literal["t_copula", "multivariate_t", "merton_jumps", "regime_switching", "filtered_history"]

@@ -24,9 +24,15 @@ from .calibrated import (
     scenario_count,
     stressed_names,
 )
-from .calibrated_history import HistoryTables, history_assets
+from .calibrated_history import HistoryTables, history_assets, tail_forecasts
 from .calibration_file import CURRENT, CalibrationFile, read_calibration
-from .config import CalibratedFigures, FilteredHistoryFigures, MultivariateTFigures, Resolved
+from .config import (
+    CalibratedFigures,
+    FilteredHistoryFigures,
+    MultivariateTFigures,
+    Resolved,
+    ScenarioForecast,
+)
 from .errors import ConfigurationError, DataError, Failure, FailureReason, nearest_name
 from .generators.filtered_historical import filtered_historical
 from .generators.multivariate_t import multivariate_t
@@ -159,6 +165,9 @@ def _from_calibration(
         name: Origin("proxy" if name in figures.proxies else own, _filled(file, figures, name)) for name in factors
     }
     current = built(CURRENT, figures.scenarios)
+    forecast = None if figures.history is None else figures.history.forecast
+    followed = {name: figures.proxies[name].factor if name in figures.proxies else name for name in factors}
+    unforeseen = _without_forecast(forecast, followed)
     if steps is None and not configuration.paths.scenarios:
         for overlay in ("funding", "oracle_error"):
             if overlay in figures.overlays:
@@ -169,7 +178,7 @@ def _from_calibration(
         scenario_count(current, figures.scenarios),
         origins,
         missing,
-        (*failures, *_missing_failures(missing)),
+        (*failures, *_missing_failures(missing), *unforeseen),
         stressed,
         {name: MarketSize(*market[:3]) for name, market in known.items()},
         {name: market.basis for name, market in known.items() if market.basis is not None},
@@ -358,6 +367,7 @@ def _from_history(
         horizon_days=resolved.configuration.run.horizon_days,
         date_weights=age_weights(history.dates, figures.half_life_days or None),
         mean_block_steps=figures.mean_block,
+        forecasts=tail_forecasts(figures.forecast),
     )
     shares = {d.factor: Origin({"own": "history"}.get(d.origin, d.origin), d.filled_share) for d in history.diagnostics}
     origins = {name: shares.get(name, Origin("figures", 0.0)) for name in factors}
@@ -367,6 +377,7 @@ def _from_history(
         *_gap_failures(history),
         *history.failures,
         *(f for f in _missing_failures(missing) if f.subject not in named and f.subject.partition(":")[2] not in named),
+        *_without_forecast(figures.forecast, {n: history.sources[c] for n, (c, _) in history.columns.items()}),
     ]
     return Generation(generator, factors, figures.scenarios or None, origins, missing, tuple(failures))
 
@@ -395,6 +406,25 @@ def _gap_failures(history: FactorHistory) -> list[Failure]:
             )
             found.append(Failure(FailureReason.MISSING_FIELD, message, path="history", subject=d.factor))
     return found
+
+
+def _without_forecast(forecast: ScenarioForecast | None, sources: Mapping[str, str]) -> list[Failure]:
+    """A finding for every price that a law with a forecast scales by the volatility of its own history instead.
+
+    `sources` has the factor that each factor follows, mostly itself.
+    """
+    if forecast is None:
+        return []
+    lacking = [
+        name
+        for name, source in sources.items()
+        if name.startswith("price:") and not {name, source} & forecast.moves.keys()
+    ]
+    message = "{} has no forecast: today's scale is the volatility of its own history, as without a forecast"
+    return [
+        Failure(FailureReason.MISSING_PARAMETER, message.format(name), path="scenarios.forecast", subject=name)
+        for name in lacking
+    ]
 
 
 def _symbol(name: str) -> str:

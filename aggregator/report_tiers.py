@@ -28,15 +28,66 @@ class FigureView(NamedTuple):
 
 
 class MarketView(NamedTuple):
-    """One market: its ladder, the figures that move, why they move no further, and whom they liquidate today."""
+    """One market: its ladder, the figures that move, why they move no further, and whom they liquidate today.
+
+    `model` made the forecast; `requirement` are the engine's maintenance and initial rate of the first tier.
+    """
 
     ladder: LadderView
     figures: tuple[FigureView, ...]
     reasons: tuple[str, ...]
-    requirement: float | None
+    requirement: tuple[float, float] | None
     history_days: int
     accounts: tuple[str, ...]
     value_usd: float
+    model: str
+
+
+class WeightView(NamedTuple):
+    """One slice of one collateral, its weights as shares of value: (maintenance, initial) in force, recommended, asked
+    for, and the largest that the engine leaves room for; `upto` is where the slice ends, None for the last one."""
+
+    asset: str
+    upto: float | None
+    before: tuple[float, float]
+    after: tuple[float, float]
+    wish: tuple[float, float]
+    largest: tuple[float, float]
+    reasons: tuple[str, ...]
+    accounts: tuple[str, ...]
+    model: str
+
+
+class CoverageView(NamedTuple):
+    """How often margins of a model held: `ratio` of exceptions to those allowed, `seen` in training already."""
+
+    model: str
+    assets: str
+    level: float
+    days: int
+    windows: int
+    exceptions: int
+    ratio: float
+    p_value: float
+    seen: float
+
+
+class MonitoringView(NamedTuple):
+    """Whether the guard rail of the model holds, what broke it, how its inputs have drifted, and its coverage."""
+
+    holds: bool
+    verdict: str
+    trips: tuple[str, ...]
+    drift: tuple[str, ...]
+    coverage: tuple[CoverageView, ...]
+
+
+class WarningView(NamedTuple):
+    """Probability of a liquidation by the scale of the history and by that of the forecast, of one portfolio."""
+
+    portfolio_id: str
+    by_history: float | None
+    by_forecast: float | None
 
 
 class TiersView(NamedTuple):
@@ -48,6 +99,9 @@ class TiersView(NamedTuple):
     expires_at: datetime
     model: str
     markets: tuple[MarketView, ...]
+    weights: tuple[WeightView, ...]
+    monitoring: MonitoringView
+    warnings: tuple[WarningView, ...]
     trial: tuple[TrialRow, ...]
     kept: tuple[tuple[str, str], ...]
 
@@ -75,7 +129,9 @@ def render_tiers_page(view: TiersView) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(full=full, moment=moment, percent=percent, short=short)
+    environment.filters.update(
+        capitalized=lambda text: text[:1].upper() + text[1:], full=full, moment=moment, percent=percent, short=short
+    )
     charts = [(ladder_lines(m.ladder), ladder_lines(m.ladder, initial=True)) for m in view.markets]
     whole = [row for row in view.trial if not row.venue]
     return environment.get_template("tiers.html").render(

@@ -143,10 +143,11 @@ def run_sweep(resolved: Resolved, *, fresh: bool = False, progress: Progress | N
     configuration cannot be run; every problem with data becomes a failure row and a condition instead.
     """
     say = progress or (lambda stage, done, total: None)
-    configuration = resolved.configuration
     started = datetime.now(UTC)
     library = _library(resolved)
     inputs = read_inputs(resolved, say)
+    resolved = _with_forecast(resolved, inputs.as_of)
+    configuration = resolved.configuration
     say("book", 0, 1)
     book, unclaimed = pack_book(inputs.snapshots, configuration.portfolios, as_of=inputs.as_of)
     if unclaimed:
@@ -657,6 +658,18 @@ def _transfer_law(
         horizon_days=resolved.configuration.run.horizon_days,
     )
     return law, failures
+
+
+def _with_forecast(resolved: Resolved, as_of: datetime) -> Resolved:
+    """The configuration with the scale that a model forecasts, where the scenarios ask for one."""
+    scenarios = resolved.configuration.scenarios
+    history = scenarios.history if isinstance(scenarios, CalibratedFigures) else scenarios
+    if getattr(history, "forecast", None) is None:
+        return resolved
+    # Only now: the models take longer to import than a sweep without them takes to start.
+    from models.scenario_forecast import with_forecast
+
+    return with_forecast(resolved, as_of)
 
 
 def _library(resolved: Resolved) -> StressLibrary | None:

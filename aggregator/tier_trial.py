@@ -1,7 +1,8 @@
-"""One book under two sets of margin tiers: what a change of tiers does to requirements, liquidations and bad debt.
+"""One book under two sets of tiers: what a change of them does to requirements, liquidations and bad debt.
 
-Both books hold the same positions over the same scenarios; only the table `margin_tiers` of their snapshots differs,
-so every difference is that of the tiers. Amounts are USD at today's prices of the accounts' units.
+Both books hold the same positions over the same scenarios; only the tables `margin_tiers` and `collateral_tiers` of
+their snapshots differ, so every difference is that of the tiers. Amounts are USD at today's prices of the accounts'
+units.
 
 Expected bad debt is the mean of what accounts owe beyond their equity when they are closed: today if they are
 liquidatable today, else after the step of a path in which the venue first liquidates them, else at the horizon. Without
@@ -62,17 +63,17 @@ class TrialRow(NamedTuple):
     equity_liquidated_usd: float
 
 
-def with_margin_tiers(
-    snapshots: Mapping[str, Snapshot], tiers: Mapping[str, Sequence[Mapping[str, Any]]]
+def with_rows(
+    snapshots: Mapping[str, Snapshot], table: str, rows: Mapping[str, Sequence[Mapping[str, Any]]]
 ) -> dict[str, Snapshot]:
-    """The snapshots with other rows of `margin_tiers`, by snapshot name; one that is not named keeps its own.
+    """The snapshots with other rows of `table`, by snapshot name; one that is not named keeps its own.
 
     Their content hash stays that of what was read.
     """
     return {
         name: snapshot
-        if name not in tiers
-        else replace(snapshot, tables={**snapshot.tables, "margin_tiers": tuple(dict(row) for row in tiers[name])})
+        if name not in rows
+        else replace(snapshot, tables={**snapshot.tables, table: tuple(dict(row) for row in rows[name])})
         for name, snapshot in snapshots.items()
     }
 

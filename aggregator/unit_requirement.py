@@ -1,6 +1,9 @@
-"""What one dollar of each price factor needs by itself: the floor under margin rates that are recommended for it."""
+"""What a dollar of an asset needs by itself: the floor under margin rates and haircuts that are recommended for it."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,24 +17,36 @@ from .scenarios import draw_scenarios, padded_count, scenario_weights
 CONFIDENCE = 0.99
 
 
-def unit_requirements(generation: Generation, *, seed: int, chunk: int) -> dict[str, float]:
-    """Expected shortfall at 99 % of holding one dollar of each price factor, long or short, whichever is larger.
+class UnitShortfall(NamedTuple):
+    """Expected shortfall at 99 % of a dollar held, and of a dollar owed or sold short; fractions, never below 0."""
 
-    A fraction of notional over the horizon of the generation, by factor name (`price:ETH`); never below 0. A long
-    position loses 1 - exp(x) and a short one exp(x) - 1 of a log move x. Other factors have none. `chunk` is a multiple
-    of the tile and changes no bit.
+    long: float
+    short: float
+
+
+def unit_requirements(
+    generation: Generation, holdings: Mapping[str, tuple[str, ...]], *, seed: int, chunk: int
+) -> dict[str, UnitShortfall]:
+    """Shortfalls over the horizon of the generation, by name of `holdings`: each moves with the sum of its factors.
+
+    A long position loses 1 - exp(x) and a short one exp(x) - 1 of a log move x. Names with a factor that the generation
+    does not move, or with none, are left out. `chunk` is a multiple of the tile and changes no bit.
     """
-    prices = [column for column, name in enumerate(generation.factors) if name.startswith("price:")]
-    if not prices:
+    known = {name: of for name, of in holdings.items() if of and set(of) <= set(generation.factors)}
+    if not known:
         return {}
+    moving = sorted({factor for of in known.values() for factor in of})
+    columns = [generation.factors.index(factor) for factor in moving]
     weights = scenario_weights(generation.generator, generation.scenarios)
     key, total = jax.random.key(seed), padded_count(len(weights))
     step = max(TILE, min(chunk, total))
     parts = [
-        np.asarray(draw_scenarios(generation.generator, key, first, step))[:, prices] for first in range(0, total, step)
+        np.asarray(draw_scenarios(generation.generator, key, first, step))[:, columns]
+        for first in range(0, total, step)
     ]
-    rise = np.expm1(np.concatenate(parts)[:total]).T.astype(np.float32)
+    moves = np.concatenate(parts)[:total].T
+    logs = np.stack([moves[[moving.index(factor) for factor in of]].sum(axis=0) for of in known.values()])
+    rise = np.expm1(logs).astype(np.float32)
     _, shortfall = tail_rows(jnp.asarray(np.concatenate([-rise, rise])), weights, (CONFIDENCE,))
-    both = np.asarray(shortfall, dtype=np.float64)[:, 0].reshape(2, len(prices))
-    worst = np.maximum(both.max(axis=0), 0.0)
-    return {generation.factors[column]: float(value) for column, value in zip(prices, worst, strict=True)}
+    both = np.maximum(np.asarray(shortfall, dtype=np.float64)[:, 0].reshape(2, len(known)), 0.0)
+    return {name: UnitShortfall(float(both[0, n]), float(both[1, n])) for n, name in enumerate(known)}

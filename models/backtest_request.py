@@ -103,6 +103,8 @@ def run_backtest(
             loss=loss,  # type: ignore[arg-type]
             progress=say,
         )
+        if progress is not None:
+            progress("baselines", len(BASELINES), len(BASELINES))
         table = pa.concat_tables([table, classical.select(table.column_names).cast(table.schema)])
     write_forecasts(table, out)
     names = tuple(sorted(set(table["model"].to_pylist())))

@@ -30,6 +30,7 @@ class Reason(StrEnum):
     BELOW_REQUIREMENT = "below_requirement"
     POLICY_BOUND = "policy_bound"
     SHORT_HISTORY = "short_history"
+    FALLBACK = "fallback"
 
 
 SENTENCES = {
@@ -43,6 +44,7 @@ SENTENCES = {
     Reason.BELOW_REQUIREMENT: "the figure stays below the requirement of the engine until further steps",
     Reason.POLICY_BOUND: "the wish lies outside the smallest and largest figure of the policy",
     Reason.SHORT_HISTORY: "the market is too young to be loosened",
+    Reason.FALLBACK: "the guard rail of the learned model has tripped, the forecast is that of its classical member",
 }
 
 
@@ -77,31 +79,35 @@ def bounded_step(
     now: datetime,
     safe_side: Literal[1, -1] = 1,
     relative: bool = False,
-    requirement: int | None = None,
+    requirement: Sequence[int] | None = None,
     may_loosen: bool = True,
 ) -> Step:
     """The figures next to publish for one market, all of one kind, from those in force towards the wish.
 
     Dead band and delays are decided for all figures together and the step is a clamp with the same bounds for all, so
     that an order among figures that holds in `current` and in `wish` holds in the result. `safe_side` is 1 where larger
-    is safer. `relative`: steps in bps of the figure. `requirement` is the engine's: the wish is raised to it (figures
-    of `safe_side` 1 only), and no step goes below it that does not start there. Raises ConfigurationError for figures
-    that are not positive, times without a zone, and a change in the future.
+    is safer. `relative`: steps in bps of the figure. `requirement` are the engine's figures: the wish is at least as
+    safe, and no step goes to their loose side that does not start there. Raises ConfigurationError for figures that are
+    not positive, times without a zone, and a change in the future.
     """
     _require(current, wish, standing, now)
+    if requirement is not None and len(requirement) != len(current):
+        raise ConfigurationError(f"{len(current)} figures in force and {len(requirement)} requirements")
     reasons: list[Reason] = []
     target = [min(max(value, bounds.least), bounds.largest) for value in wish]
     if target != list(wish):
         reasons.append(Reason.POLICY_BOUND)
     if requirement is not None:
-        if any(value < requirement for value in target):
-            reasons.append(Reason.REQUIREMENT_FLOOR)
         # a policy that caps rates below the requirement would undo the floor: the requirement wins
-        target = [max(value, requirement) for value in target]
+        safer = max if safe_side == 1 else min
+        floored = [safer(value, least) for value, least in zip(target, requirement, strict=True)]
+        if floored != target:
+            reasons.append(Reason.REQUIREMENT_FLOOR)
+        target = floored
     pairs = list(zip(current, target, strict=True))
     is_short = any(safe_side * (value - figure) > 0 for figure, value in pairs)
     short_since = (standing.short_since or now) if is_short else None
-    below = requirement is not None and any(figure < requirement for figure in current)
+    below = _is_below(current, requirement, safe_side)
 
     urgency = _urgency(target[0], standing.calmest, safe_side)
     urgent = is_short and urgency >= review.way_out_ratio
@@ -131,9 +137,16 @@ def bounded_step(
     if urgent:
         reasons.append(Reason.WAY_OUT)
     reasons.extend(_why_short_of(pairs, values, safe_side, tightens=tightens, loosens=loosens, may_loosen=may_loosen))
-    if requirement is not None and any(value < requirement for value in values):
+    if _is_below(values, requirement, safe_side):
         reasons.append(Reason.BELOW_REQUIREMENT)
     return Step(tuple(values), tuple(target), tuple(reasons) or (Reason.AT_WISH,), short_since)
+
+
+def _is_below(figures: Sequence[int], requirement: Sequence[int] | None, safe_side: int) -> bool:
+    """Whether a figure lies on the loose side of what the engine requires."""
+    return requirement is not None and any(
+        safe_side * (least - figure) > 0 for figure, least in zip(figures, requirement, strict=True)
+    )
 
 
 def _require(current: Sequence[int], wish: Sequence[int], standing: Standing, now: datetime) -> None:

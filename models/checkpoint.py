@@ -26,9 +26,9 @@ from aggregator.section import Section
 from .market_history import Horizon, Loss
 from .tail_network import TailNetwork
 from .tier_model_settings import Network, Training
-from .training import Fit, Moments
+from .training import BINS, Fit, Moments
 
-SCHEMA = 1
+SCHEMA = 2
 SUFFIX = ".tail"
 LARGEST_FILE = 16 * 2**20
 """Bytes; a checkpoint is some hundred kilobytes, and what is larger is no checkpoint."""
@@ -101,12 +101,12 @@ def read_checkpoint(path: Path, *, inputs: tuple[str, ...] | None = None) -> tup
         leaves = eqx.tree_deserialise_leaves(stream, _leaves(_empty_fit(header)))
     except (RuntimeError, ValueError, EOFError, OSError) as error:
         raise ConfigurationError(f"{path.name}: arrays are not those of the header ({error})") from None
-    networks, mean, spread, training_loss = leaves
-    return header, Fit(networks, Moments(np.asarray(mean), np.asarray(spread)), np.asarray(training_loss))
+    networks, moments, training_loss = leaves
+    return header, Fit(networks, Moments(*(np.asarray(values) for values in moments)), np.asarray(training_loss))
 
 
-def _leaves(fit: Fit) -> tuple[TailNetwork, np.ndarray, np.ndarray, np.ndarray]:
-    return fit.networks, fit.moments.mean, fit.moments.spread, fit.training_loss
+def _leaves(fit: Fit) -> tuple[TailNetwork, Moments, np.ndarray]:
+    return fit.networks, fit.moments, fit.training_loss
 
 
 def _checked(path: Path) -> tuple[Header, bytes]:
@@ -161,7 +161,7 @@ def _empty_fit(header: Header) -> Fit:
         )
 
     networks = eqx.filter_vmap(one_seed)(jax.random.split(jax.random.key(0), header.training.seeds))
-    moments = Moments(np.zeros(inputs), np.zeros(inputs))
+    moments = Moments(np.zeros(inputs), np.zeros(inputs), np.zeros((inputs, BINS - 1)), np.zeros((inputs, BINS + 1)))
     return Fit(networks, moments, np.zeros(header.training.seeds, dtype=np.float32))
 
 

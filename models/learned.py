@@ -11,7 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .checkpoint import read_checkpoint, read_header
+from aggregator.errors import ConfigurationError
+
+from .checkpoint import SUFFIX, Header, read_checkpoint, read_header
 from .classical_margin import SIDES, TailRates, classical_rates
 from .coverage_guard import coverage_factor
 from .features import FeaturePanel, feature_panel, windows_per_day
@@ -20,6 +22,7 @@ from .market_history import windows as market_windows
 from .offset_windows import OffsetWindows
 from .published_tiers import aimed, bounded, on_grid
 from .tier_model_settings import Mixture, TierModelSettings
+from .training import Fit
 from .walk_forward import DAY, Progress, network_rates, rates_of_fit, refit_dates
 
 
@@ -170,47 +173,107 @@ def _published(
     return TailRates(np.log(rate), np.log(rate) + ratio)
 
 
+class UsedFit(NamedTuple):
+    """A fit, the date from which it is in use, and the number of rows that it was trained on."""
+
+    date: np.datetime64
+    rows: int
+    fit: Fit
+
+
+class PreparedModel(NamedTuple):
+    """A trained model over a history, from which its newest rates and the monitoring of its past ones are made.
+
+    `earlier` are the refits that lie beside the checkpoint, oldest first, all older than it.
+    """
+
+    header: Header
+    newest: UsedFit
+    earlier: tuple[UsedFit, ...]
+    panel: FeaturePanel
+    windows: Windows
+    classical: TailRates
+
+
+def prepared_model(history: MarketHistory, checkpoint: Path, *, settings: TierModelSettings) -> PreparedModel:
+    """The model of `checkpoint` over a history; errors as in `read_checkpoint`, also for the refits beside it.
+
+    Refits beside `1d_adverse.tail` are `1d_adverse_2024-01-01.tail` and the like, as a walk-forward keeps them.
+    """
+    header = read_header(checkpoint)
+    windows_of = market_windows(history, header.horizon)
+    panel = feature_panel(history, header.horizon, windows_of)
+    fits = []
+    for path in (*sorted(checkpoint.parent.glob(f"{checkpoint.stem}_*{SUFFIX}")), checkpoint):
+        found, made = read_checkpoint(path, inputs=panel.names)
+        if (found.horizon, found.loss, found.network.levels) != (header.horizon, header.loss, header.network.levels):
+            raise ConfigurationError(f"{path.name} is no earlier fit of {checkpoint.name}")
+        fits.append(UsedFit(np.datetime64(found.refit), found.rows, made))
+    classical = classical_rates(
+        panel,
+        windows_of,
+        header.loss,
+        levels=header.network.levels,
+        settings=settings.classical,
+        refits=refit_dates(panel.opening, settings.walk_forward.months),
+    )
+    earlier = tuple(one for one in fits[:-1] if one.date < fits[-1].date)
+    return PreparedModel(header, fits[-1], earlier, panel, windows_of, classical)
+
+
 class LatestRates(NamedTuple):
-    """Rates as fractions for the window after the history, [assets, sides (long, short), levels]."""
+    """Rates as fractions for the window after the history, [assets, sides (long, short), levels].
+
+    `finite` [assets]: whether the networks had an answer. `classical_margin` and `classical_shortfall` are those of the
+    classical member alone, what the rates fall back on.
+    """
 
     opening: np.datetime64
     assets: tuple[str, ...]
     levels: tuple[float, ...]
     margin: np.ndarray
     shortfall: np.ndarray
+    finite: np.ndarray
+    classical_margin: np.ndarray
+    classical_shortfall: np.ndarray
 
 
 def latest_rates(
     history: MarketHistory, checkpoint: Path, *, settings: TierModelSettings, with_calendar: bool = False
 ) -> LatestRates:
+    """`rates_now` of the model of `checkpoint` over a history; errors as in `prepared_model`."""
+    return rates_now(prepared_model(history, checkpoint, settings=settings), settings, with_calendar=with_calendar)
+
+
+def rates_now(made: PreparedModel, settings: TierModelSettings, *, with_calendar: bool = False) -> LatestRates:
     """Rates of a trained model for the window that opens when the history ends; finite for every asset.
 
-    Horizon, loss, levels and guard are those of the checkpoint (errors as in `read_checkpoint`); a tier that is to stay
-    in force takes the calendar at its mean. An asset whose data is older than three days gets the wide margin.
+    Horizon, loss, levels and guard are those of the checkpoint; a tier that is to stay in force takes the calendar at
+    its mean. An asset whose data is older than three days gets the wide margin.
     """
-    header = read_header(checkpoint)
-    windows_of = market_windows(history, header.horizon)
-    panel = feature_panel(history, header.horizon, windows_of)
-    _, made = read_checkpoint(checkpoint, inputs=panel.names)
-    levels = header.network.levels
-    classical = classical_rates(
-        panel,
-        windows_of,
-        header.loss,
-        levels=levels,
-        settings=settings.classical,
-        refits=refit_dates(panel.opening, settings.walk_forward.months),
-    )
+    panel, header = made.panel, made.header
     last = np.full(len(panel.assets), len(panel.opening) - 1)
-    sides = [rates_of_fit(made, panel, side, last, np.arange(len(last)), with_calendar=with_calendar) for side in SIDES]
+    fit, assets = made.newest.fit, np.arange(len(last))
+    sides = [rates_of_fit(fit, panel, side, last, assets, with_calendar=with_calendar) for side in SIDES]
     networks = TailRates(*(np.stack(values, axis=1)[None] for values in zip(*sides, strict=True)))
+    classical = TailRates(*(values[-1:] for values in made.classical))
     both = mixed(
         networks,
-        TailRates(*(values[-1:] for values in classical)),
+        classical,
         network_weight(np.array([float(header.rows)]), settings.mixture),
         np.ones((1, len(last)), dtype=bool),
     )
-    added = np.array(header.guard_log_factors or np.zeros(len(levels)))
+    added = np.array(header.guard_log_factors or np.zeros(len(header.network.levels)))
     margin = np.maximum.accumulate(both.log_margin[0] + added, axis=-1)
     shortfall = np.maximum(both.log_shortfall[0] + added, margin)
-    return LatestRates(panel.opening[-1], panel.assets, levels, np.exp(margin), np.exp(shortfall))
+    alone = np.maximum.accumulate(classical.log_margin[0], axis=-1)
+    return LatestRates(
+        panel.opening[-1],
+        panel.assets,
+        header.network.levels,
+        np.exp(margin),
+        np.exp(shortfall),
+        np.isfinite(networks.log_margin[0]).all(axis=(1, 2)) & np.isfinite(networks.log_shortfall[0]).all(axis=(1, 2)),
+        np.exp(alone),
+        np.exp(np.maximum(classical.log_shortfall[0], alone)),
+    )

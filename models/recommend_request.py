@@ -12,30 +12,29 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import jax
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from aggregator.config import Resolved
-from aggregator.cube import CubeRows
-from aggregator.engine import Cube, draw_cube
 from aggregator.errors import ConfigurationError, DataError, Failure
-from aggregator.factors import Generation, build_generator, build_path_generator
-from aggregator.path_margin import PathLaw
-from aggregator.portfolio import Book, pack_book
+from aggregator.portfolio import Book
 from aggregator.report_tiers import write_tiers_page
 from aggregator.schema import TIME
 from aggregator.snapshot import Snapshot
-from aggregator.tier_paths import PricedPaths, priced_paths
 from aggregator.tier_tables import RECOMMENDATIONS_TABLE, TRIAL_TABLE, append_once, read_table, trial_table
-from aggregator.tier_trial import TrialRow, repacked, trial_rows, with_margin_tiers
-from aggregator.unit_requirement import unit_requirements
+from aggregator.tier_trial import TrialRow
 
+from .book_trial import book_of_run, trial_of_book, warning_of_book
+from .bounded_step import Standing
+from .collateral_in_force import CollateralInForce, collateral_in_force
+from .collateral_recommendation import CollateralChange, in_force_figures, laws_of_run, recommend_collateral
+from .engine_requirements import collateral_requirements, market_requirements
 from .market_files import BAR_FILES
 from .market_history import read_market
-from .market_outlooks import EIGHT_HOURS, ONE_DAY, latest_forecast, market_outlooks
-from .markets_in_force import MarketInForce, markets_in_force, with_ladders
-from .recommendation import Kind, MarketOutlook, Outcome, Recommendation, applied, recommend
+from .market_outlooks import EIGHT_HOURS, ONE_DAY, Priced, asset_of, latest_forecast, market_outlooks, watched
+from .markets_in_force import markets_in_force
+from .monitoring_text import monitoring_document
+from .recommendation import MODEL, Kind, MarketOutlook, Outcome, Recommendation, applied, recommend
 from .recommendation_files import (
     RECOMMENDATIONS,
     Origin,
@@ -45,7 +44,8 @@ from .recommendation_files import (
     standings,
 )
 from .recommendation_page import tiers_view
-from .recommended import MODEL, MarketChange, Recommended
+from .recommended import MarketChange, Recommended
+from .scenario_forecast import with_forecast
 from .tier_ladder import Ladder
 from .tier_model_settings import SHIPPED, read_tier_model_settings
 from .tier_policy import GovernancePolicy, read_policy
@@ -65,13 +65,14 @@ def run_recommend(
     market: Path | None = None,
     progress: Progress | None = None,
 ) -> Recommended:
-    """Recommend rates and position limits of every market with tiers in `snapshots`, try them on the book, write both.
+    """Recommend rates, position limits and collateral weights of `snapshots`, try them on the book, write both.
 
     `digest` is the hash of the snapshots; `market` overrides `tiers.market`. Raises ConfigurationError naming the key
     when there is no market history, checkpoint, policy or settings to read, and DataError when no market at all can be
     recommended.
     """
     say = progress or (lambda stage, done, total: None)
+    resolved = with_forecast(resolved, as_of)
     configuration = resolved.configuration
     tiers = configuration.tiers
     folder = market or (resolved.path(tiers.market) if tiers.market else None)
@@ -81,49 +82,75 @@ def run_recommend(
     policy = read_policy(resolved.path(tiers.governance))
     settings = read_tier_model_settings(SHIPPED if tiers.settings is None else resolved.path(tiers.settings))
 
-    book, generation = _book(resolved, snapshots, as_of)
+    book, generation = book_of_run(resolved, snapshots, as_of)
     in_force, failures = markets_in_force(snapshots)
+    collateral, not_weighed = collateral_in_force(snapshots)
     say("forecast", 0, 1)
     forecast = latest_forecast(read_market(folder), checkpoints, settings=settings, as_of=as_of)
-    outlooks, unforeseen = market_outlooks(in_force, forecast, as_of=as_of, max_age_days=tiers.max_age_days)
+    floating = {name: one for name, one in collateral.items() if one.symbol is not None}
+    priced: list[Priced] = [*in_force.values(), *floating.values()]
+    named = {asset_of(one, forecast) for one in priced}
+    assets = sorted(name for name in named if name is not None)
+    monitored = watched(forecast, assets, settings=settings, policy=policy, as_of=as_of)
+    age = tiers.max_age_days
+    outlooks, unforeseen = market_outlooks(in_force, forecast, as_of=as_of, max_age_days=age, models=monitored)
+    prices, _ = market_outlooks(floating, forecast, as_of=as_of, max_age_days=age, models=monitored)
     say("forecast", 1, 1)
     say("requirement", 0, 1)
-    floors = _requirements(resolved, in_force, as_of)
+    floors = market_requirements(resolved, in_force, policy, as_of)
+    of_collateral = collateral_requirements(resolved, collateral, as_of)
     say("requirement", 1, 1)
 
     told = {failure.subject for failure in (*failures, *unforeseen)}
     current = {name: in_force[name].ladder for name in in_force if name not in told}
     store = _location(resolved)
-    known = _standings(store, current, policy, as_of)
+    known = _standings(store, current, collateral, policy, as_of)
     made = recommend(current, outlooks, floors, known, policy, now=as_of)
-    outcome = Outcome(made.recommendations, (*failures, *unforeseen, *made.failures))
-    if not outcome.recommendations:
-        raise _nothing(outcome)
-    after = _ladders_after(current, outcome.recommendations, as_of)
+    if not made.recommendations:
+        raise _nothing(Outcome((), (*failures, *unforeseen, *made.failures)))
+    weighed, unweighed = recommend_collateral(
+        collateral, prices, laws_of_run(resolved), of_collateral, known, policy, now=as_of
+    )
+    outcome = Outcome(
+        (*made.recommendations, *(one.recommendation for one in weighed)),
+        (*failures, *unforeseen, *made.failures, *not_weighed, *unweighed),
+    )
+    after = _ladders_after(current, made.recommendations, as_of)
+    weights = {one.outlook.in_force.name: one.after for one in weighed}
 
     say("trial", 0, 1)
-    trial = _trial(resolved, snapshots, book, generation, after, as_of)
+    trial = trial_of_book(resolved, snapshots, book, generation, after, weights, as_of)
+    warning = warning_of_book(resolved, book, generation, trial, as_of)
     say("trial", 1, 1)
 
-    origin = Origin(MODEL, _digest_of(checkpoints / name for name in (EIGHT_HOURS, ONE_DAY)), {
+    beside = [path.name for name in (EIGHT_HOURS, ONE_DAY) for path in _fits(checkpoints, name)]
+    inputs = {
         "configuration": resolved.digest(),
         "market_history": _digest_of(folder / name for name in (*BAR_FILES.values(), "context.parquet")),
         "scenario_inputs": _digest_of([resolved.path(configuration.assets)]),
         "snapshot": digest,
-    })  # fmt: skip
+    }
+    origin = Origin(
+        MODEL,
+        _digest_of(checkpoints / name for name in beside),
+        inputs,
+        monitoring_document(monitored, outcome.recommendations),
+    )
     document = governance_document(outcome, origin, policy)
     reference = str(read_document(document, now=as_of)["reference_id"])
-    changes = _changes(book, snapshots, current, after, outlooks, trial)
     recommended = Recommended(
         reference,
         as_of,
         outcome,
-        changes,
+        _changes(book, snapshots, current, after, outlooks, trial),
+        _holders(snapshots, weighed, trial),
+        monitored,
         tuple(trial),
-        _conditions(outcome, snapshots, trial),
+        _conditions(outcome, snapshots, collateral, trial),
         resolved.path(tiers.output) / f"{reference}.json",
         resolved.path(tiers.output) / f"{reference}.html",
         str(store),
+        warning,
     )
     append_once(store, TRIAL_TABLE, trial_table(trial, reference_id=reference, created_at=as_of), transaction=reference)
     append_once(store, RECOMMENDATIONS_TABLE, recommendation_rows(outcome, origin, policy), transaction=reference)
@@ -132,22 +159,23 @@ def run_recommend(
     return recommended
 
 
-def _requirements(resolved: Resolved, markets: Mapping[str, MarketInForce], as_of: datetime) -> dict[str, float]:
-    """The engine's requirement of a dollar of each market's underlying; markets without a law for it are left out."""
-    factors = sorted({market.factor for market in markets.values()})
-    if not factors:
-        return {}
-    generation = build_generator(resolved, factors, as_of)
-    configuration = resolved.configuration
-    found = unit_requirements(generation, seed=configuration.run.seed, chunk=configuration.engine.scenario_chunk)
-    return {name: found[market.factor] for name, market in markets.items() if market.factor in found}
+def _fits(folder: Path, checkpoint: str) -> list[Path]:
+    """A checkpoint and the refits beside it."""
+    path = folder / checkpoint
+    return [path, *sorted(folder.glob(f"{path.stem}_*{path.suffix}"))]
 
 
-def _standings(store: str | Path, current: Mapping[str, Ladder], policy: GovernancePolicy, as_of: datetime) -> Any:
+def _standings(
+    store: str | Path,
+    current: Mapping[str, Ladder],
+    collateral: Mapping[str, CollateralInForce],
+    policy: GovernancePolicy,
+    as_of: datetime,
+) -> dict[tuple[str, Kind], Standing]:
     """What earlier recommendations say; those of this very instant do not count, so that a repeated run is the same."""
     rows = read_table(store, RECOMMENDATIONS_TABLE, RECOMMENDATIONS)
     earlier = rows.filter(pc.less(rows["created_at"], pa.scalar(as_of, TIME)))
-    in_force: dict[tuple[str, Kind], Sequence[int]] = {}
+    in_force: dict[tuple[str, Kind], Sequence[int]] = {**in_force_figures(collateral)}
     for market, ladder in current.items():
         rates = [tier.maintenance_bps for tier in ladder.tiers] + [tier.initial_bps for tier in ladder.tiers]
         in_force[market, "rates"] = rates
@@ -166,69 +194,6 @@ def _ladders_after(
     return after
 
 
-def _book(resolved: Resolved, snapshots: Mapping[str, Snapshot], as_of: datetime) -> tuple[Book, Generation]:
-    """The book of the run and what moves it, as the sweep has them."""
-    portfolios = resolved.configuration.portfolios
-    book, unclaimed = pack_book(snapshots, portfolios, as_of=as_of)
-    if unclaimed:
-        raise ConfigurationError(f"accounts that no portfolio maps: {', '.join(unclaimed)}; add them to [portfolios]")
-    generation = build_generator(resolved, book.factors(), as_of)
-    if generation.missing:
-        book, _ = pack_book(snapshots, portfolios, as_of=as_of, missing=generation.missing)
-    return book, generation
-
-
-def _trial(
-    resolved: Resolved,
-    snapshots: Mapping[str, Snapshot],
-    book: Book,
-    generation: Generation,
-    after: Mapping[str, Ladder],
-    as_of: datetime,
-) -> list[TrialRow]:
-    configuration = resolved.configuration
-    changed = with_margin_tiers(
-        snapshots, {name: with_ladders(s.tables["margin_tiers"], after) for name, s in snapshots.items()}
-    )
-    other = repacked(book, changed, configuration.portfolios, as_of=as_of, missing=generation.missing)
-    cube = _cube(resolved, book, generation)
-    return trial_rows(
-        book,
-        other,
-        generation.factors,
-        cube,
-        paths=_paths(resolved, cube.rows, generation, as_of),
-        devices=_devices(resolved),
-    )
-
-
-def _cube(resolved: Resolved, book: Book, generation: Generation) -> Cube:
-    configuration = resolved.configuration
-    return draw_cube(
-        book.cube.build(generation.factors),
-        generation.generator,
-        seed=configuration.run.seed,
-        scenarios=generation.scenarios,
-        chunk=configuration.engine.scenario_chunk,
-        horizon_days=configuration.run.horizon_days,
-    )
-
-
-def _paths(resolved: Resolved, rows: CubeRows, generation: Generation, as_of: datetime) -> PricedPaths | None:
-    """The paths of the run; None where none are configured."""
-    run, paths = resolved.configuration.run, resolved.configuration.paths
-    if not paths.scenarios:
-        return None
-    step = build_path_generator(resolved, generation.factors, as_of)
-    law = PathLaw(step.generator, run.seed, step.scenarios, paths.steps, run.horizon_days / paths.steps)
-    return priced_paths(rows, generation.factors, law)
-
-
-def _devices(resolved: Resolved) -> int:
-    wanted, available = resolved.configuration.engine.host_devices, len(jax.devices())
-    return min(wanted, available) if wanted else available
-
-
 def _changes(
     book: Book,
     snapshots: Mapping[str, Snapshot],
@@ -237,7 +202,7 @@ def _changes(
     outlooks: Sequence[MarketOutlook],
     trial: Sequence[TrialRow],
 ) -> tuple[MarketChange, ...]:
-    gone = {account for row in trial if not row.venue for account in row.accounts_liquidated}
+    gone = _gone(trial)
     held = _held(snapshots)
     lines = [line for portfolio in book.portfolios for line in portfolio.lines]
     by_market = {outlook.market: outlook for outlook in outlooks}
@@ -252,6 +217,32 @@ def _changes(
     return tuple(changes)
 
 
+def _holders(
+    snapshots: Mapping[str, Snapshot], weighed: Sequence[CollateralChange], trial: Sequence[TrialRow]
+) -> tuple[CollateralChange, ...]:
+    """The changes of collateral with the accounts that hold it and are liquidatable by all changes together."""
+    gone, held = _gone(trial), _holding(snapshots)
+    return tuple(
+        one._replace(accounts=tuple(sorted(gone & held.get(one.outlook.in_force.name, set())))) for one in weighed
+    )
+
+
+def _gone(trial: Sequence[TrialRow]) -> set[str]:
+    return {account for row in trial if not row.venue for account in row.accounts_liquidated}
+
+
+def _holding(snapshots: Mapping[str, Snapshot]) -> dict[str, set[str]]:
+    """Accounts by the collateral that they hold, named as in `collateral_in_force`."""
+    held: dict[str, set[str]] = {}
+    for snapshot in snapshots.values():
+        rule_sets = {row["account_id"]: row["rule_set"] for row in snapshot.tables["accounts"]}
+        for row in snapshot.tables["balances"]:
+            if row["side"] == "asset" and row["account_id"] in rule_sets:
+                name = f"{rule_sets[row['account_id']]}/{row['asset_id']}"
+                held.setdefault(name, set()).add(row["account_id"])
+    return held
+
+
 def _held(snapshots: Mapping[str, Snapshot]) -> dict[str, set[str]]:
     """Accounts by the market that they hold a position in."""
     held: dict[str, set[str]] = {}
@@ -261,8 +252,13 @@ def _held(snapshots: Mapping[str, Snapshot]) -> dict[str, set[str]]:
     return held
 
 
-def _conditions(outcome: Outcome, snapshots: Mapping[str, Snapshot], trial: Sequence[TrialRow]) -> tuple[str, ...]:
-    held = _held(snapshots)
+def _conditions(
+    outcome: Outcome,
+    snapshots: Mapping[str, Snapshot],
+    collateral: Mapping[str, CollateralInForce],
+    trial: Sequence[TrialRow],
+) -> tuple[str, ...]:
+    held = {*_held(snapshots), *(name for name, one in collateral.items() if one.held_usd > 0.0)}
     kept = [failure.message for failure in outcome.failures if failure.subject in held]
     short = [f"portfolio {row.portfolio_id} is incomplete" for row in trial if not row.venue and not row.complete]
     return (*kept, *short)

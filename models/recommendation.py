@@ -1,8 +1,8 @@
 """The recommendation: what each market's tiers should be, and the step towards it that governance can apply now.
 
 Every figure is kept twice, the wish and the clamped step, with the reasons between them. A wish is never below the
-engine's own requirement for the asset; a step never goes below it unless the figure in force lies there already, and
-says so. What cannot be measured (a halted market, a market without forecast) is a failure with a reason, and its
+engine's own requirement over the same days; a step never goes below it unless the figure in force lies there already,
+and says so. What cannot be measured (a halted market, a market without forecast) is a failure with a reason, and its
 figures stay as they are.
 """
 
@@ -21,9 +21,16 @@ from .bounded_step import Reason, Standing, Step, bounded_step
 from .close_out import bracket_caps
 from .collateral_haircuts import CollateralTier
 from .tier_ladder import BaseRates, Ladder, Tier, build_ladder, require_ladder
-from .tier_policy import BPS, GovernancePolicy
+from .tier_policy import GovernancePolicy
+from .tier_requirement import UnitRequirement, bracket_ends, required_rates
 
 Kind = Literal["rates", "position_limits", "collateral_weights"]
+
+MODEL, FALLBACK = "learned", "classical"
+"""Names of the models that forecasts are made of: the learned one, and its classical member alone."""
+
+LAW = "jump_law"
+"""Name of the law of the scenarios where it, and no model, made a haircut: that of a pegged asset."""
 
 
 class Parameter(StrEnum):
@@ -37,7 +44,10 @@ class Parameter(StrEnum):
 
 
 class Figure(NamedTuple):
-    """One published figure: rates and weights in bps, a position limit in whole USD."""
+    """One published figure: rates and weights in bps, a position limit in whole USD.
+
+    `requirement` is the engine's, at the horizon of the figure; None where it has none.
+    """
 
     parameter: Parameter
     tier: int
@@ -45,10 +55,14 @@ class Figure(NamedTuple):
     previous: int
     wish: int
     value: int
+    requirement: int | None = None
 
 
 class Recommendation(NamedTuple):
-    """All figures of one kind of one market, changed or not, and what the next run needs to know of this one."""
+    """All figures of one kind of one market, changed or not, and what the next run needs to know of this one.
+
+    `model` is the name of what made the forecast behind the wish.
+    """
 
     market: str
     kind: Kind
@@ -57,8 +71,8 @@ class Recommendation(NamedTuple):
     created_at: datetime
     expires_at: datetime
     short_since: datetime | None
-    requirement_bps: int | None
     history_days: int
+    model: str
 
     @property
     def changes(self) -> tuple[Figure, ...]:
@@ -67,12 +81,16 @@ class Recommendation(NamedTuple):
 
 
 class MarketOutlook(NamedTuple):
-    """What is forecast of one market: rates of one or both sides, its liquidity, and the days its history has."""
+    """What is forecast of one market: rates of one or both sides, its liquidity, and the days its history has.
+
+    `model` is what made the rates: `MODEL`, or `FALLBACK` where its guard rail has tripped.
+    """
 
     market: str
     sides: tuple[BaseRates, ...]
     size: MarketSize
     history_days: float
+    model: str = MODEL
 
 
 class Outcome(NamedTuple):
@@ -85,13 +103,13 @@ class Outcome(NamedTuple):
 def recommend(
     current: Mapping[str, Ladder],
     outlooks: Sequence[MarketOutlook],
-    requirements: Mapping[str, float],
+    requirements: Mapping[str, UnitRequirement],
     standings: Mapping[tuple[str, Kind], Standing],
     policy: GovernancePolicy,
     *,
     now: datetime,
 ) -> Outcome:
-    """Rates and position limits of every market in force; `requirements` are the engine's rates of notional by market.
+    """Rates and position limits of every market in force; `requirements` are the engine's by market.
 
     A market in force without an outlook or a requirement, or whose liquidity, rates or requirement cannot be used, is a
     failure and keeps its tiers. Raises ConfigurationError for outlooks of unknown markets, two of one market, and
@@ -127,7 +145,7 @@ def recommend(
 def recommend_rates(
     current: Ladder,
     outlook: MarketOutlook,
-    requirement_rate: float,
+    needed: UnitRequirement,
     standing: Standing,
     policy: GovernancePolicy,
     *,
@@ -139,11 +157,8 @@ def recommend_rates(
     liquidity and for rates or a requirement that are no positive numbers.
     """
     require_ladder(current)
-    if not (requirement_rate >= 0.0 and math.isfinite(requirement_rate)):
-        message = f"requirement of {current.market} is {requirement_rate}; expected a rate of notional"
-        raise DataError(Failure(FailureReason.OUT_OF_RANGE, message, subject=current.market))
+    requirement = required_rates(current, outlook.size, needed, policy)
     wished = wished_ladder(current, outlook, policy)
-    requirement = math.ceil(round(requirement_rate * BPS, 6)) or None
     step = bounded_step(
         _rates(current),
         _rates(wished),
@@ -165,6 +180,7 @@ def recommend_rates(
         policy,
         now=now,
         history_days=outlook.history_days,
+        model=outlook.model,
         requirement=requirement,
     )
 
@@ -174,14 +190,9 @@ def wished_ladder(current: Ladder, outlook: MarketOutlook, policy: GovernancePol
 
     The rates of an open last bracket are those of a position as large as the position limit, or twice its floor.
     """
-    last = current.tiers[-1]
-    caps = [tier.notional_cap for tier in current.tiers if tier.notional_cap is not None]
-    if last.notional_cap is None:
-        limit = bracket_caps(current.market, outlook.size, policy.close_out)[-1]
-        caps.append(max(2.0 * last.notional_floor, limit))
-    return build_ladder(
-        current.market, outlook.sides, outlook.size, caps, policy, last_is_open=last.notional_cap is None
-    )
+    is_open = current.tiers[-1].notional_cap is None
+    caps = bracket_ends(current, outlook.size, policy)
+    return build_ladder(current.market, outlook.sides, outlook.size, caps, policy, last_is_open=is_open)
 
 
 def recommend_position_limit(
@@ -210,7 +221,10 @@ def recommend_position_limit(
     )
     places = [(Parameter.POSITION_LIMIT, len(current.tiers))]
     days = outlook.history_days
-    return _recommendation(current.market, "position_limits", places, before, step, policy, now=now, history_days=days)
+    kind: Kind = "position_limits"
+    return _recommendation(
+        current.market, kind, places, before, step, policy, now=now, history_days=days, model=outlook.model
+    )
 
 
 def recommend_weights(
@@ -222,10 +236,13 @@ def recommend_weights(
     *,
     now: datetime,
     history_days: float,
+    model: str,
+    requirement: tuple[int, ...] | None = None,
 ) -> Recommendation:
     """Collateral weights over the slices in force; `wish` has the same slices (`collateral_tiers` over their caps).
 
-    A pegged asset has one slice with the weights of `peg_weights`. Raises ConfigurationError for other slices.
+    A pegged asset has one slice with the weights of `peg_weights`. `requirement` are the largest weights that the
+    engine leaves room for, in the order of the figures. Raises ConfigurationError for other slices.
     """
     if [tier[:2] for tier in current] != [tier[:2] for tier in wish] or not current:
         raise ConfigurationError(f"collateral {asset}: the wish has other slices than those in force")
@@ -237,11 +254,21 @@ def recommend_weights(
         standing=standing,
         now=now,
         safe_side=-1,
+        requirement=requirement,
         may_loosen=history_days >= policy.review.least_history_days,
     )
     places = [(parameter, tier) for parameter in _WEIGHTS for tier in range(1, len(current) + 1)]
     return _recommendation(
-        asset, "collateral_weights", places, _weights(current), step, policy, now=now, history_days=history_days
+        asset,
+        "collateral_weights",
+        places,
+        _weights(current),
+        step,
+        policy,
+        now=now,
+        history_days=history_days,
+        model=model,
+        requirement=requirement,
     )
 
 
@@ -283,7 +310,7 @@ _FIELDS = {
 def _of_market(
     current: Ladder,
     outlook: MarketOutlook,
-    requirement_rate: float,
+    needed: UnitRequirement,
     standings: Mapping[tuple[str, Kind], Standing],
     policy: GovernancePolicy,
     *,
@@ -291,7 +318,7 @@ def _of_market(
 ) -> list[Recommendation]:
     market = current.market
     standing = standings.get((market, "rates"), Standing())
-    made = [recommend_rates(current, outlook, requirement_rate, standing, policy, now=now)]
+    made = [recommend_rates(current, outlook, needed, standing, policy, now=now)]
     standing = standings.get((market, "position_limits"), Standing())
     limit = recommend_position_limit(current, outlook, standing, policy, now=now)
     return made if limit is None else [*made, limit]
@@ -307,16 +334,22 @@ def _recommendation(
     *,
     now: datetime,
     history_days: float,
-    requirement: int | None = None,
+    model: str,
+    requirement: tuple[int, ...] | None = None,
 ) -> Recommendation:
     unit: Literal["bps", "usd"] = "usd" if kind == "position_limits" else "bps"
+    least: Sequence[int | None] = [None] * len(previous) if requirement is None else requirement
     figures = tuple(
-        Figure(parameter, tier, unit, before, wish, value)
-        for (parameter, tier), before, wish, value in zip(places, previous, step.wish, step.values, strict=True)
+        Figure(parameter, tier, unit, before, wish, value, required)
+        for (parameter, tier), before, wish, value, required in zip(
+            places, previous, step.wish, step.values, least, strict=True
+        )
     )
+    reasons = (Reason.FALLBACK, *step.reasons) if model == FALLBACK else step.reasons
     expires_at = now + timedelta(seconds=policy.review.expiry_s)
-    days = math.floor(history_days)
-    return Recommendation(market, kind, figures, step.reasons, now, expires_at, step.short_since, requirement, days)
+    return Recommendation(
+        market, kind, figures, reasons, now, expires_at, step.short_since, math.floor(history_days), model
+    )
 
 
 def _rates(ladder: Ladder) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -48,7 +49,7 @@ RECOMMENDATIONS = pa.schema(
         _field("short_since", TIME, "UTC time since which the wish has been tighter", nullable=True),
         _field("requirement_bps", pa.int64(), "bps, the engine's requirement", nullable=True),
         _field("history_days", pa.int64(), "days"),
-        _field("model", pa.string(), "name of the model"),
+        _field("model", pa.string(), "learned | classical | jump_law: what made the forecast"),
         _field("model_sha256", pa.string(), "SHA-256"),
         _field("policy_sha256", pa.string(), "SHA-256"),
         _field("inputs", pa.string(), "JSON object of name to SHA-256"),
@@ -59,11 +60,15 @@ RECOMMENDATIONS = pa.schema(
 
 
 class Origin(NamedTuple):
-    """What a recommendation was computed from: the model's name and hash, and the hashes of its inputs by name."""
+    """What a recommendation was computed from: the model's name and hash, and the hashes of its inputs by name.
+
+    `monitoring` is what was watched of the model, integers and text alone.
+    """
 
     model: str
     model_sha256: str
     inputs: Mapping[str, str]
+    monitoring: Mapping[str, Any] = MappingProxyType({})
 
 
 def governance_document(outcome: Outcome, origin: Origin, policy: GovernancePolicy) -> bytes:
@@ -115,7 +120,6 @@ def recommendation_rows(outcome: Outcome, origin: Origin, policy: GovernancePoli
     reference = _digest(_body(outcome, origin, policy))
     common = {
         "reference_id": reference,
-        "model": origin.model,
         "model_sha256": origin.model_sha256,
         "policy_sha256": policy.digest(),
         "inputs": json.dumps(dict(origin.inputs), sort_keys=True, separators=(",", ":")),
@@ -136,8 +140,9 @@ def recommendation_rows(outcome: Outcome, origin: Origin, policy: GovernancePoli
             "new_value": figure.value,
             "reasons": json.dumps([str(reason) for reason in made.reasons]),
             "short_since": made.short_since,
-            "requirement_bps": made.requirement_bps,
+            "requirement_bps": figure.requirement,
             "history_days": made.history_days,
+            "model": made.model,
         }
         for made in _ordered(outcome)
         for place, figure in enumerate(made.figures)
@@ -197,11 +202,17 @@ def _body(outcome: Outcome, origin: Origin, policy: GovernancePolicy) -> dict[st
         "timestamp": _text(made[0].created_at),
         "expires_at": _text(made[0].expires_at),
         "model": {"name": origin.model, "sha256": origin.model_sha256},
+        "monitoring": dict(origin.monitoring),
         "policy_sha256": policy.digest(),
         "inputs": dict(origin.inputs),
         "updates": [update for one in made for update in _updates(one)],
         "unchanged": [
-            {"market": one.market, "kind": one.kind, "reasons": [str(reason) for reason in one.reasons]}
+            {
+                "market": one.market,
+                "kind": one.kind,
+                "model": one.model,
+                "reasons": [str(reason) for reason in one.reasons],
+            }
             for one in made
             if not one.changes
         ],
@@ -226,7 +237,8 @@ def _updates(made: Recommendation) -> list[dict[str, Any]]:
                 "expires_at": _text(made.expires_at),
                 "additional_data": {
                     "wished_value": figure.wish,
-                    "requirement_bps": made.requirement_bps,
+                    "requirement_bps": figure.requirement,
+                    "model": made.model,
                     "history_days": made.history_days,
                     "reasons": [str(reason) for reason in made.reasons],
                     "explanation": "; ".join(SENTENCES[reason] for reason in made.reasons),

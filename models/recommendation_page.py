@@ -5,11 +5,21 @@ from __future__ import annotations
 import numpy as np
 
 from aggregator.report_ladders import BandPoint, Bracket, LadderView
-from aggregator.report_tiers import FigureView, MarketView, TiersView
+from aggregator.report_tiers import (
+    CoverageView,
+    FigureView,
+    MarketView,
+    MonitoringView,
+    TiersView,
+    WarningView,
+    WeightView,
+)
 
 from .bounded_step import SENTENCES
-from .recommendation import Figure, MarketOutlook, Recommendation, wished_ladder
-from .recommended import MODEL, MarketChange, Recommended
+from .collateral_recommendation import CollateralChange
+from .monitoring_text import all_trips, monitoring_lines, verdict
+from .recommendation import MODEL, Figure, MarketOutlook, Recommendation, wished_ladder
+from .recommended import MarketChange, Recommended
 from .tier_ladder import Ladder, needed_rates
 from .tier_policy import BPS, GovernancePolicy, TierLevel
 
@@ -21,6 +31,7 @@ def tiers_view(recommended: Recommended, policy: GovernancePolicy, *, title: str
     made: dict[str, list[Recommendation]] = {}
     for one in recommended.outcome.recommendations:
         made.setdefault(one.market, []).append(one)
+    warning = recommended.early_warning
     return TiersView(
         title,
         recommended.reference_id,
@@ -28,9 +39,60 @@ def tiers_view(recommended: Recommended, policy: GovernancePolicy, *, title: str
         recommended.outcome.recommendations[0].expires_at,
         MODEL,
         tuple(_market(change, made[change.before.market], policy) for change in recommended.markets),
+        tuple(view for change in recommended.collateral for view in _weights(change)),
+        _monitoring(recommended),
+        tuple(
+            WarningView(row.portfolio_id, row.p_history, row.p_forecast)
+            for row in (() if warning is None else warning.rows)
+            if not row.venue
+        ),
         recommended.trial,
         tuple((failure.subject, failure.message) for failure in recommended.outcome.failures),
     )
+
+
+def _monitoring(recommended: Recommended) -> MonitoringView:
+    models = recommended.models
+    trips = tuple(trip.message for trip in all_trips(models))
+    coverage = tuple(
+        CoverageView(
+            f"{model.horizon}, fitted {model.refit}",
+            row.group,
+            row.level,
+            row.days,
+            row.windows,
+            row.exceptions,
+            row.ratio,
+            row.p_value,
+            row.known_before / row.windows,
+        )
+        for model in models
+        for row in model.coverage
+    )
+    said = verdict(models, recommended.outcome.recommendations)
+    return MonitoringView(not trips, said, trips, tuple(monitoring_lines(models)), coverage)
+
+
+def _weights(change: CollateralChange) -> list[WeightView]:
+    outlook, made = change.outlook, change.recommendation
+    count = len(outlook.current)
+    views = []
+    for place, (slice_, after) in enumerate(zip(outlook.current, change.after, strict=True)):
+        low, high = made.figures[place], made.figures[count + place]
+        views.append(
+            WeightView(
+                made.market,
+                slice_.value_cap if place + 1 < count else None,
+                (low.previous / BPS, high.previous / BPS),
+                (after[0] / BPS, after[1] / BPS),
+                (low.wish / BPS, high.wish / BPS),
+                (outlook.requirement[place] / BPS, outlook.requirement[count + place] / BPS),
+                tuple(SENTENCES[reason] for reason in made.reasons) if place == 0 else (),
+                change.accounts if place == 0 else (),
+                made.model,
+            )
+        )
+    return views
 
 
 def figure_text(figure: Figure, value: int) -> str:
@@ -51,7 +113,8 @@ def _market(change: MarketChange, made: list[Recommendation], policy: Governance
     )
     of_rates = next(one for one in made if one.kind == "rates")
     reasons = dict.fromkeys(SENTENCES[reason] for one in made for reason in one.reasons)
-    requirement = None if of_rates.requirement_bps is None else of_rates.requirement_bps / BPS
+    first = [of_rates.figures[place].requirement for place in (0, len(change.before.tiers))]
+    requirement = None if first[0] is None or first[1] is None else (first[0] / BPS, first[1] / BPS)
     return MarketView(
         _ladder(change, of_rates, policy),
         figures,
@@ -60,6 +123,7 @@ def _market(change: MarketChange, made: list[Recommendation], policy: Governance
         of_rates.history_days,
         change.accounts,
         change.value_usd,
+        of_rates.model,
     )
 
 

@@ -5,17 +5,28 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from aggregator.headline import plain_text
 
+from .early_warning import early_warning_document
+from .monitoring_text import all_trips, monitoring_lines, monitoring_table, verdict
 from .recommendation import Figure
-from .recommended import MarketChange, Recommended
+from .recommended import Recommended
 
 
-def changes_table(recommended: Recommended) -> Table:
-    """One row per market and figure that moves: current, recommended, change, and what today's change liquidates.
+def changes_table(recommended: Recommended) -> Group:
+    """What changes, whether the model that asks for it holds, and a sentence for every bound that it breaks."""
+    trips = [Text(plain_text(trip.message)) for trip in all_trips(recommended.models)]
+    lines = [Text(plain_text(line)) for line in monitoring_lines(recommended.models)]
+    said = Text(verdict(recommended.models, recommended.outcome.recommendations), style="bold")
+    return Group(figures_table(recommended), monitoring_table(recommended.models), *lines, *trips, said, Text())
+
+
+def figures_table(recommended: Recommended) -> Table:
+    """One row per market or collateral and figure that moves: current, recommended, change, what today's liquidates.
 
     Accounts and value stand on the first row of a market: they are liquidated by all its figures together.
     """
@@ -24,13 +35,15 @@ def changes_table(recommended: Recommended) -> Table:
     table.add_column("figure", no_wrap=True)
     for name in ("current", "recommended", "change", "forecast asks", "accounts liquidated", "value liquidated"):
         table.add_column(name, justify="right")
+    table.add_column("model")
     shown: set[str] = set()
-    by_market = {change.before.market: change for change in recommended.markets}
+    accounts = {change.before.market: len(change.accounts) for change in recommended.markets}
+    accounts |= {change.recommendation.market: len(change.accounts) for change in recommended.collateral}
+    values = {change.before.market: f"{change.value_usd:,.0f}" for change in recommended.markets}
     for one in recommended.outcome.recommendations:
         for figure in one.changes:
             first = one.market not in shown
             shown.add(one.market)
-            change: MarketChange = by_market[one.market]
             table.add_row(
                 Text(plain_text(one.market)) if first else "",
                 f"{figure.parameter.replace('_', ' ')}, tier {figure.tier}",
@@ -38,8 +51,9 @@ def changes_table(recommended: Recommended) -> Table:
                 _amount(figure, figure.value),
                 _amount(figure, figure.value - figure.previous, signed=True),
                 _amount(figure, figure.wish),
-                str(len(change.accounts)) if first else "",
-                f"{change.value_usd:,.0f}" if first else "",
+                str(accounts[one.market]) if first else "",
+                values.get(one.market, "") if first else "",
+                one.model if first else "",
             )
     return table
 
@@ -74,6 +88,7 @@ def recommendation_document(recommended: Recommended) -> dict[str, Any]:
         "report": str(recommended.report),
         "store": recommended.store,
         "conditions": list(recommended.conditions),
+        "verdict": verdict(recommended.models, recommended.outcome.recommendations),
         "recommendation": json.loads(recommended.document.read_bytes()),
         "markets": [
             {
@@ -83,6 +98,11 @@ def recommendation_document(recommended: Recommended) -> dict[str, Any]:
             }
             for change in recommended.markets
         ],
+        "collateral": [
+            {"market": change.recommendation.market, "accounts_liquidated": list(change.accounts)}
+            for change in recommended.collateral
+        ],
+        "early_warning": early_warning_document(recommended.early_warning),
         "trial": [row._asdict() for row in recommended.trial],
     }
 

@@ -9,11 +9,11 @@ from typing import NamedTuple
 from aggregator.errors import ExitCode
 from aggregator.tier_trial import TrialRow
 
+from .collateral_recommendation import CollateralChange
+from .early_warning import EarlyWarning
+from .model_monitor import MonitoredModel
 from .recommendation import MarketOutlook, Outcome
 from .tier_ladder import Ladder
-
-MODEL = "learned"
-"""Name of the model in recommendations."""
 
 
 class MarketChange(NamedTuple):
@@ -30,17 +30,24 @@ class MarketChange(NamedTuple):
 
 
 class Recommended(NamedTuple):
-    """What was recommended, what it does to the book, and where it was written."""
+    """What was recommended, what it does to the book, and where it was written.
+
+    `models` is what was watched of the models; `early_warning` is None unless the scenarios have a forecast of today's
+    scale.
+    """
 
     reference_id: str
     as_of: datetime
     outcome: Outcome
     markets: tuple[MarketChange, ...]
+    collateral: tuple[CollateralChange, ...]
+    models: tuple[MonitoredModel, ...]
     trial: tuple[TrialRow, ...]
     conditions: tuple[str, ...]
     document: Path
     report: Path
     store: str
+    early_warning: EarlyWarning | None = None
 
     @property
     def exit_code(self) -> ExitCode:

@@ -113,6 +113,35 @@ class Review(Section):
     least_history_days: float = Field(ge=0.0)
 
 
+class MonitoringRules(Section):
+    """Bounds of what is watched of the learned model; beyond them the classical member stands in for it.
+
+    Exceptions are multiples of those that the level allows, over each of `coverage_days`, and trip only where the
+    p-value of their test is below `significance` (`asset_significance` for an asset alone). The stability index is the
+    median over the inputs in the last `drift_days`, `largest_outside` the share of their values out of range;
+    `largest_missing` is the share of inputs that are lost for all assets, `largest_asset_missing` for one.
+    """
+
+    coverage_days: tuple[int, ...] = Field(min_length=1, max_length=5)
+    least_exceptions: float = Field(ge=0.0, lt=1.0)
+    largest_exceptions: float = Field(gt=1.0)
+    significance: float = Field(gt=0.0, lt=1.0)
+    asset_significance: float = Field(gt=0.0, lt=1.0)
+    drift_days: int = Field(ge=1, le=3650)
+    largest_stability_index: float = Field(gt=0.0)
+    largest_outside: float = Field(gt=0.0, lt=1.0)
+    largest_missing: float = Field(ge=0.0, lt=1.0)
+    largest_asset_missing: float = Field(ge=0.0, lt=1.0)
+    largest_age_days: float = Field(gt=0.0)
+
+    @field_validator("coverage_days")
+    @classmethod
+    def _rising_days(cls, days: tuple[int, ...]) -> tuple[int, ...]:
+        if days[0] < 1 or list(days) != sorted(set(days)):
+            raise ValueError("coverage_days must be positive and rise strictly")
+        return days
+
+
 class Bound(Section):
     """The largest step in one direction, and the least time since the last change."""
 
@@ -143,6 +172,7 @@ class GovernancePolicy(Section):
     rounding: Rounding
     collateral: LevelPair
     pegs: PegRules
+    monitoring: MonitoringRules
     review: Review
     rates: Bounds
     collateral_weights: Bounds

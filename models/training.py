@@ -34,11 +34,19 @@ _BLOCK = 16_384
 """Rows forecast at a time; one compiled shape whatever the number of rows."""
 
 
+BINS = 10
+"""Bins of equal share that the values of an input are counted in."""
+
+
 class Moments(NamedTuple):
-    """[inputs] each, float64: what inputs are standardised with."""
+    """How the inputs of training were distributed, float64: `mean` and `spread` [inputs] are what they are standardised
+    with; `edges` [inputs, BINS - 1] end bins of equal share, `shares` [inputs, BINS + 1] are the shares of the rows in
+    each (a value on an edge is in the lower bin) and, last, of those where the input was missing."""
 
     mean: np.ndarray
     spread: np.ndarray
+    edges: np.ndarray
+    shares: np.ndarray
 
 
 class Fit(NamedTuple):
@@ -50,14 +58,32 @@ class Fit(NamedTuple):
 
 
 def input_moments(inputs: np.ndarray) -> Moments:
-    """Mean and standard deviation of the values [rows, inputs] that are there; 0 and 1 for an input that never is."""
+    """Of the values [rows, inputs] that are there; for an input that never is the mean is 0 and the spread 1."""
     present = np.isfinite(inputs)
     count = np.maximum(present.sum(axis=0), 1)
     known = np.where(present, inputs, 0.0).astype(np.float64)
     mean = known.sum(axis=0) / count
     square = np.where(present, (known - mean) ** 2, 0.0).sum(axis=0) / count
     spread = np.where(present.any(axis=0), np.maximum(np.sqrt(square), SMALLEST_SPREAD), 1.0)
-    return Moments(mean, spread)
+    edges = np.stack([_edges(column) for column in inputs.T])
+    return Moments(mean, spread, edges, bin_shares(inputs, edges))
+
+
+def bin_shares(inputs: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """[inputs, BINS + 1]: shares of the rows [rows, inputs] in the bins that end at `edges`, and of those missing."""
+    shares = np.zeros((inputs.shape[1], edges.shape[1] + 2))
+    for place, (column, ends) in enumerate(zip(inputs.T, edges, strict=True)):
+        bins = np.where(np.isfinite(column), np.searchsorted(ends, column), edges.shape[1] + 1)
+        shares[place] = np.bincount(bins, minlength=shares.shape[1]) / max(len(column), 1)
+    return shares
+
+
+def _edges(column: np.ndarray) -> np.ndarray:
+    known = column[np.isfinite(column)]
+    if not len(known):
+        return np.zeros(BINS - 1)
+    places = (np.arange(1, BINS) * (len(known) - 1)) // BINS
+    return np.partition(known, places)[places].astype(np.float64)
 
 
 def standardised(inputs: np.ndarray, moments: Moments) -> np.ndarray:

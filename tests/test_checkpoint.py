@@ -12,10 +12,13 @@ import pytest
 from aggregator.errors import ConfigurationError
 from models.checkpoint import Header, read_checkpoint, read_header, rows_digest, write_checkpoint
 from models.tail_network import TailNetwork
-from models.training import Fit, Moments
+from models.training import Fit, input_moments
 from tests.small_tier_market import SETTINGS
 
 INPUTS = ("range_1", "side")
+
+
+MOMENTS = input_moments(np.array([[0.0, np.nan], [0.5, 1.0], [4.5, -1.0]], dtype=np.float32))
 
 
 def fitted(seed: int = 0) -> Fit:
@@ -31,7 +34,7 @@ def fitted(seed: int = 0) -> Fit:
         )
 
     networks = eqx.filter_vmap(one)(jax.random.split(jax.random.key(seed), SETTINGS.training.seeds))
-    return Fit(networks, Moments(np.array([0.5, 0.0]), np.array([2.0, 1.0])), np.array([3.0, 4.0], dtype=np.float32))
+    return Fit(networks, MOMENTS, np.array([3.0, 4.0], dtype=np.float32))
 
 
 def header(**changed: object) -> Header:

@@ -176,6 +176,8 @@ SECTIONS: dict[str, type[BaseModel]] = {
     '[scenarios] with generator = "filtered_history"': config.FilteredHistoryFigures,
     '[scenarios] with generator = "calibrated"': config.CalibratedFigures,
     "[scenarios.history]": config.HistoryFigures,
+    "Forecast of today's scale": config.ScenarioForecast,
+    "Moves": config.TailMoves,
     "[scenarios.jumps]": config.JumpFigures,
     "[scenarios.oracle_error]": config.OracleFigures,
     "[scenarios.liquidity_drought]": config.DroughtFigures,

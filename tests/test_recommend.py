@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
 import re
 import shutil
@@ -16,6 +17,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from aggregator.config import Resolved, load_configuration
 from aggregator.errors import ConfigurationError, DataError, ExitCode, FailureReason
@@ -24,13 +26,26 @@ from aggregator.snapshot import Snapshot
 from aggregator.sweep import Inputs, read_inputs
 from aggregator.tier_tables import RECOMMENDATIONS_TABLE, TIER_TRIAL, TRIAL_TABLE, append_once, read_table, trial_table
 from aggregator.tier_trial import TrialRow
+from models.bounded_step import Reason
+from models.collateral_in_force import with_weights
 from models.market_history import read_market
-from models.market_outlooks import daily_volatility, history_until, latest_forecast, market_outlooks
+from models.market_outlooks import (
+    Forecast,
+    daily_volatility,
+    history_until,
+    latest_forecast,
+    market_outlooks,
+    watched,
+)
 from models.markets_in_force import markets_in_force, with_ladders
+from models.model_monitor import TripReason, monitor_checkpoint
 from models.recommend_request import run_recommend
+from models.recommendation import FALLBACK
 from models.recommendation_files import RECOMMENDATIONS, read_document
+from models.recommendation_table import changes_table, recommendation_document
 from models.recommended import Recommended
 from models.tier_model_settings import read_tier_model_settings
+from models.tier_policy import read_policy
 from tests.quickstart_book import QUICKSTART
 from tests.recommend_market import columns, market_folder, settings_file, trained
 from tests.sample_desk import command, toml
@@ -47,7 +62,9 @@ DESK = (
     toml({"sources": SOURCES}).strip(),
     'portfolios = { north-desk = ["hyperliquid:north", "binance:north"] }',
 )
+PEGS = ("binance:multi_assets/USDC", "binance:multi_assets/USDT")
 QUIET = ("scenarios.scenarios=1024", "paths.scenarios=256", "paths.steps=2", "engine.host_devices=1")
+GOVERNANCE = QUICKSTART.with_name("governance.toml")
 NOW = datetime(2024, 6, 30, tzinfo=UTC)
 
 
@@ -56,6 +73,7 @@ class Place(NamedTuple):
     market: Path
     settings: Path
     checkpoints: Path
+    governance: Path
 
 
 @functools.cache
@@ -64,7 +82,14 @@ def place() -> Place:
     folder = Path(tempfile.mkdtemp(prefix="recommend"))
     settings = settings_file(folder / "settings.toml")
     market = market_folder(folder / "market")
-    return Place(folder, market, settings, trained(market, folder / "checkpoints", settings))
+    # a year of three coins is no history of ten years of sixty: a month of it always looks new
+    figures = tomllib.loads(GOVERNANCE.read_text(encoding="utf-8"))
+    figures["monitoring"]["largest_stability_index"] = 5.0
+    # and a network of twenty steps is no better for each of its coins than this
+    figures["monitoring"]["asset_significance"] = 1e-6
+    governance = folder / "governance.toml"
+    governance.write_text(toml(figures), encoding="utf-8")
+    return Place(folder, market, settings, trained(market, folder / "checkpoints", settings), governance)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -82,6 +107,7 @@ def overrides(folder: Path, *more: str) -> list[str]:
         f"store.path={folder / 'results'}",
         f"tiers.output={folder / 'recommendations'}",
         f"tiers.settings={p.settings}",
+        f"tiers.governance={p.governance}",
         f"tiers.checkpoints={p.checkpoints}",
         *more,
     ]
@@ -122,11 +148,13 @@ def test_every_market_of_the_desk_is_recommended_and_nothing_is_below_the_requir
     assert markets == {
         *("binance:BTCUSDT", "binance:ETHUSDT"),
         *("hyperliquid:BTC", "hyperliquid:ETH", "hyperliquid:SOL"),
+        *(f"binance:multi_assets/{asset}" for asset in ("BTC", "ETH", "USDC", "USDT")),
     }
     for one in made.outcome.recommendations:
         if one.kind == "rates":
-            assert one.requirement_bps is not None
-            assert all(figure.wish >= one.requirement_bps for figure in one.figures)
+            assert all(figure.wish >= (figure.requirement or 10_001) for figure in one.figures)
+        if one.kind == "collateral_weights":
+            assert all(figure.wish <= (figure.requirement or 0) for figure in one.figures)
 
 
 def test_document_tables_and_page_say_the_same() -> None:
@@ -148,6 +176,12 @@ def test_document_tables_and_page_say_the_same() -> None:
     assert "<script" not in page
     for market in {one.market for one in made.outcome.recommendations}:
         assert market in page
+    assert "The guard rail of the learned model holds" in page
+    assert (
+        document["monitoring"]["verdict"]
+        == "The guard rail of the learned model holds: its forecasts are used throughout."
+    )
+    assert {row["model"] for row in rows} == {"learned", "jump_law"}
     assert page.count("<svg") == 2 * len(made.markets)
 
 
@@ -187,6 +221,30 @@ def test_the_trial_is_that_of_the_recommended_rates() -> None:
     assert hit.maintenance_after_usd - hit.maintenance_before_usd == pytest.approx(0.02 * notional, rel=1e-9)
 
 
+def test_collateral_is_weighed_and_tried_on_the_book() -> None:
+    made = once()
+    weights = {change.outlook.in_force.asset_id: change for change in made.collateral}
+    assert {name: change.recommendation.model for name, change in weights.items()} == {
+        **dict.fromkeys(("BTC", "ETH"), "learned"),
+        **dict.fromkeys(("USDC", "USDT"), "jump_law"),
+    }
+    # the jump of a peg, by the law of the calibration: docs/tiers-and-governance.md has the same figures
+    assert weights["USDC"].outlook.wish[0][2:] == (9440, 8400)
+    # one step of 5 % down from 0.9999 and 0.95
+    assert weights["USDC"].after == ((9499, 9499),)
+    assert weights["BTC"].after == ((9000, 9000),)
+    multi = next(row for row in made.trial if (row.portfolio_id, row.venue) == ("north-desk", "binance"))
+    assert multi.initial_before_usd is not None
+    document = read_document(made.document.read_bytes(), now=NOW)
+    told = [u for u in document["updates"] if u["market"] == "binance:multi_assets/BTC"]
+    assert {u["update_type"] for u in told} == {"maintenance_weight.tier_1", "initial_weight.tier_1"}
+    rows = inputs().snapshots["main"].tables["collateral_tiers"]
+    after = with_weights(rows, {"binance:multi_assets/BTC": weights["BTC"].after})
+    assert [row["asset_weight_maintenance"] for row in after if row["asset_id"] == "BTC"] == [Decimal("0.9")]
+    assert [row for row in after if row["asset_id"] != "BTC"] == [dict(r) for r in rows if r["asset_id"] != "BTC"]
+    assert with_weights(rows, {}) == [dict(row) for row in rows]
+
+
 def test_the_verb_prints_tables_and_one_object(tmp_path: Path) -> None:
     arguments = ["recommend", str(QUICKSTART), "--market", str(place().market)]
     arguments += [part for text in overrides(tmp_path) for part in ("--set", text)]
@@ -199,6 +257,117 @@ def test_the_verb_prints_tables_and_one_object(tmp_path: Path) -> None:
     assert document["reference_id"] == document["recommendation"]["reference_id"] == once().reference_id
     assert {row["portfolio_id"] for row in document["trial"]} == {"north-desk"}
     assert Path(document["report"]).exists()
+
+
+# ---- the guard rail --------------------------------------------------------------------------------------------------
+
+
+TREBLED_DAYS = 20
+
+
+def trebled() -> dict[str, dict[str, np.ndarray]]:
+    """The bars with every move of the last days three times as large."""
+    out = {}
+    bars = TREBLED_DAYS * 6
+    for name, of_asset in columns().items():
+        of = {column: values.copy() for column, values in of_asset.items()}
+        opened, high, low, close = (np.log(of[column][-bars:]) for column in ("open", "high", "low", "close"))
+        above, below = high - np.maximum(opened, close), np.minimum(opened, close) - low
+        path = opened[0] + 3.0 * np.cumsum(close - opened)
+        start = np.concatenate([opened[:1], path[:-1]])
+        of["open"][-bars:], of["close"][-bars:] = np.exp(start), np.exp(path)
+        of["high"][-bars:] = np.exp(np.maximum(start, path) + 3.0 * above)
+        of["low"][-bars:] = np.exp(np.minimum(start, path) - 3.0 * below)
+        out[name] = of
+    return out
+
+
+def test_with_trebled_volatility_the_classical_member_stands_in_and_everything_says_so(tmp_path: Path) -> None:
+    market = market_folder(tmp_path / "market", trebled())
+    made = recommended_in(tmp_path, market=market)
+    trips = [trip for model in made.models for trip in model.trips]
+    assert TripReason.COVERAGE in {trip.reason for trip in trips if not trip.assets}
+    floating = [one for one in made.outcome.recommendations if one.market not in PEGS]
+    assert {one.model for one in floating} == {FALLBACK}
+    assert all(one.reasons[0] == Reason.FALLBACK for one in floating)
+    settings = read_tier_model_settings(place().settings)
+    forecast = latest_forecast(read_market(market), place().checkpoints, settings=settings, as_of=inputs().as_of)
+    of_ether = next(change.outlook for change in made.markets if change.before.market == "hyperliquid:ETH")
+    column = forecast.assets.index("ETH")
+    for place_of_side, side in enumerate(of_ether.sides):
+        assert np.array_equal(side.margin[1], forecast.one_day.classical_margin[column, place_of_side])
+    document = read_document(made.document.read_bytes(), now=NOW)
+    assert document["monitoring"]["fallback"] == {"model": FALLBACK, "markets": sorted({o.market for o in floating})}
+    assert any(model["trips"] for model in document["monitoring"]["models"])
+    rows = read_table(made.store, RECOMMENDATIONS_TABLE, RECOMMENDATIONS).to_pylist()
+    assert {row["model"] for row in rows if row["market"] not in PEGS} == {FALLBACK}
+    assert all(json.loads(row["reasons"])[0] == "fallback" for row in rows if row["market"] not in PEGS)
+    said = "The guard rail of the learned model has tripped"
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(changes_table(made))
+    for text in (made.report.read_text(encoding="utf-8"), console.export_text()):
+        assert said in text
+        assert trips[0].message in " ".join(text.split())
+    assert recommendation_document(made)["verdict"].startswith(said)
+
+
+@functools.cache
+def forecast_now() -> Forecast:
+    p = place()
+    settings = read_tier_model_settings(p.settings)
+    return latest_forecast(read_market(p.market), p.checkpoints, settings=settings, as_of=NOW)
+
+
+def trips_of(as_of: datetime = NOW, forecast: Forecast | None = None, **rules: Any) -> set[tuple[str, tuple[str, ...]]]:
+    """What trips with other rules: (reason, assets)."""
+    p = place()
+    policy = read_policy(p.governance)
+    policy = policy.model_copy(update={"monitoring": policy.monitoring.model_copy(update=rules)})
+    settings = read_tier_model_settings(p.settings)
+    found = watched(forecast or forecast_now(), ["ETH", "SOL"], settings=settings, policy=policy, as_of=as_of)
+    return {(str(trip.reason), trip.assets) for model in found for trip in model.trips}
+
+
+def test_one_checkpoint_can_be_watched_alone() -> None:
+    p = place()
+    settings, policy = read_tier_model_settings(p.settings), read_policy(p.governance)
+    alone = monitor_checkpoint(
+        history_until(read_market(p.market), NOW),
+        p.checkpoints / "1d_adverse.tail",
+        settings=settings,
+        rules=policy.monitoring,
+        levels=(0.99,),
+        assets=("ETH", "SOL"),
+        as_of=NOW,
+    )
+    _, in_run = watched(forecast_now(), ["ETH", "SOL"], settings=settings, policy=policy, as_of=NOW)
+    assert alone.coverage == in_run.coverage
+    assert (alone.age_days, alone.trips) == (in_run.age_days, ())
+    assert np.array_equal(alone.drift.stability, in_run.drift.stability)
+
+
+def test_every_bound_trips_what_it_should() -> None:
+    assert trips_of() == set()
+    assert trips_of(NOW + timedelta(days=198)) == set()
+    assert trips_of(NOW + timedelta(days=203)) == {("too_old", ())}
+    assert trips_of(largest_stability_index=0.01) == {("drift", ())}
+    assert trips_of(largest_exceptions=1.1, significance=0.5) >= {("coverage", ())}
+    latest = forecast_now().one_day
+    column = latest.assets.index("SOL")
+    finite, margin = latest.finite.copy(), latest.margin.copy()
+    finite[column] = False
+    lost = forecast_now()._replace(one_day=latest._replace(finite=finite))
+    assert trips_of(forecast=lost) == {("not_finite", ("SOL",))}
+    margin[column, 0, 0] = np.nan
+    lost = forecast_now()._replace(one_day=latest._replace(margin=margin))
+    assert trips_of(forecast=lost) == {("not_finite", ("SOL",))}
+    eight_hours, one_day = forecast_now().models
+    even = one_day.panel.even.copy()
+    even[-1, column] = np.nan
+    blind = one_day._replace(panel=one_day.panel._replace(even=even))
+    assert trips_of(forecast=forecast_now()._replace(models=(eight_hours, blind))) == {("missing_inputs", ("SOL",))}
+    even[-40:] = np.nan
+    assert ("missing_inputs", ()) in trips_of(forecast=forecast_now()._replace(models=(eight_hours, blind)))
 
 
 # ---- what is missing -------------------------------------------------------------------------------------------------
@@ -228,6 +397,7 @@ def test_an_asset_without_forecast_stays_and_the_others_move(tmp_path: Path) -> 
     made = recommended_in(tmp_path, market=market)
     [failure] = made.outcome.failures
     assert failure.subject == "hyperliquid:SOL"
+    assert not [trip for model in made.models for trip in model.trips]
     assert "the market history has no SOL or 1000SOL; its tiers stay as they are" in failure.message
     assert "hyperliquid:SOL" not in {one.market for one in made.outcome.recommendations}
     assert "hyperliquid:ETH" in {one.market for one in made.outcome.recommendations}

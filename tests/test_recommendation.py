@@ -19,6 +19,8 @@ from models.bounded_step import Reason, Standing
 from models.collateral_haircuts import CollateralTier, PegMoves, collateral_tiers, peg_weights
 from models.market_history import Side
 from models.recommendation import (
+    FALLBACK,
+    MODEL,
     Figure,
     MarketOutlook,
     Outcome,
@@ -41,6 +43,7 @@ from models.recommendation_files import (
 )
 from models.tier_ladder import BaseRates, Ladder, Tier
 from models.tier_policy import read_policy
+from models.tier_requirement import UnitRequirement, required_rates
 
 POLICY = read_policy(Path(__file__).parent.parent / "configs" / "governance.toml")
 NOW = datetime(2024, 6, 30, tzinfo=UTC)
@@ -61,8 +64,13 @@ def outlook(market: str = "SOL", *, scale: float = 0.05, history_days: float = 4
     return MarketOutlook(market, sides, SIZE._replace(**size), history_days)
 
 
+def needed(rate: float) -> UnitRequirement:
+    """`rate` of a long position and of a short one over a day."""
+    return UnitRequirement((1.0,), (rate,), (rate,))
+
+
 def rates_of(market: MarketOutlook, *, standing: Standing = FRESH, requirement: float = 0.01) -> Recommendation:
-    return recommend_rates(CURRENT, market, requirement, standing, POLICY, now=NOW)
+    return recommend_rates(CURRENT, market, needed(requirement), standing, POLICY, now=NOW)
 
 
 def values(made: Recommendation) -> list[int]:
@@ -89,16 +97,53 @@ def test_wish_and_step_stand_side_by_side() -> None:
 
 
 def test_never_below_the_requirement() -> None:
-    made = rates_of(outlook(scale=0.001), requirement=0.041)
-    assert made.requirement_bps == 410
+    made = rates_of(outlook(scale=0.001), requirement=0.07)
+    required = [figure.requirement or 0 for figure in made.figures]
     assert Reason.REQUIREMENT_FLOOR in made.reasons
-    assert all(figure.wish >= 410 for figure in made.figures)
-    # 400 lies below: it may move up, and nothing goes down through 410
-    assert values(made)[0] == 410
-    assert all(figure.value >= min(figure.previous, 410) for figure in made.figures)
+    assert all(figure.wish >= least for figure, least in zip(made.figures, required, strict=True))
+    # 400 lies below: it may move up, and nothing goes down through what is required
+    assert made.figures[0].previous < required[0]
+    assert values(made)[0] == required[0]
+    assert all(f.value >= min(f.previous, least) for f, least in zip(made.figures, required, strict=True))
     for wrong in (math.nan, -0.1, math.inf):
         with pytest.raises(DataError, match="requirement of SOL"):
             rates_of(outlook(), requirement=wrong)
+
+
+def test_the_requirement_is_that_of_the_days_and_the_sale_of_each_tier() -> None:
+    """A day's 7 % over eight hours for maintenance and a day for initial, by the slow way: days, sides and slices."""
+    required = required_rates(CURRENT, SIZE, needed(0.07), POLICY)
+    assert required is not None
+    caps, rules = [1e6, 6e7], POLICY.close_out
+    sums: list[float] = []
+    initial: list[float] = []
+    for cap in caps:
+        sale = cap / (rules.participation * SIZE.daily_volume)
+        cost = 0.5 * SIZE.spread + rules.impact * SIZE.daily_vol * math.sqrt(cap / SIZE.daily_volume)
+        for days, rows in ((max(1.0 / 3.0, sale), sums), (max(1.0, sale), initial)):
+            long = 1.0 - math.exp(math.sqrt(days) * math.log(1.0 - 0.07))
+            short = math.exp(math.sqrt(days) * math.log(1.0 + 0.07)) - 1.0
+            rows.append((max(long, short) + cost) * (cap if rows is sums else 1.0))
+    slopes = [sums[0] / caps[0], (sums[1] - sums[0]) / (caps[1] - caps[0])]
+    maintenance = [min(10_000, math.ceil(1e4 * rate)) for rate in slopes]
+    assert required == (*maintenance, *(max(a, math.ceil(1e4 * b)) for a, b in zip(maintenance, initial, strict=True)))
+    # eight hours need less than a day, and both less than twice the danger
+    assert required[0] < required[2]
+    twice = required_rates(CURRENT, SIZE, needed(0.14), POLICY)
+    assert twice is not None
+    assert all(a < b for a, b in zip(required, twice, strict=True))
+
+
+def test_a_forecast_of_the_classical_member_says_so() -> None:
+    made = rates_of(outlook()._replace(model=FALLBACK))
+    assert (made.model, made.reasons[0]) == (FALLBACK, Reason.FALLBACK)
+    own = rates_of(outlook())
+    assert own.model == MODEL
+    assert made.figures == own.figures
+    text = governance_document(Outcome((made,), ()), ORIGIN, POLICY)
+    update = read_document(text, now=NOW)["updates"][0]["additional_data"]
+    assert update["model"] == FALLBACK
+    assert "guard rail" in update["explanation"]
 
 
 def test_applied_twice_changes_nothing() -> None:
@@ -107,7 +152,7 @@ def test_applied_twice_changes_nothing() -> None:
     assert [tier.maintenance_bps for tier in once.tiers] == values(made)[:2]
     assert applied(once, made, now=NOW + 2 * HOUR) == once
     # recommended again with the tiers in force, nothing moves: the change has to cool down
-    again = recommend_rates(once, outlook(), 0.01, Standing(NOW + HOUR), POLICY, now=NOW + 2 * HOUR)
+    again = recommend_rates(once, outlook(), needed(0.01), Standing(NOW + HOUR), POLICY, now=NOW + 2 * HOUR)
     assert not again.changes
     limit = recommend_position_limit(CURRENT, outlook(daily_volume=1e8), Standing(), POLICY, now=NOW)
     assert limit is not None
@@ -130,13 +175,13 @@ def test_what_does_not_fit_is_not_applied() -> None:
 def test_a_month_of_history_tightens_and_does_not_loosen() -> None:
     young = rates_of(outlook(scale=0.001, history_days=30.0), requirement=0.0)
     assert (young.changes, young.reasons) == ((), (Reason.SHORT_HISTORY,))
-    assert young.requirement_bps is None
+    assert {figure.requirement for figure in young.figures} == {None}
     assert rates_of(outlook(scale=0.001), requirement=0.0).changes != ()
     assert rates_of(outlook(scale=0.2, history_days=30.0)).changes != ()
 
 
 def test_a_halted_market_keeps_its_tiers_and_says_why() -> None:
-    found = recommend({"SOL": CURRENT}, [outlook(daily_volume=0.0)], {"SOL": 0.05}, {}, POLICY, now=NOW)
+    found = recommend({"SOL": CURRENT}, [outlook(daily_volume=0.0)], {"SOL": needed(0.05)}, {}, POLICY, now=NOW)
     assert found.recommendations == ()
     (failure,) = found.failures
     assert (failure.reason, failure.subject) == (FailureReason.MISSING_MARK, "SOL")
@@ -149,7 +194,8 @@ def test_one_bad_market_does_not_spoil_another() -> None:
     unknown = outlook("ETC")
     unknown = unknown._replace(sides=(unknown.sides[0]._replace(margin=np.full((2, 2), np.nan)),))
     outlooks = [outlook("SOL", daily_volume=math.nan), outlook("BTC"), outlook("ADA"), outlook("DOT"), unknown]
-    requirements = {"SOL": 0.05, "BTC": 0.05, "ADA": math.nan, "ETC": 0.05, "XRP": 0.05}
+    rates_needed = {"SOL": 0.05, "BTC": 0.05, "ADA": math.nan, "ETC": 0.05, "XRP": 0.05}
+    requirements = {name: needed(rate) for name, rate in rates_needed.items()}
     found = recommend(current, outlooks, requirements, {}, POLICY, now=NOW)
     assert [(made.market, made.kind) for made in found.recommendations] == [
         ("BTC", "rates"),
@@ -170,7 +216,7 @@ def test_one_bad_market_does_not_spoil_another() -> None:
 
 def test_wrong_requests_are_refused() -> None:
     def ask(current: Ladder, *outlooks: MarketOutlook) -> None:
-        recommend({current.market: current}, outlooks, {"SOL": 0.05}, {}, POLICY, now=NOW)
+        recommend({current.market: current}, outlooks, {"SOL": needed(0.05)}, {}, POLICY, now=NOW)
 
     with pytest.raises(ConfigurationError, match=r"'SOLL': no such market .*did you mean 'SOL'"):
         ask(CURRENT, outlook("SOLL"))
@@ -207,7 +253,7 @@ def run(
     """One run: what the records say, the recommendation, its rows; governance applies it at once, or not at all."""
     figures = [tier.maintenance_bps for tier in ladder.tiers] + [tier.initial_bps for tier in ladder.tiers]
     known = standings(records, {("SOL", "rates"): figures}, POLICY.review, now=at)
-    made = recommend_rates(ladder, market, 0.01, known.get(("SOL", "rates"), Standing()), POLICY, now=at)
+    made = recommend_rates(ladder, market, needed(0.01), known.get(("SOL", "rates"), Standing()), POLICY, now=at)
     rows = recommendation_rows(Outcome((made,), ()), ORIGIN, POLICY)
     return applied(ladder, made, now=at) if apply else ladder, pa.concat_tables([records, rows]), made
 
@@ -289,12 +335,12 @@ def test_standings_read_what_happened() -> None:
 def test_collateral_weights_go_the_same_way() -> None:
     in_force = (CollateralTier(0.0, 1e6, 9_500, 9_000), CollateralTier(1e6, 6e7, 8_000, 7_500))
     wish = collateral_tiers("SOL", rates("long", 0.2), SIZE, (1e6, 6e7), POLICY)
-    made = recommend_weights("SOL", in_force, wish, Standing(), POLICY, now=NOW, history_days=400.0)
+    made = recommend_weights("SOL", in_force, wish, Standing(), POLICY, now=NOW, history_days=400.0, model="learned")
     assert made.kind == "collateral_weights"
     for figure in made.figures:
         assert figure.value == min(max(figure.wish, figure.previous - 500), figure.previous + 250)
     with pytest.raises(ConfigurationError, match="other slices"):
-        recommend_weights("SOL", in_force[:1], wish, Standing(), POLICY, now=NOW, history_days=400.0)
+        recommend_weights("SOL", in_force[:1], wish, Standing(), POLICY, now=NOW, history_days=400.0, model="learned")
 
 
 def test_a_broken_peg_is_marked_down_at_once() -> None:
@@ -305,7 +351,7 @@ def test_a_broken_peg_is_marked_down_at_once() -> None:
 
     calm = tiers(0.0)
     standing = Standing(NOW - HOUR, None, calm[0].maintenance_weight_bps)
-    made = recommend_weights("USDX", calm, tiers(0.05), standing, POLICY, now=NOW, history_days=400.0)
+    made = recommend_weights("USDX", calm, tiers(0.05), standing, POLICY, now=NOW, history_days=400.0, model="learned")
     assert Reason.WAY_OUT in made.reasons
     assert values(made)[0] < calm[0].maintenance_weight_bps - 500
 
@@ -316,7 +362,7 @@ def test_a_broken_peg_is_marked_down_at_once() -> None:
 def outcome() -> Outcome:
     current = {name: CURRENT._replace(market=name) for name in ("SOL", "BTC", "XRP")}
     outlooks = [outlook("SOL"), outlook("BTC", scale=0.02)]
-    return recommend(current, outlooks, dict.fromkeys(current, 0.05), {}, POLICY, now=NOW)
+    return recommend(current, outlooks, dict.fromkeys(current, needed(0.05)), {}, POLICY, now=NOW)
 
 
 def only_integers_and_text(value: Any) -> bool:

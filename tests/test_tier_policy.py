@@ -38,6 +38,8 @@ FRESH = Standing()
 
 
 def step(current: int, wish: int, **changes: Any) -> tuple[int, tuple[Reason, ...]]:
+    if "requirement" in changes:
+        changes["requirement"] = (changes["requirement"],)
     made = bounded_step((current,), (wish,), **{**RULES, "standing": FRESH, **changes})
     return made.values[0], made.reasons
 
@@ -244,7 +246,13 @@ standings = st.builds(
 def test_a_step_stays_within_bounds_and_keeps_the_ladder_in_order(
     current: tuple[int, ...], wish: tuple[int, ...], standing: Standing, requirement: int | None
 ) -> None:
-    made = bounded_step(current, wish, **RULES, standing=standing, requirement=requirement)
+    made = bounded_step(
+        current,
+        wish,
+        **RULES,
+        standing=standing,
+        requirement=None if requirement is None else (requirement,) * len(current),
+    )
     maintenance, initial = made.values[:3], made.values[3:]
     assert list(maintenance) == sorted(maintenance)
     assert list(initial) == sorted(initial)
@@ -263,7 +271,13 @@ def test_a_step_stays_within_bounds_and_keeps_the_ladder_in_order(
     is_short = any(before < wanted for before, wanted in zip(current, made.wish, strict=True))
     assert is_short == (made.short_since is not None)
     # once they are in force, the same wish is at rest or cooling down
-    after = bounded_step(made.values, wish, **RULES, standing=Standing(NOW, made.short_since), requirement=requirement)
+    after = bounded_step(
+        made.values,
+        wish,
+        **RULES,
+        standing=Standing(NOW, made.short_since),
+        requirement=None if requirement is None else (requirement,) * len(current),
+    )
     assert after.values == made.values
 
 

@@ -20,7 +20,7 @@ from aggregator.portfolio import Book, pack_book
 from aggregator.scenarios import draw_scenarios, scenario_weights
 from aggregator.sweep import Inputs, read_inputs
 from aggregator.tier_paths import PricedPaths, priced_paths
-from aggregator.tier_trial import TrialRow, repacked, trial_rows, with_margin_tiers
+from aggregator.tier_trial import TrialRow, repacked, trial_rows, with_rows
 from aggregator.unit_requirement import unit_requirements
 from tests.quickstart_book import QUICKSTART
 
@@ -80,7 +80,7 @@ def tiers_times(factor: str) -> dict[str, list[dict[str, Any]]]:
 def tried(factor: str, *, with_paths: bool = False) -> tuple[TrialRow, ...]:
     s = setting()
     after = repacked(
-        s.book, with_margin_tiers(s.inputs.snapshots, tiers_times(factor)), PORTFOLIOS, as_of=s.inputs.as_of
+        s.book, with_rows(s.inputs.snapshots, "margin_tiers", tiers_times(factor)), PORTFOLIOS, as_of=s.inputs.as_of
     )
     paths = s.paths if with_paths else None
     return tuple(trial_rows(s.book, after, s.factors, s.cube, paths=paths, devices=1))
@@ -195,7 +195,7 @@ def test_bad_debt_at_the_horizon_is_the_mean_of_negative_equity() -> None:
 def test_an_account_that_cannot_be_packed_under_new_tiers_is_an_error() -> None:
     s = setting()
     rows = [row for row in tiers_times("1")["main"] if row["market"] != "hyperliquid:ETH"]
-    without = with_margin_tiers(s.inputs.snapshots, {"main": rows})
+    without = with_rows(s.inputs.snapshots, "margin_tiers", {"main": rows})
     with pytest.raises(DataError, match=r"cannot be computed under the recommended tiers: hyperliquid:north"):
         repacked(s.book, without, PORTFOLIOS, as_of=s.inputs.as_of)
 
@@ -203,14 +203,24 @@ def test_an_account_that_cannot_be_packed_under_new_tiers_is_an_error() -> None:
 def test_unit_requirements_are_the_tail_means_of_both_sides() -> None:
     resolved = load_configuration(QUICKSTART, overrides=OVERRIDES)
     generation = build_generator(resolved, ["price:ETH", "price:SOL"], setting().inputs.as_of)
-    found = unit_requirements(generation, seed=3, chunk=1024)
-    assert found == unit_requirements(generation, seed=3, chunk=4096)
+    holdings = {
+        "ETH": ("price:ETH",),
+        "SOL": ("price:SOL",),
+        "wstETH": ("price:ETH", "peg:wstETH"),
+        "USDC": ("peg:USDC",),
+        "SNX": ("price:SNX",),
+        "nothing": (),
+    }
+    found = unit_requirements(generation, holdings, seed=3, chunk=1024)
+    assert found == unit_requirements(generation, holdings, seed=3, chunk=4096)
+    assert set(found) == {"ETH", "SOL", "wstETH", "USDC"}
     weights = np.asarray(scenario_weights(generation.generator, generation.scenarios))
     shocks = np.asarray(draw_scenarios(generation.generator, jax.random.key(3), 0, len(weights)))
-    for name in ("price:ETH", "price:SOL"):
-        move = np.expm1(shocks[:, generation.factors.index(name)])
-        assert found[name] == pytest.approx(max(tail_mean(-move, weights), tail_mean(move, weights)), rel=1e-6)
-    assert set(found) == {name for name in generation.factors if name.startswith("price:")}
+    for name, shortfall in found.items():
+        move = np.expm1(sum(shocks[:, generation.factors.index(factor)] for factor in holdings[name]))
+        assert shortfall.long == pytest.approx(tail_mean(-move, weights), rel=1e-6)
+        assert shortfall.short == pytest.approx(tail_mean(move, weights), rel=1e-6)
+    assert found["wstETH"].long > found["ETH"].long
 
 
 def tail_mean(loss: np.ndarray, weights: np.ndarray) -> float:

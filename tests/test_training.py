@@ -10,7 +10,6 @@ from models.tier_model_settings import Network, Training
 from models.training import (
     LARGEST_INPUT,
     Fit,
-    Moments,
     fit,
     forecast,
     input_moments,
@@ -39,7 +38,7 @@ def fitted(inputs: np.ndarray, loss: np.ndarray, count: int) -> Fit:
         jnp.asarray(inputs),
         jnp.asarray(loss),
         count,
-        moments=Moments(np.zeros(2), np.ones(2)),
+        moments=input_moments(inputs[:count]),
         start=pooled_start(loss[:count], NETWORK.levels),
         network=NETWORK,
         training=TRAINING,

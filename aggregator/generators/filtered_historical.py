@@ -32,6 +32,7 @@ from ..scenarios import (
     standard_normals,
     stream_number,
 )
+from ..tail_scale import TailForecast, conditioned, forecast_of
 from ..volatility_filter import VolatilityRecursion
 
 _DATE_STREAM = "date"
@@ -162,6 +163,7 @@ def filtered_historical(
     horizon_days: float = 1.0,
     date_weights: np.ndarray | None = None,
     mean_block_steps: float = 1.0,
+    forecasts: Mapping[str, TailForecast] | None = None,
 ) -> FilteredHistorical:
     """A `FilteredHistorical` over `factors` from a `FactorHistory` and the laws of the pegs.
 
@@ -170,10 +172,15 @@ def filtered_historical(
     an implied volatility takes beta times its underlying's move of that date plus eta Z. One date therefore has one
     fill under one key, however often it is drawn. A step of `horizon_days` scales every shock by sqrt(horizon_days).
     `date_weights` [dates] default to equal ones and are normalised. `mean_block_steps` (at least 1) is the mean length
-    of the blocks of dates along a path; 1 draws every date anew. Raises ConfigurationError for a factor that neither
-    the history nor `pegs` covers, or whose volatility is not finite.
+    of the blocks of dates along a path; 1 draws every date anew.
+
+    `forecasts` by factor take the place of the history's own volatility of today (see `tail_scale`): a factor has its
+    own, or that of the source that it follows; one without keeps the volatility of its history. Raises
+    ConfigurationError for a factor that neither the history nor `pegs` covers, whose volatility is not finite, or whose
+    forecast is no pair of positive moves.
     """
     pegs = {} if pegs is None else pegs
+    forecasts = {} if forecasts is None else forecasts
     if mode not in ("every_date", "draw"):
         raise ConfigurationError(f"mode is {mode!r}; expected 'every_date' or 'draw'")
     names = checked_factors(factors, reserved=(_DATE_STREAM, _BLOCK_STREAM, *mixture_names(tuple(pegs))))
@@ -210,8 +217,17 @@ def filtered_historical(
     root_horizon = math.sqrt(horizon_days)
     sources_of = np.array([column for column, _ in picked])
     scale = np.array([factor_scale for _, factor_scale in picked])
-    sigma = volatility[sources_of] * scale * root_horizon
+    weights = _normalised(date_weights, len(residuals))
+    sigma = volatility[sources_of] * scale
     variance = history.variance_next[sources_of] * scale**2
+    floor = history.floor[sources_of] * scale
+    for place, (name, column) in enumerate(zip(historical, sources_of, strict=True)):
+        forecast = forecast_of(name, history.sources[column], float(scale[place]), forecasts)
+        if forecast is not None:
+            residuals[:, place], sigma[place] = conditioned(name, residuals[:, place], weights, forecast)
+            variance[place] = sigma[place] ** 2
+            floor[place] = min(floor[place], sigma[place])  # a calm forecast holds until the path itself moves
+    sigma = sigma * root_horizon
     for name, values in zip(historical, np.stack([sigma, variance, *residuals], axis=1), strict=True):
         if not np.isfinite(values).all():
             raise ConfigurationError(f"history of {name} has a volatility or residual that is not a finite number")
@@ -220,7 +236,6 @@ def filtered_historical(
         VolatilityRecursion(share * r.omega, share * r.alpha, 1.0 - share * (1.0 - r.beta), share * r.gamma)
         for r in (history.recursions[column] for column in sources_of)
     ]
-    weights = _normalised(date_weights, len(residuals))
     cumulative = np.cumsum(weights)
     peg_nu = np.array([pegs[name].degrees_of_freedom for name in peg_names])
     peg_std = np.array([pegs[name].daily_std for name in peg_names])
@@ -235,7 +250,7 @@ def filtered_historical(
         residuals=float64(residuals),
         sigma_next=float64(sigma),
         variance_next=float64(variance),
-        floor=float64(history.floor[sources_of] * scale),
+        floor=float64(floor),
         omega=float64([recursion.omega for recursion in recursions] * scale**2),
         alpha=float64([recursion.alpha for recursion in recursions]),
         beta=float64([recursion.beta for recursion in recursions]),
