@@ -51,20 +51,13 @@ def repaired_correlation(factors: Sequence[str], correlation: np.ndarray) -> np.
     matrix = np.asarray(correlation, dtype=np.float64)
     if matrix.shape != (count, count):
         raise ConfigurationError(f"correlation has shape {matrix.shape}; {count} factors need ({count}, {count})")
-    for i, first in enumerate(names):
-        for j, second in enumerate(names):
-            value = matrix[i, j]
-            where = f"correlation of {first} and {second}"
-            if not math.isfinite(value):
-                raise ConfigurationError(f"{where} is {value}; expected a finite number")
-            if i == j and abs(value - 1.0) > _SYMMETRY_TOLERANCE:
-                raise ConfigurationError(f"correlation of {first} with itself is {value}; expected 1")
-            if abs(value) > 1.0 + _SYMMETRY_TOLERANCE:
-                raise ConfigurationError(f"{where} is {value}; expected a number in [-1, 1]")
-            if abs(value - matrix[j, i]) > _SYMMETRY_TOLERANCE:
-                raise ConfigurationError(f"{where} is {value} one way and {matrix[j, i]} the other; expected symmetry")
-    eigenvalues, vectors = np.linalg.eigh(matrix)
+    _check(names, matrix)
     floor = EIGENVALUE_FLOOR * float(np.trace(matrix)) / count
+    # Eigenvalues take far longer than a factorisation, and most matrices need none: one that is positive definite with
+    # twice the floor taken off its diagonal has no eigenvalue near the floor.
+    if _is_positive_definite(matrix - 2.0 * floor * np.eye(count)):
+        return matrix
+    eigenvalues, vectors = np.linalg.eigh(matrix)
     if eigenvalues[0] >= floor:
         return matrix
     clipped = (vectors * np.maximum(eigenvalues, floor)) @ vectors.T
@@ -80,6 +73,35 @@ def repaired_correlation(factors: Sequence[str], correlation: np.ndarray) -> np.
             f"for {names[i]} and {names[j]} where {matrix[i, j]:.3f} is given"
         )
     return repaired
+
+
+def _check(names: tuple[str, ...], matrix: np.ndarray) -> None:
+    """Raise ConfigurationError naming the first two factors whose entry belongs to no correlation matrix."""
+    diagonal = np.eye(len(names), dtype=bool)
+    with np.errstate(invalid="ignore"):
+        wrong = ~np.isfinite(matrix) | (np.abs(matrix) > 1.0 + _SYMMETRY_TOLERANCE)
+        wrong |= diagonal & (np.abs(matrix - 1.0) > _SYMMETRY_TOLERANCE)
+        wrong |= np.abs(matrix - matrix.T) > _SYMMETRY_TOLERANCE
+    if not wrong.any():
+        return
+    i, j = divmod(int(wrong.argmax()), len(names))
+    value, first, second = matrix[i, j], names[i], names[j]
+    where = f"correlation of {first} and {second}"
+    if not math.isfinite(value):
+        raise ConfigurationError(f"{where} is {value}; expected a finite number")
+    if i == j:
+        raise ConfigurationError(f"correlation of {first} with itself is {value}; expected 1")
+    if abs(value) > 1.0 + _SYMMETRY_TOLERANCE:
+        raise ConfigurationError(f"{where} is {value}; expected a number in [-1, 1]")
+    raise ConfigurationError(f"{where} is {value} one way and {matrix[j, i]} the other; expected symmetry")
+
+
+def _is_positive_definite(matrix: np.ndarray) -> bool:
+    try:
+        cholesky_factor(matrix)
+    except ConfigurationError:
+        return False
+    return True
 
 
 def cholesky_factor(matrix: np.ndarray) -> np.ndarray:

@@ -20,8 +20,8 @@ from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from .batch import Bucket, PortfolioArrays, bucketed
-from .config import TILE
 from .cube import CubeRows
+from .cube_prices import price_rows as price_rows
 from .margin import (
     NativeMargin,
     ScenarioMargin,
@@ -137,19 +137,6 @@ def draw_cube(
         weights=weights,
         horizon_years=horizon_years,
     )
-
-
-@functools.partial(jax.jit, static_argnames="horizon_years")
-def price_rows(
-    rows: CubeRows, shocks: Float[Array, "scenarios factors"], *, horizon_years: float
-) -> Float[Array, "rows scenarios"]:
-    """Changes of all rows in every scenario, tile by tile: the compiled body never sees the length of the request.
-
-    The number of scenarios is a multiple of the tile.
-    """
-    tiles = shocks.reshape(-1, TILE, shocks.shape[1])
-    changes = lax.map(jax.vmap(lambda s: rows.changes(s, horizon_years=horizon_years)), tiles)
-    return changes.reshape(shocks.shape[0], -1).T
 
 
 class _Evaluation(NamedTuple):

@@ -6,15 +6,16 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from datetime import datetime
 
 from .cube import CubeBuilder, years_until
 from .errors import FailureReason
+from .exponents import USD as USD
+from .exponents import combined as combined
 from .rule_forms import Form, parse_parameters
 from .snapshot import Row, Snapshot
 
-USD = "USD"
 _ASSET_PRICE_FIELDS = ("oracle", "index", "stable_price", "mark")
 
 
@@ -157,12 +158,3 @@ def grouped(rows: Iterable[Row], column: str) -> dict[str, list[Row]]:
     for row in rows:
         out[row[column]].append(row)
     return out
-
-
-def combined(*parts: tuple[Mapping[str, float], float]) -> dict[str, float]:
-    """Sum of exponents, each part times its sign."""
-    out: dict[str, float] = defaultdict(float)
-    for exponents, sign in parts:
-        for name, power in exponents.items():
-            out[name] += sign * power
-    return dict(out)

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from .netted_kernel import LEVELS, ROWS_TOGETHER, Figures, ShardArrays
+from .netted_arrays import KNEES_TOGETHER, ROWS_TOGETHER, ShardArrays
+from .netted_kernel import LEVELS, Figures
 from .risk import tail_rows
 from .weighted_tail import NO_LOSS, equal_tails
 
@@ -33,7 +34,7 @@ def evaluate_dense(
         raise ValueError(f"tiles of {tile} scenarios do not divide {change.shape[1]}")
     part = jax.tree.map(lambda leaf: leaf[0], shard)
     size, slots = part.first.shape
-    most_groups, most_hinges = jnp.max(part.groups), jnp.max(part.hinge_count)
+    most_groups, most_knees, most_hinges = (jnp.max(n) for n in (part.groups, part.knee_groups, part.hinge_count))
     counted = weights if not equal else (weights > 0).astype(jnp.float64) / scenarios
 
     def account_changes(rows: Array) -> tuple[Array, Array]:
@@ -49,6 +50,15 @@ def evaluate_dense(
                 room = room + (part.coefficient[group, 1, k] * there)[:, :, None] * row
             return market, room
 
+        def bend(number: Array, room: Array) -> Array:
+            real = number < part.knee_groups
+            group = jnp.where(real, part.knee_first + number, 0)
+            for k in range(KNEES_TOGETHER):
+                weight, knee = ((part.knee[group, n, k] * real)[:, :, None] for n in (0, 1))
+                moved = jnp.maximum(rows[part.knee_row[group, k]], knee) - jnp.maximum(knee, 0.0)
+                room = room - weight * moved
+            return room
+
         def subtract(number: Array, room: Array) -> Array:
             real = number < part.hinge_count
             hinge = jnp.where(real, part.hinge_first + number, 0)
@@ -61,6 +71,7 @@ def evaluate_dense(
 
         zero = jnp.zeros((size, slots, tile), jnp.float32)
         market, room = lax.fori_loop(jnp.int32(0), most_groups, add, (zero, zero))
+        room = lax.fori_loop(jnp.int32(0), most_knees, bend, room)
         return market, lax.fori_loop(jnp.int32(0), most_hinges, subtract, room)
 
     def of_tile(number: Array) -> tuple[Array, ...]:

@@ -1,30 +1,30 @@
 """The sweep's hot loop on the devices: netted portfolios in every scenario of a priced cube, arrays in and arrays out.
 
 Scenarios are cut into tiles so small that what is computed of a portfolio stays in the processor's nearest memory;
-tile by tile all portfolios pass, so the tile of the cube stays near as well. Only the losses of a shard outlive their
-tile, for the search of the largest: memory is set by the size of the shard. Portfolios are split over the devices. The
-rows of an account are added in the order of their numbers and every sum over scenarios has one fixed order, so neither
-the device nor what else is in the shard changes a bit. Money in USD, losses positive; scenarios are float32 changes to
-today's float64 figures, as in `margin.py`.
+tile by tile a block of portfolios passes, so the tile of the cube stays near as well. Where the ranges of the rows
+decide a tile for an account or a portfolio (`netted_ranges`), only its loss is computed there. Only the losses of a
+block outlive their tile, for the search of the largest: memory is set by the size of the block. Portfolios are split
+over the devices. The rows of an account are added in the order of their numbers and every sum over scenarios has one
+fixed order, so neither the device nor what else is in the shard changes a bit. Money in USD, losses positive; scenarios
+are float32 changes to today's float64 figures, as in `margin.py`.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import AxisType, PartitionSpec
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
+from .netted_arrays import KNEES_TOGETHER, ROWS_TOGETHER, Block, Entries, ShardArrays
+from .netted_ranges import TileRanges, tile_ranges, tiles_in_doubt
 from .one_kernel import one_kernel
-from .risk import tail_rows
-from .weighted_tail import NO_LOSS, equal_tails, larger
-
-ROWS_TOGETHER = 4
-"""Rows of the cube that are read together; an account's rows are padded to a multiple of it."""
+from .weighted_tail import NO_LOSS, highest_tails, larger, weighted_tails
 
 SCENARIOS_TOGETHER = 512
 """Scenarios of a tile, a divisor of `LANES`."""
@@ -45,28 +45,6 @@ class PricedCube(NamedTuple):
     equal: bool
 
 
-class ShardArrays(NamedTuple):
-    """Portfolios of one number of account slots on every device (leading axis `devices`, left out below).
-
-    The rows of an account are `groups` entries from `first` on of `row` and `coefficient` (market, headroom); hinges of
-    an account likewise. The arrays are padded; `real` portfolios are computed.
-    """
-
-    real: Int[Array, ""]
-    accounts: Int[Array, " P"]
-    first: Int[Array, "P A"]
-    groups: Int[Array, "P A"]
-    limit: Float[Array, "P A"]
-    equity: Float[Array, "P A"]
-    unified_limit: Float[Array, " P"]
-    hinge_first: Int[Array, "P A"]
-    hinge_count: Int[Array, "P A"]
-    row: Int[Array, "groups together"]
-    coefficient: Float[Array, "groups two together"]
-    hinge_rows: Int[Array, "hinges two"]
-    hinge_figures: Float[Array, "hinges figures"]
-
-
 class Figures(NamedTuple):
     """Results of one shard; money in USD."""
 
@@ -79,127 +57,191 @@ class Figures(NamedTuple):
     bad_debt: Float[Array, "P A"]
 
 
-# Portfolios of one call of the compiled block.
-_TOGETHER = 16
+# Portfolios whose losses are kept at a time: few enough for the processor's memory, enough to share a tile of the cube.
+_TOGETHER = 128
+_FEWEST_TOGETHER = 16
+# Account slots of such a block.
+_ACCOUNTS_TOGETHER = 8192
 
 
-def _sum(values: Array) -> Array:
-    """Sum of a tile: by slices and halves, in one order."""
-    width = values.shape[0] // 8
-    out = values[:width]
-    for k in range(1, 8):
-        out = out + values[k * width : (k + 1) * width]
-    while width > 1:
-        width //= 2
-        out = out[:width] + out[width:]
-    return out[0]
+_PARTS = 8
 
 
-class _Block(NamedTuple):
-    """A few portfolios of a shard, fields as there."""
-
-    accounts: Array
-    first: Array
-    groups: Array
-    limit: Array
-    equity: Array
-    unified_limit: Array
-    hinge_first: Array
-    hinge_count: Array
+def _part_sums(values: Array) -> Float[Array, " parts"]:
+    """Sums over the scenarios of a tile that are `_PARTS` apart, in one order, in float64 of what the dtype adds."""
+    while values.shape[0] > _PARTS:
+        width = max(values.shape[0] // 8, _PARTS)
+        slices = [values[k : k + width] for k in range(0, values.shape[0], width)]
+        values = _pairwise(slices)
+    return values.astype(jnp.float64)
 
 
-class _Flat(NamedTuple):
-    """Rows and hinges of all accounts of a shard, fields as there."""
-
-    row: Array
-    coefficient: Array
-    hinge_rows: Array
-    hinge_figures: Array
+def _pairwise(terms: list[Array]) -> Array:
+    while len(terms) > 1:
+        terms = [left + right for left, right in zip(terms[::2], terms[1::2], strict=True)]
+    return terms[0]
 
 
-class _OfTile(NamedTuple):
-    """Losses of portfolios in the scenarios of a tile, and sums over them."""
+class _Sums(NamedTuple):
+    """Sums over scenarios of portfolios and their accounts, in `_PARTS` that are added at the end."""
 
-    loss: Float[Array, "P tile"]
-    p_any: Float[Array, " P"]
-    p_unified: Float[Array, " P"]
-    p_account: Float[Array, "P A"]
-    bad_debt: Float[Array, "P A"]
+    p_any: Float[Array, "P parts"]
+    p_unified: Float[Array, "P parts"]
+    p_account: Float[Array, "P A parts"]
+    bad_debt: Float[Array, "P A parts"]
 
 
-def _account_changes(flat: _Flat, rows: Array, first: Array, groups: Array) -> Float[Array, "two tile"]:
-    """Change of an account's market equity and headroom in the scenarios of a tile."""
+def _row(tiles: Array, tile: Array, row: Array) -> Float[Array, " tile"]:
+    return lax.dynamic_slice(tiles, (tile, row, jnp.int32(0)), (1, 1, tiles.shape[2]))[0, 0]
+
+
+def _account_changes(flat: Entries, tiles: Array, tile: Array, first: Array, groups: Array) -> Float[Array, "two tile"]:
+    """Change of an account's market equity and headroom in the scenarios of a tile, its knees and hinges aside."""
+
+    def of_group(group: Array) -> list[Array]:
+        rows = [_row(tiles, tile, flat.row[group, k]) for k in range(ROWS_TOGETHER)]
+        return [flat.coefficient[group, :, k][:, None] * row[None, :] for k, row in enumerate(rows)]
 
     def add(group: Array, total: Array) -> Array:
-        for k in range(ROWS_TOGETHER):
-            row = lax.dynamic_index_in_dim(rows, flat.row[group, k], keepdims=False)
-            total = total + flat.coefficient[group, :, k][:, None] * row[None, :]
-        return total
+        return functools.reduce(jnp.add, of_group(group), total)
 
-    return lax.fori_loop(first, first + groups, add, jnp.zeros((2, rows.shape[1]), rows.dtype))
+    return lax.fori_loop(first + 1, first + groups, add, functools.reduce(jnp.add, of_group(first)))
 
 
-def _hinge_changes(flat: _Flat, rows: Array, first: Array, count: Array, changes: Array) -> Array:
-    """`changes` of an account less what its hinges add to the requirement."""
+def _knee_changes(flat: Entries, tiles: Array, tile: Array, first: Array, groups: Array, room: Array) -> Array:
+    """`room` less what the knees of an account take off it."""
 
-    def subtract(hinge: Array, changes: Array) -> Array:
-        notional, settlement = (rows[flat.hinge_rows[hinge, k]] for k in (0, 1))
+    def subtract(group: Array, room: Array) -> Array:
+        for k in range(KNEES_TOGETHER):
+            row = _row(tiles, tile, flat.knee_row[group, k])
+            weight, knee = flat.knee[group, 0, k], flat.knee[group, 1, k]
+            room = room - weight * (larger(row, knee) - larger(knee, jnp.float32(0.0)))
+        return room
+
+    return lax.fori_loop(first, first + groups, subtract, room)
+
+
+def _hinge_changes(flat: Entries, tiles: Array, tile: Array, first: Array, count: Array, room: Array) -> Array:
+    """`room` less what the hinges of an account add to the requirement."""
+
+    def subtract(hinge: Array, room: Array) -> Array:
+        notional, settlement = (_row(tiles, tile, flat.hinge_rows[hinge, k]) for k in (0, 1))
         n, f, distance, slope, jump = (flat.hinge_figures[hinge, k] for k in range(5))
         moved = n * notional - f * settlement
         before = slope * larger(distance, jnp.float32(0.0)) + jnp.where(distance > 0, jump, jnp.float32(0.0))
         after = slope * (moved + distance) + jump * (1.0 + settlement)
-        gain = jnp.where(moved > -distance, after, jnp.float32(0.0)) - before
-        at = (jnp.int32(1), jnp.int32(0))
-        held = lax.dynamic_slice(changes, at, (1, changes.shape[1]))
-        return lax.dynamic_update_slice(changes, held - gain[None, :], at)
+        return room - (jnp.where(moved > -distance, after, jnp.float32(0.0)) - before)
 
-    return lax.fori_loop(first, first + count, subtract, changes)
+    return lax.fori_loop(first, first + count, subtract, room)
 
 
-def _block_in_tile(rows: Array, counted: Array, block: _Block, *arrays: Array) -> _OfTile:
-    """A few portfolios in the scenarios of a tile, each with weight `counted`; `arrays` are those of the shard's rows
-    and hinges.
+def _market(
+    rows: Array, coefficients: Array, tiles: Array, tile: Array, first: Array, groups: Array
+) -> Float[Array, " tile"]:
+    """Change of market equity alone, of groups of `rows` and their `coefficients`."""
+
+    def of_group(group: Array) -> list[Array]:
+        return [coefficients[group, 0, k] * _row(tiles, tile, rows[group, k]) for k in range(ROWS_TOGETHER)]
+
+    def add(group: Array, total: Array) -> Array:
+        return functools.reduce(jnp.add, of_group(group), total)
+
+    return lax.fori_loop(first + 1, first + groups, add, functools.reduce(jnp.add, of_group(first)))
+
+
+def _added(sums: Array, at: tuple[Array, ...], more: Float[Array, " parts"]) -> Array:
+    """`sums` with `more` added in one place."""
+    whole = (*at, jnp.int32(0))
+    sizes = (*(1 for _ in at), _PARTS)
+    return lax.dynamic_update_slice(sums, lax.dynamic_slice(sums, whole, sizes) + more.reshape(sizes), whole)
+
+
+def _in_tile(
+    tiles: Array,
+    weights: Array,
+    tile: Array,
+    doubts: Array,
+    real: Array,
+    block: Block,
+    flat: Entries,
+    losses: Array,
+    sums: _Sums,
+) -> tuple[Array, _Sums]:
+    """`losses` [tiles, P, tile] and `sums` with those of the first `real` portfolios of a block in a tile, whose
+    scenarios count with `weights`.
     """
-    flat = _Flat(*arrays)
-    size, slots = block.first.shape
-    tile = rows.shape[1]
+    width = tiles.shape[2]
+    counted = lax.dynamic_index_in_dim(weights, tile, keepdims=False)
 
-    def portfolio(p: Array, found: _OfTile) -> _OfTile:
+    def portfolio(p: Array, found: tuple[Array, _Sums]) -> tuple[Array, _Sums]:
+        losses, sums = found
+
         def account(slot: Array, state: tuple[Array, ...]) -> tuple[Array, ...]:
-            loss, headroom, gone_any, p_account, bad_debt = state
             at = (p, slot)
-            changes = _account_changes(flat, rows, block.first[at], block.groups[at])
-            changes = _hinge_changes(flat, rows, block.hinge_first[at], block.hinge_count[at], changes)
-            gone = changes[1] < block.limit[at]
-            missing = larger(-block.equity[at] - changes[0], jnp.float32(0.0)).astype(counted.dtype)
-            return (
-                loss - changes[0],
-                headroom + changes[1],
-                jnp.where(gone, jnp.float32(1.0), gone_any),
-                lax.dynamic_update_slice(p_account, _sum(jnp.where(gone, counted, 0.0))[None, None], at),
-                lax.dynamic_update_slice(bad_debt, _sum(missing * counted)[None, None], at),
-            )
 
-        zero = jnp.zeros(tile, jnp.float32)
-        start = (zero, zero, zero, found.p_account, found.bad_debt)
-        loss, headroom, gone_any, p_account, bad_debt = lax.fori_loop(jnp.int32(0), block.accounts[p], account, start)
+            def calm(_: Array, state: tuple[Array, ...]) -> tuple[Array, ...]:
+                market = _market(flat.row, flat.coefficient, tiles, tile, block.first[at], block.groups[at])
+                return (state[0] - market, *state[1:])
+
+            def in_doubt(_: Array, state: tuple[Array, ...]) -> tuple[Array, ...]:
+                loss, headroom, least, p_account, bad_debt = state
+                changes = _account_changes(flat, tiles, tile, block.first[at], block.groups[at])
+                room = _knee_changes(flat, tiles, tile, block.knee_first[at], block.knee_groups[at], changes[1])
+                room = _hinge_changes(flat, tiles, tile, block.hinge_first[at], block.hinge_count[at], room)
+                beyond = room - block.limit[at]
+                missing = larger(-block.equity[at] - changes[0], jnp.float32(0.0)).astype(counted.dtype)
+                return (
+                    loss - changes[0],
+                    headroom + room,
+                    jnp.where(beyond < least, beyond, least),
+                    _added(p_account, at, _part_sums(jnp.where(beyond < 0, counted, 0.0))),
+                    _added(bad_debt, at, _part_sums(missing * counted)),
+                )
+
+            doubt = doubts[(tile, *at)]
+            state = lax.fori_loop(doubt, jnp.int32(1), calm, state)
+            return lax.fori_loop(jnp.int32(0), doubt, in_doubt, state)
+
+        of = lax.dynamic_slice(doubts, (tile, p, jnp.int32(0)), (1, 1, doubts.shape[2]))[0, 0]
+        doubt = jnp.max(of)
+
+        def at_ease(_: Array, loss: Array) -> Array:
+            first, groups = block.pooled_first[p], block.pooled_groups[p]
+            return loss - _market(flat.pooled_row, flat.pooled, tiles, tile, first, groups)
+
+        zero = jnp.zeros(width, jnp.float32)
+        start = (zero, zero, zero, sums.p_account, sums.bad_debt)
+        accounts = block.accounts[p] * doubt
+        loss, headroom, least, p_account, bad_debt = lax.fori_loop(jnp.int32(0), accounts, account, start)
+        loss = lax.fori_loop(doubt, jnp.int32(1), at_ease, loss)
         loss = jnp.where(counted > 0, loss, NO_LOSS)
-        short = jnp.where(headroom < block.unified_limit[p], counted, 0.0)
-        return _OfTile(
-            lax.dynamic_update_slice(found.loss, loss[None], (p, jnp.int32(0))),
-            lax.dynamic_update_slice(found.p_any, _sum(jnp.where(gone_any > 0, counted, 0.0))[None], (p,)),
-            lax.dynamic_update_slice(found.p_unified, _sum(short)[None], (p,)),
-            p_account,
-            bad_debt,
-        )
 
-    start = _empty(size, slots, tile, counted.dtype)
-    return lax.fori_loop(jnp.int32(0), jnp.int32(size), portfolio, start)
+        def some(_: Array, p_any: Array) -> Array:
+            return _added(p_any, (p,), _part_sums(jnp.where(least < 0, counted, 0.0)))
+
+        def pooled(_: Array, p_unified: Array) -> Array:
+            return _added(p_unified, (p,), _part_sums(jnp.where(headroom < block.unified_limit[p], counted, 0.0)))
+
+        p_any = lax.fori_loop(jnp.int32(0), doubt, some, sums.p_any)
+        p_unified = lax.fori_loop(jnp.int32(0), of[-1], pooled, sums.p_unified)
+        losses = lax.dynamic_update_slice(losses, loss[None, None], (tile, p, jnp.int32(0)))
+        return losses, _Sums(p_any, p_unified, p_account, bad_debt)
+
+    return lax.fori_loop(jnp.int32(0), real, portfolio, (losses, sums))
 
 
-def _empty(size: int, slots: int, scenarios: int, dtype: Any) -> _OfTile:
-    one, each = jnp.zeros(size, dtype), jnp.zeros((size, slots), dtype)
-    return _OfTile(jnp.zeros((size, scenarios), jnp.float32), one, one, each, each)
+def _of_block(
+    tiles: Array, weights: Array, ranges: TileRanges, real: Array, block: Block, flat: Entries, losses: Array
+) -> tuple[Array, _Sums]:
+    """Losses [tiles, P, tile] of the first `real` portfolios of a block, and their sums; `losses` is overwritten."""
+    size, slots = block.first.shape
+    doubts = tiles_in_doubt(ranges, real, block, flat)
+
+    def of_tile(tile: Array, found: tuple[Array, _Sums]) -> tuple[Array, _Sums]:
+        return _in_tile(tiles, weights, tile, doubts, real, block, flat, *found)
+
+    one, each = (jnp.zeros((*shape, _PARTS), jnp.float64) for shape in ((size,), (size, slots)))
+    return lax.fori_loop(jnp.int32(0), jnp.int32(tiles.shape[0]), of_tile, (losses, _Sums(one, one, each, each)))
 
 
 def tiles_of(change: Any) -> Any:
@@ -234,57 +276,59 @@ def evaluate_shard(
 
 def _of_device(part: ShardArrays, tiles: Array, weights: Array, *, scenarios: int, equal: bool) -> Figures:
     size, slots = part.first.shape
+    together = min(_TOGETHER, size, max(_FEWEST_TOGETHER, _ACCOUNTS_TOGETHER // slots))
     counted = (weights > 0).astype(jnp.float32) if equal else weights
-    blocks = _Block(
-        part.accounts,
-        part.first,
-        part.groups,
-        part.limit,
-        part.equity,
-        part.unified_limit,
-        part.hinge_first,
-        part.hinge_count,
-    )
-    compute = one_kernel(_block_in_tile)
-    number = (part.real + jnp.int32(_TOGETHER - 1)) // jnp.int32(_TOGETHER)
-
-    def of_tile(tile: Array, sums: tuple[Array, ...]) -> tuple[Array, ...]:
-        rows = lax.dynamic_index_in_dim(tiles, tile, keepdims=False)
-        at = tile * jnp.int32(SCENARIOS_TOGETHER)
-        weight = lax.dynamic_slice_in_dim(counted, at, SCENARIOS_TOGETHER)
-
-        def of_block(k: Array, sums: tuple[Array, ...]) -> tuple[Array, ...]:
-            first = k * jnp.int32(_TOGETHER)
-            few = jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(leaf, first, _TOGETHER), blocks)
-            found = compute(rows, weight, few, part.row, part.coefficient, part.hinge_rows, part.hinge_figures)
-
-            def added(total: Array, more: Array) -> Array:
-                so_far = lax.dynamic_slice_in_dim(total, first, _TOGETHER)
-                return lax.dynamic_update_slice_in_dim(total, so_far + more.astype(jnp.float64), first, 0)
-
-            loss = lax.dynamic_update_slice(sums[0], found.loss, (first, at))
-            return (loss, *(added(total, more) for total, more in zip(sums[1:], found[1:], strict=True)))
-
-        return lax.fori_loop(jnp.int32(0), number, of_block, sums)
-
-    start = _empty(size, slots, 1, jnp.float64)[1:]
-    losses = jnp.zeros((size, weights.shape[0]), jnp.float32)
-    loss, *sums = lax.fori_loop(jnp.int32(0), jnp.int32(tiles.shape[0]), of_tile, (losses, *start))
+    counted = counted.reshape(-1, SCENARIOS_TOGETHER)
+    blocks = Block(*(getattr(part, name) for name in Block._fields))
+    flat = Entries(*(getattr(part, name) for name in Entries._fields))
+    ranges = tile_ranges(tiles)
+    compute = one_kernel(_of_block)
+    search = one_kernel(functools.partial(_tails if equal else _weighted_tails, scenarios=scenarios))
     per_scenario = 1.0 / scenarios if equal else 1.0 / jnp.sum(weights)
-    p_any, p_unified, p_account, bad_debt = (total * per_scenario for total in sums)
 
-    search = one_kernel(functools.partial(equal_tails, scenarios=scenarios, levels=LEVELS))
+    def of_block(number: Array, found: tuple[Array, Figures]) -> tuple[Array, Figures]:
+        losses, figures = found
+        first = number * jnp.int32(together)
+        few = jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(leaf, first, together), blocks)
+        real = jnp.minimum(part.real - first, jnp.int32(together))
+        losses, sums = compute(tiles, counted, ranges, real, few, flat, losses)
+        tails = search(losses, real) if equal else search(losses, counted, real)
+        totals = (_pairwise([parts[..., k] for k in range(_PARTS)]) for parts in sums)
+        of = Figures(*tails, *(total * per_scenario for total in totals))
+        return losses, jax.tree.map(lambda a, b: lax.dynamic_update_slice_in_dim(a, b, first, 0), figures, of)
 
-    def tail(p: Array, found: tuple[Array, ...]) -> tuple[Array, ...]:
-        row = lax.dynamic_index_in_dim(loss, p, keepdims=False)
-        if equal:
-            of_row = search(row)
-        else:
-            var, es = (rows[0] for rows in tail_rows(row[None, :], weights, LEVELS))
-            of_row = var, es, jnp.max(row).astype(jnp.float64)
-        return tuple(lax.dynamic_update_index_in_dim(f, o, p, 0) for f, o in zip(found, of_row, strict=True))
+    levels, one, each = (jnp.zeros((size, *shape), jnp.float64) for shape in ((len(LEVELS),), (), (slots,)))
+    nothing = Figures(levels, levels, one, one, one, each, each)
+    count = (part.real + jnp.int32(together - 1)) // jnp.int32(together)
+    losses = jnp.zeros((tiles.shape[0], together, SCENARIOS_TOGETHER), jnp.float32)
+    return lax.fori_loop(jnp.int32(0), count, of_block, (losses, nothing))[1]
+
+
+def _tails(losses: Float[Array, "tiles P tile"], real: Array, *, scenarios: int) -> tuple[Array, Array, Array]:
+    """(VaR [P, levels], ES [P, levels], largest loss [P]) of the first `real` portfolios, whose scenarios weigh the
+    same.
+    """
+    return _of_each(lambda p: highest_tails(losses, p, scenarios=scenarios, levels=LEVELS), losses.shape[1], real)
+
+
+def _weighted_tails(
+    losses: Float[Array, "tiles P tile"], weights: Float[Array, "tiles tile"], real: Array, *, scenarios: int
+) -> tuple[Array, Array, Array]:
+    """The same for scenarios of other weights."""
+
+    def of_portfolio(p: Array) -> tuple[Array, Array, Array]:
+        row = lax.dynamic_slice_in_dim(losses, p, 1, axis=1).reshape(-1)
+        return weighted_tails(row, weights.reshape(-1), scenarios=scenarios, levels=LEVELS)
+
+    return _of_each(of_portfolio, losses.shape[1], real)
+
+
+def _of_each(
+    tails: Callable[[Array], tuple[Array, Array, Array]], size: int, real: Array
+) -> tuple[Array, Array, Array]:
+    def tail(p: Array, found: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        var, es, worst = (lax.dynamic_update_index_in_dim(f, o, p, 0) for f, o in zip(found, tails(p), strict=True))
+        return var, es, worst
 
     levels = jnp.zeros((size, len(LEVELS)), jnp.float64)
-    nothing = (levels, levels, jnp.zeros(size, jnp.float64))
-    var, es, worst = lax.fori_loop(jnp.int32(0), part.real, tail, nothing)
-    return Figures(var, es, worst, p_any, p_unified, p_account, bad_debt)
+    return lax.fori_loop(jnp.int32(0), real, tail, (levels, levels, jnp.zeros(size, jnp.float64)))

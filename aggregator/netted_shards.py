@@ -7,41 +7,87 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .netted_kernel import ROWS_TOGETHER, ShardArrays
-from .netting import NettedBook
+from .netted_arrays import KNEES_TOGETHER, ROWS_TOGETHER, ShardArrays
+from .netting import Hinges, NettedBook, Rows
 
 # Few sizes, because each is a compilation; slots without an account cost nothing.
 _ACCOUNT_SLOTS = (8, 64, 512)
 
 
 class _Groups(NamedTuple):
-    """Rows of accounts in groups of `ROWS_TOGETHER`: first group and number of groups of each account."""
+    """Entries of accounts in groups of some: first group and number of groups of each account, the rows of the cube
+    [groups, some] and two figures of each [groups, two, some].
+    """
 
     first: np.ndarray
     number: np.ndarray
     row: np.ndarray
-    coefficient: np.ndarray
+    figures: np.ndarray
 
 
-def _groups(netted: NettedBook, accounts: int) -> _Groups:
-    rows = netted.rows
-    held = np.bincount(rows.account, minlength=accounts)
-    count = -(-held // ROWS_TOGETHER)
+def _groups(
+    account: np.ndarray,
+    row: np.ndarray,
+    figures: tuple[np.ndarray, np.ndarray],
+    *,
+    accounts: int,
+    together: int,
+    least: int = 0,
+) -> _Groups:
+    held = np.bincount(account, minlength=accounts)
+    count = np.maximum(-(-held // together), least)
     first = np.cumsum(count) - count
-    place = np.arange(len(rows.account)) - np.repeat(np.cumsum(held) - held, held)
-    at = (first[rows.account] * ROWS_TOGETHER) + place
+    place = np.arange(len(account)) - np.repeat(np.cumsum(held) - held, held)
+    at = (first[account] * together) + place
     total = int(count.sum())
-    row = np.zeros(total * ROWS_TOGETHER, np.int32)
-    coefficient = np.zeros((2, total * ROWS_TOGETHER), np.float32)
-    row[at] = rows.row
-    coefficient[0, at], coefficient[1, at] = rows.market, rows.headroom
-    shape = (2, total, ROWS_TOGETHER)
+    rows = np.zeros(total * together, np.int32)
+    both = np.zeros((2, total * together), np.float32)
+    rows[at] = row
+    both[0, at], both[1, at] = figures
     return _Groups(
         first.astype(np.int32),
         count.astype(np.int32),
-        row.reshape(total, ROWS_TOGETHER),
-        np.ascontiguousarray(coefficient.reshape(shape).transpose(1, 0, 2)),
+        rows.reshape(total, together),
+        np.ascontiguousarray(both.reshape(2, total, together).transpose(1, 0, 2)),
     )
+
+
+def _knees(hinges: Hinges, *, accounts: int) -> tuple[_Groups, Hinges]:
+    """The hinges in USD without a jump, which the change of one row decides, as (weight, knee); the other hinges."""
+    plain = (hinges.settlement_row == 0) & (hinges.jump == 0) & (hinges.notional > 0)
+    of = Hinges(*(column[plain] for column in hinges))
+    figures = (of.slope * of.notional, -of.distance / of.notional)
+    knees = _groups(of.account, of.notional_row, figures, accounts=accounts, together=KNEES_TOGETHER)
+    return knees, Hinges(*(column[~plain] for column in hinges))
+
+
+def _pooled(rows: Rows, portfolio: np.ndarray) -> _Groups:
+    """Rows of all accounts of a portfolio together; the second figure is always zero."""
+    width = int(rows.row.max(initial=0)) + 1
+    # Runs that are sorted already, account by account: a stable sort merges them.
+    key = portfolio[rows.account].astype(np.int64) * width + rows.row
+    order = np.argsort(key, kind="stable")
+    key, market = key[order], rows.market[order]
+    is_first = np.concatenate([[True], key[1:] != key[:-1]])[: len(key)]
+    first = np.flatnonzero(is_first)
+    summed = np.add.reduceat(market, first) if len(first) else market
+    portfolios = int(portfolio[-1]) + 1
+    figures = (summed, np.zeros(len(first)))
+    owner, row = np.divmod(key[first], width)
+    return _groups(owner, row, figures, accounts=portfolios, together=ROWS_TOGETHER, least=1)
+
+
+class _Runs(NamedTuple):
+    """Which of an array's entries the accounts or portfolios of a device take, and where those of each then lie."""
+
+    taken: np.ndarray
+    first: np.ndarray
+    number: np.ndarray
+
+
+def _runs(first: np.ndarray, count: np.ndarray) -> _Runs:
+    flat = count.ravel()
+    return _Runs(_ranges(first.ravel(), flat), (np.cumsum(flat) - flat).reshape(count.shape), count)
 
 
 def _power_of_two(count: int, least: int) -> int:
@@ -54,6 +100,18 @@ def _ranges(first: np.ndarray, count: np.ndarray) -> np.ndarray:
     return np.arange(int(ends[-1]) if len(ends) else 0) - np.repeat(ends - count, count) + np.repeat(first, count)
 
 
+class _Part(NamedTuple):
+    """What one device computes: portfolios, their accounts by slot (0 where there is none), whether there is one."""
+
+    members: np.ndarray
+    account: np.ndarray
+    real: np.ndarray
+    groups: _Runs
+    pooled: _Runs
+    knees: _Runs
+    hinges: _Runs
+
+
 class Bucket(NamedTuple):
     """Arrays of portfolios of one number of slots, and which portfolios lie where [devices, P] (-1 is padding)."""
 
@@ -64,10 +122,14 @@ class Bucket(NamedTuple):
 def buckets(netted: NettedBook, portfolio: np.ndarray, *, devices: int) -> Iterator[Bucket]:
     """The portfolios of a shard, numbered from 0 in `portfolio` of each account, by slots and dealt to the devices."""
     accounts = len(portfolio)
-    groups = _groups(netted, accounts)
+    rows = netted.rows
+    groups = _groups(
+        rows.account, rows.row, (rows.market, rows.headroom), accounts=accounts, together=ROWS_TOGETHER, least=1
+    )
+    knees, hinges = _knees(netted.hinges, accounts=accounts)
+    pooled = _pooled(rows, portfolio)
     held = np.bincount(portfolio)
     first_account = np.cumsum(held) - held
-    hinges = netted.hinges
     hinge_count = np.bincount(hinges.account, minlength=accounts)
     hinge_first = np.cumsum(hinge_count) - hinge_count
     room = -np.bincount(portfolio, weights=netted.headroom)
@@ -87,14 +149,21 @@ def buckets(netted: NettedBook, portfolio: np.ndarray, *, devices: int) -> Itera
             account = first_account[part][:, None] + slot
             real = slot < held[part][:, None]
             account = np.where(real, account, 0)
-            counts = np.where(real, groups.number[account], 0)
-            flat = _ranges(groups.first[account].ravel(), counts.ravel())
-            starts = (np.cumsum(counts.ravel()) - counts.ravel()).reshape(counts.shape)
-            h_counts = np.where(real, hinge_count[account], 0)
-            h_flat = _ranges(hinge_first[account].ravel(), h_counts.ravel())
-            of_part.append((part, account, real, counts, flat, starts, h_counts, h_flat))
-        group_size = _power_of_two(max(len(p[4]) for p in of_part), 64)
-        hinge_size = _power_of_two(max(len(p[7]) for p in of_part), 16)
+            of_part.append(
+                _Part(
+                    part,
+                    account,
+                    real,
+                    _runs(groups.first[account], np.where(real, groups.number[account], 0)),
+                    _runs(pooled.first[part], pooled.number[part]),
+                    _runs(knees.first[account], np.where(real, knees.number[account], 0)),
+                    _runs(hinge_first[account], np.where(real, hinge_count[account], 0)),
+                )
+            )
+        group_size = _power_of_two(max(len(p.groups.taken) for p in of_part), 64)
+        pooled_size = _power_of_two(max(len(p.pooled.taken) for p in of_part), 64)
+        knee_size = _power_of_two(max(len(p.knees.taken) for p in of_part), 64)
+        hinge_size = _power_of_two(max(len(p.hinges.taken) for p in of_part), 16)
 
         def stacked(values: Sequence[np.ndarray], length: int, dtype: Any) -> np.ndarray:
             out = np.zeros((len(values), length, *values[0].shape[1:]), dtype)
@@ -103,26 +172,32 @@ def buckets(netted: NettedBook, portfolio: np.ndarray, *, devices: int) -> Itera
             return out
 
         host: dict[str, Any] = {
-            "real": np.array([len(p[0]) for p in of_part], np.int32),
-            "accounts": stacked([held[p[0]] for p in of_part], size, np.int32),
-            "first": stacked([p[5] for p in of_part], size, np.int32),
-            "groups": stacked([p[3] for p in of_part], size, np.int32),
-            "limit": stacked([np.where(p[2], netted.limit[p[1]], -np.inf) for p in of_part], size, np.float32),
-            "equity": stacked([np.where(p[2], netted.equity[p[1]], 0.0) for p in of_part], size, np.float32),
-            "unified_limit": stacked([unified_limit[p[0]] for p in of_part], size, np.float32),
-            "hinge_first": stacked(
-                [(np.cumsum(p[6].ravel()) - p[6].ravel()).reshape(p[6].shape) for p in of_part], size, np.int32
-            ),
-            "hinge_count": stacked([p[6] for p in of_part], size, np.int32),
-            "row": stacked([groups.row[p[4]] for p in of_part], group_size, np.int32),
-            "coefficient": stacked([groups.coefficient[p[4]] for p in of_part], group_size, np.float32),
+            "real": np.array([len(p.members) for p in of_part], np.int32),
+            "accounts": stacked([held[p.members] for p in of_part], size, np.int32),
+            "first": stacked([p.groups.first for p in of_part], size, np.int32),
+            "groups": stacked([p.groups.number for p in of_part], size, np.int32),
+            "limit": stacked([np.where(p.real, netted.limit[p.account], -np.inf) for p in of_part], size, np.float32),
+            "equity": stacked([np.where(p.real, netted.equity[p.account], 0.0) for p in of_part], size, np.float32),
+            "unified_limit": stacked([unified_limit[p.members] for p in of_part], size, np.float32),
+            "pooled_first": stacked([p.pooled.first for p in of_part], size, np.int32),
+            "pooled_groups": stacked([p.pooled.number for p in of_part], size, np.int32),
+            "knee_first": stacked([p.knees.first for p in of_part], size, np.int32),
+            "knee_groups": stacked([p.knees.number for p in of_part], size, np.int32),
+            "hinge_first": stacked([p.hinges.first for p in of_part], size, np.int32),
+            "hinge_count": stacked([p.hinges.number for p in of_part], size, np.int32),
+            "row": stacked([groups.row[p.groups.taken] for p in of_part], group_size, np.int32),
+            "coefficient": stacked([groups.figures[p.groups.taken] for p in of_part], group_size, np.float32),
+            "pooled_row": stacked([pooled.row[p.pooled.taken] for p in of_part], pooled_size, np.int32),
+            "pooled": stacked([pooled.figures[p.pooled.taken] for p in of_part], pooled_size, np.float32),
+            "knee_row": stacked([knees.row[p.knees.taken] for p in of_part], knee_size, np.int32),
+            "knee": stacked([knees.figures[p.knees.taken] for p in of_part], knee_size, np.float32),
             "hinge_rows": stacked(
-                [np.stack([hinges.notional_row[p[7]], hinges.settlement_row[p[7]]], axis=1) for p in of_part],
+                [np.stack([hinges.notional_row, hinges.settlement_row], axis=1)[p.hinges.taken] for p in of_part],
                 hinge_size,
                 np.int32,
             ),
             "hinge_figures": stacked(
-                [np.stack([column[p[7]] for column in hinges[3:]], axis=1) for p in of_part], hinge_size, np.float32
+                [np.stack(hinges[3:], axis=1)[p.hinges.taken] for p in of_part], hinge_size, np.float32
             ),
         }
         arrays = ShardArrays(**host)

@@ -17,18 +17,19 @@ import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 
-from .book_columns import BookColumns, book_columns
+from .book_columns import NOT_COVERED, BookColumns, book_columns
 from .cube import CubeRows
-from .engine import price_rows
+from .cube_prices import drawn_changes, given_changes, padded_rows, rounded_up, rows_today
 from .errors import ConfigurationError
 from .netted_kernel import Figures, PricedCube, evaluate_shard, tiles_of
 from .netted_shards import Bucket, buckets
 from .netting import NettedBook, netted_book
-from .scenarios import ScenarioGenerator, draw_scenarios, padded_count, scenario_weights
+from .scenarios import ScenarioGenerator, padded_count, scenario_weights
 from .weighted_tail import LANES
 
 _DAYS_PER_YEAR = 365.0
 _CHUNK = 2048
+"""Most scenarios that a device draws and prices at a time."""
 
 
 class ScenarioSet(NamedTuple):
@@ -41,7 +42,7 @@ class ScenarioSet(NamedTuple):
 
 class SweepTables(NamedTuple):
     """One row per portfolio and one per account, sorted by id, and the accounts because of which a portfolio is in
-    neither table.
+    neither table: not covered, or with a figure that is no finite number.
     """
 
     portfolios: pa.Table
@@ -50,7 +51,9 @@ class SweepTables(NamedTuple):
 
 
 class SweepCube(NamedTuple):
-    """The priced cube of a book on the host's memory and what netting and means need of it [rows]."""
+    """The priced cube of a book on the host's memory and what netting and means need of it [rows]; rows that pad it are
+    zero.
+    """
 
     cube: PricedCube
     today: np.ndarray
@@ -62,43 +65,75 @@ class SweepCube(NamedTuple):
 def priced_cube(
     rows: CubeRows, source: ScenarioGenerator | ScenarioSet, *, seed: int, scenarios: int | None, horizon_days: float
 ) -> SweepCube:
-    """Every row of the cube in every scenario: drawn from a generator, or given. Chunks go to the devices in turn."""
+    """Every row of the cube in every scenario: drawn from a generator, or given; all devices share the work.
+
+    Raises `ConfigurationError` for given shocks or weights that are not finite.
+    """
     if isinstance(source, ScenarioSet):
-        found = np.asarray(source.weights, np.float64)
+        found = _checked(source)
         weights = np.pad(found, (0, padded_count(len(found)) - len(found)))
     else:
         weights = np.asarray(scenario_weights(source, scenarios))
-    total = len(weights)
-    chunk = min(_CHUNK, total)
+    total, devices = len(weights), len(jax.local_devices())
+    # Calls of one size, which is the least that covers all scenarios in as few calls.
+    calls = -(-total // (_CHUNK * devices))
+    chunk = padded_count(-(-total // (calls * devices))) * devices
     horizon_years = horizon_days / _DAYS_PER_YEAR
-    devices = jax.local_devices()
+    key = jax.random.key(seed)
+    products, options = rows.exponent_factor.shape[0], rows.forward.shape[0]
+    rows = padded_rows(rows)
+    # Where the rows of the cube are among the padded ones: products first, then options.
+    behind = rows.exponent_factor.shape[0]
     blocks = []
-    for number, first in enumerate(range(0, total, chunk)):
-        device = devices[number % len(devices)]
+    for first in range(0, total, chunk):
         if isinstance(source, ScenarioSet):
             given = np.zeros((chunk, source.shocks.shape[1]))
             part = source.shocks[first : first + chunk]
             given[: len(part)] = part
-            shocks = jax.device_put(given, device)
+            blocks.append(given_changes(rows, jnp.asarray(given), horizon_years, devices))
         else:
-            placed, key = jax.device_put((source, jax.random.key(seed)), device)
-            shocks = draw_scenarios(placed, key, first, chunk)
-        blocks.append(price_rows(jax.device_put(rows, device), shocks, horizon_years=horizon_years))
-    today = np.asarray(rows.today())
+            blocks.append(drawn_changes(rows, source, key, jnp.uint32(first), chunk, horizon_years, devices))
+    held = products + options
+    count = rounded_up(held)
+    values = np.asarray(rows_today(rows))
+    today = np.concatenate([values[:products], values[behind : behind + options], np.zeros(count - held)])
     real = weights > 0
     length = -(-total // LANES) * LANES
-    change = np.zeros((len(today), length), np.float32)
+    change, size = np.zeros((count, length), np.float32), np.zeros(length)
     for number, block in enumerate(blocks):
         first = number * chunk
         last = min(first + chunk, total)
-        change[:, first:last] = np.asarray(block)[:, : last - first]
+        found_rows = np.asarray(block.change)[:, : last - first]
+        change[:products, first:last] = found_rows[:products]
+        change[products:held, first:last] = found_rows[behind : behind + options]
+        size[first:last] = np.asarray(block.size)[: last - first]
     change[:, :total][:, ~real] = 0.0
-    mean = np.einsum("rs,s->r", change[:, :total], weights)
-    count = int(real.sum())
-    equal = bool((weights[real] == weights[real][0]).all()) and bool(real[:count].all())
+    with np.errstate(over="ignore", invalid="ignore"):  # of rows that overflow; netting finds whom they concern
+        mean = np.einsum("rs,s->r", change[:, :total], weights)
+    equal = bool((weights[real] == weights[real][0]).all())
     padded = np.pad(weights, (0, length - total))
-    cube = PricedCube(change, padded, (padded > 0).astype(np.float32), count, equal)
+    # Quiet scenarios together, those of weight 0 last: in a tile that stays near today most tiers and limits are
+    # decided. The order is that of the scenarios alone, not of the rows that a book has.
+    order = np.lexsort((size, padded == 0.0))
+    change, padded = np.take(change, order, axis=1), padded[order]
+    cube = PricedCube(change, padded, (padded > 0).astype(np.float32), int(real.sum()), equal)
     return SweepCube(cube, today, change.min(axis=1), change.max(axis=1), mean)
+
+
+def _checked(given: ScenarioSet) -> np.ndarray:
+    """The weights; `ConfigurationError` unless shocks and weights are finite and of equal length."""
+    weights = np.asarray(given.weights, np.float64)
+    if np.shape(given.shocks) != (len(weights), len(given.factors)):
+        raise ConfigurationError(
+            f"shocks have shape {np.shape(given.shocks)}; {len(weights)} weights and {len(given.factors)} factors need "
+            f"({len(weights)}, {len(given.factors)})"
+        )
+    finite = np.isfinite(given.shocks).all(axis=0)
+    if not finite.all():
+        raise ConfigurationError(f"shocks of {given.factors[int(finite.argmin())]} are not all finite numbers")
+    if not (np.isfinite(weights) & (weights >= 0.0)).all() or not weights.sum() > 0.0:
+        raise ConfigurationError("weights of scenarios must be finite, not negative and not all zero")
+    return weights
 
 
 def headline_sweep(
@@ -116,9 +151,9 @@ def headline_sweep(
     """Headline figures of every portfolio of a book, from canonical tables (see `book_columns`).
 
     `source` draws the scenarios (with `seed` and `scenarios` as `engine.draw_cube`), or is a `ScenarioSet`; what needs
-    a factor that it lacks is not covered. `devices` are host devices, all by default; `shard` portfolios are netted and
-    evaluated at a time, the next one netted while the last computes. Raises `ConfigurationError` unless JAX computes in
-    float64, or for a wrong size.
+    a factor that it lacks is not covered. `devices` are host devices, all by default. At most `shard` portfolios are
+    netted and evaluated at a time, the next ones netted while these compute. Raises `ConfigurationError` unless JAX
+    computes in float64, or for a wrong size.
     """
     if not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
         raise ConfigurationError("today's figures are float64: set jax_enable_x64 before the sweep")
@@ -137,7 +172,9 @@ def sweep_columns(book: BookColumns, priced: SweepCube, *, devices: int, shard: 
     """Headline figures of a packed book in a priced cube."""
     owner = book.accounts.portfolio
     total = int(owner[-1]) + 1 if len(owner) else 0
-    bounds = [(first, min(first + shard, total)) for first in range(0, total, shard)]
+    # Shards of one size, so that the last one needs no program of its own.
+    size = -(-total // max(-(-total // shard), 1))
+    bounds = [(first, min(first + size, total)) for first in range(0, total, size)] if total else []
 
     def prepared(bound: tuple[int, int]) -> tuple[BookColumns, NettedBook, list[Bucket]]:
         part = book.portfolios(*bound)
@@ -146,7 +183,7 @@ def sweep_columns(book: BookColumns, priced: SweepCube, *, devices: int, shard: 
 
     tiles = jnp.asarray(np.ascontiguousarray(tiles_of(priced.cube.change)))
     weights = jnp.asarray(priced.cube.weights)
-    found: list[tuple[pa.Table, pa.Table]] = []
+    found: list[SweepTables] = []
     with ThreadPoolExecutor(1) as ahead:
         waiting = [ahead.submit(prepared, bound) for bound in bounds[:1]]
         for number in range(len(bounds)):
@@ -166,9 +203,13 @@ def sweep_columns(book: BookColumns, priced: SweepCube, *, devices: int, shard: 
                 waiting.append(ahead.submit(prepared, bounds[number + 1]))
             figures = [jax.tree.map(np.asarray, figure) for figure in running]
             found.append(_tables(part, netted, priced.mean, parts, figures))
-    nodes = [tables[1] for tables in found] or [NODES.empty_table()]
-    portfolios = [tables[0] for tables in found] or [PORTFOLIOS.empty_table()]
-    return SweepTables(pa.concat_tables(portfolios), pa.concat_tables(nodes), book.not_covered)
+    parts_of = {name: [getattr(tables, name) for tables in found] for name in SweepTables._fields}
+    not_covered = pa.concat_tables([book.not_covered, *parts_of["not_covered"]])
+    return SweepTables(
+        pa.concat_tables(parts_of["portfolios"] or [PORTFOLIOS.empty_table()]),
+        pa.concat_tables(parts_of["nodes"] or [NODES.empty_table()]),
+        not_covered.sort_by([(name, "ascending") for name in NOT_COVERED.names]),
+    )
 
 
 def _usd(name: str) -> pa.Field:
@@ -220,7 +261,7 @@ def _tables(
     mean: np.ndarray,
     parts: Sequence[Bucket],
     figures: Sequence[Figures],
-) -> tuple[pa.Table, pa.Table]:
+) -> SweepTables:
     accounts, owner = book.accounts, book.accounts.portfolio
     count = int(owner[-1]) + 1
     held = np.bincount(owner)
@@ -243,10 +284,31 @@ def _tables(
     equity = np.bincount(owner, weights=netted.equity)
     mean_loss = 0.0 - np.bincount(owner, weights=mean_change)
     var, es, worst = of_portfolio["var"], of_portfolio["es"], of_portfolio["worst"]
-    columns: list[Any] = [accounts.portfolio_id[first].tolist(), equity, mean_loss, worst]
-    columns += [var[:, 0], es[:, 0], var[:, 1], es[:, 1], equity - mean_loss, equity - worst, equity - es[:, 0]]
-    columns += [of_portfolio["p_any"], of_portfolio["p_unified"], np.bincount(owner, weights=of_account["bad_debt"])]
-    nodes: list[Any] = [accounts.portfolio_id, accounts.node, accounts.account_id, accounts.venue]
-    nodes = [column.tolist() for column in nodes]
-    nodes += [netted.equity, netted.equity + mean_change, of_account["p_account"], of_account["bad_debt"]]
-    return pa.table(columns, schema=PORTFOLIOS), pa.table(nodes, schema=NODES)
+    figures_of = [equity, mean_loss, worst, var[:, 0], es[:, 0], var[:, 1], es[:, 1]]
+    figures_of += [equity - mean_loss, equity - worst, equity - es[:, 0], of_portfolio["p_any"]]
+    figures_of += [of_portfolio["p_unified"], np.bincount(owner, weights=of_account["bad_debt"])]
+    node_figures = [netted.equity, netted.equity + mean_change, of_account["p_account"], of_account["bad_debt"]]
+    # The finite ones: all of a portfolio, or nothing of it.
+    wrong = ~netted.finite | ~np.isfinite(np.sum(node_figures, axis=0))
+    of_whole = ~np.isfinite(np.sum(figures_of, axis=0))
+    lost = of_whole | (np.bincount(owner, weights=wrong) > 0)
+    kept, kept_nodes = np.flatnonzero(~lost), np.flatnonzero(~lost[owner])
+    refused = np.flatnonzero(wrong | (of_whole & (np.bincount(owner, weights=wrong) == 0))[owner])
+    texts = (accounts.portfolio_id, accounts.node, accounts.account_id, accounts.venue)
+    return SweepTables(
+        _table(PORTFOLIOS, [accounts.portfolio_id[first][kept], *(column[kept] for column in figures_of)]),
+        _table(NODES, [column[kept_nodes] for column in (*texts, *node_figures)]),
+        _table(
+            NOT_COVERED,
+            [
+                accounts.portfolio_id[refused],
+                accounts.account_id[refused],
+                np.full(len(refused), "a figure that is no finite number", object),
+            ],
+        ),
+    )
+
+
+def _table(schema: pa.Schema, columns: Sequence[np.ndarray]) -> pa.Table:
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
+    return pa.Table.from_arrays(arrays, schema=schema)

@@ -19,6 +19,8 @@ from .book_columns import BookColumns, Legs
 
 # Changes of rows are float32: a floor this close (relative) to the range of the notional counts as inside.
 _MARGIN = 1e-5
+# Above it sums of float32 over the accounts of a portfolio could overflow.
+_LARGEST = 1e34
 
 
 class Rows(NamedTuple):
@@ -52,6 +54,8 @@ class NettedBook(NamedTuple):
 
     `headroom` is equity as the venue counts it less trigger times requirement; `limit` is the change of it below which
     the venue liquidates (-inf where it never does), float32, rounded so that a float32 change decides as in float64.
+    An account that is not `finite` has a figure that is no finite number, today or in float32 in some scenario: it has
+    no rows and no hinges, and its figures mean nothing.
     """
 
     rows: Rows
@@ -60,75 +64,112 @@ class NettedBook(NamedTuple):
     headroom: np.ndarray
     requirement: np.ndarray
     limit: np.ndarray
+    finite: np.ndarray
 
 
 def netted_book(book: BookColumns, today: np.ndarray, lowest: np.ndarray, highest: np.ndarray) -> NettedBook:
     """The book netted for the scenarios in which the rows of the cube change by `lowest` to `highest` [rows].
 
-    `today` are the rows' values. Figures that are added are first sorted by what they are, so that neither the order of
-    the tables nor the other portfolios change a bit.
+    `today` are the rows' values. Legs come in an order of their own content (`book_columns`), so neither the order of
+    the tables nor the other portfolios change a bit of a sum.
     """
-    linear, hinges, at_hinges = _tiers(book, lowest, highest)
-    legs = Legs(*(np.concatenate(parts) for parts in zip(book.legs, linear, strict=True)))
-    trigger = book.accounts.trigger[legs.account]
-    headroom = legs.equity - trigger * legs.requirement
-    order = np.lexsort((headroom, legs.market, legs.row, legs.account))
-    legs, headroom = Legs(*(column[order] for column in legs)), headroom[order]
-    count, value = len(book.accounts.trigger), today[legs.row]
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is found at the end
+        return _netted(book, today, lowest, highest)
+
+
+def _netted(book: BookColumns, today: np.ndarray, lowest: np.ndarray, highest: np.ndarray) -> NettedBook:
+    legs, accounts = book.legs, book.accounts
+    slope, constant, hinges, at_hinges = _tiers(book, lowest, highest)
+    requirement = legs.requirement + np.bincount(book.tiers.notional_leg, weights=slope, minlength=len(legs.row))
+    requirement += np.bincount(book.tiers.settlement_leg, weights=constant, minlength=len(legs.row))
+    trigger = accounts.trigger[legs.account]
+    headroom = legs.equity - trigger * requirement
+    count, value = len(accounts.trigger), today[legs.row]
 
     def of_accounts(account: np.ndarray, amount: np.ndarray) -> np.ndarray:
         return np.bincount(account, weights=amount, minlength=count)
 
-    requirement = of_accounts(legs.account, legs.requirement * value)
-    room = of_accounts(legs.account, headroom * value)
-    by_order = np.lexsort((at_hinges, hinges.account))
-    of_hinges = of_accounts(hinges.account[by_order], at_hinges[by_order])
-    room = room - of_hinges
+    required = of_accounts(legs.account, requirement * value)
+    of_hinges = of_accounts(hinges.account, at_hinges)
+    room = of_accounts(legs.account, headroom * value) - of_hinges
     # A hinge carries its account's trigger.
-    requirement = requirement + of_hinges / np.where(book.accounts.trigger > 0, book.accounts.trigger, 1.0)
+    required = required + of_hinges / np.where(accounts.trigger > 0, accounts.trigger, 1.0)
     rows = _summed(legs, headroom)
-    limit = _limits(book, room, requirement)
-    return NettedBook(rows, hinges, of_accounts(legs.account, legs.market * value), room, requirement, limit)
+    equity = of_accounts(legs.account, legs.market * value)
+    most = np.maximum(np.abs(lowest), np.abs(highest))
+    size = of_accounts(rows.account, (np.abs(rows.market) + np.abs(rows.headroom)) * most[rows.row])
+    size = size + of_accounts(hinges.account, _largest(hinges, most)) + np.abs(equity) + np.abs(room) + np.abs(required)
+    # Not "at or above": NaN is not below the largest number either.
+    finite = size < _LARGEST
+    if not finite.all():
+        rows = Rows(*(column[finite[rows.account]] for column in rows))
+        hinges = Hinges(*(column[finite[hinges.account]] for column in hinges))
+        equity, room, required = (np.where(finite, figure, 0.0) for figure in (equity, room, required))
+    return NettedBook(rows, hinges, equity, room, required, _limits(book, room, required), finite)
+
+
+def _largest(hinges: Hinges, most: np.ndarray) -> np.ndarray:
+    """A bound of what each hinge computes in any scenario."""
+    moved = hinges.notional * most[hinges.notional_row] + np.abs(hinges.floor) * most[hinges.settlement_row]
+    settled = 1.0 + most[hinges.settlement_row]
+    return (1.0 + np.abs(hinges.slope)) * (moved + np.abs(hinges.distance)) + np.abs(hinges.jump) * settled
 
 
 def _summed(legs: Legs, headroom: np.ndarray) -> Rows:
     """One row for each account and row of the cube but the constant; those that cancel are left out."""
-    moving = legs.row > 0
-    account, row = legs.account[moving], legs.row[moving]
-    first = np.flatnonzero(np.concatenate([[True], (account[1:] != account[:-1]) | (row[1:] != row[:-1])]))
-    if not len(account):
+    if not len(legs.account):
         none = np.zeros(0)
-        return Rows(account, row, none, none)
-    market = np.add.reduceat(legs.market[moving], first)
-    room = np.add.reduceat(headroom[moving], first)
-    there = (market != 0) | (room != 0)
-    return Rows(account[first][there], row[first][there], market[there], room[there])
+        return Rows(legs.account, legs.row, none, none)
+    differs = (legs.account[1:] != legs.account[:-1]) | (legs.row[1:] != legs.row[:-1])
+    first = np.flatnonzero(np.concatenate([[True], differs]))
+    market, room = np.add.reduceat(legs.market, first), np.add.reduceat(headroom, first)
+    account, row = legs.account[first], legs.row[first]
+    there = (row > 0) & ((market != 0) | (room != 0))
+    return Rows(account[there], row[there], market[there], room[there])
 
 
-def _tiers(book: BookColumns, lowest: np.ndarray, highest: np.ndarray) -> tuple[Legs, Hinges, np.ndarray]:
-    """(linear part as requirement legs, hinges, what each hinge requires today)."""
+def _tiers(
+    book: BookColumns, lowest: np.ndarray, highest: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, Hinges, np.ndarray]:
+    """What every entry requires linearly, per unit of its notional's row and of its settlement asset's; the hinges, and
+    what each hinge requires today.
+    """
     entries, tables = book.tiers, book.tables
-    step, jump = tables.step[entries.table], tables.jump[entries.table]
-    floor, notional = tables.floor[entries.table], entries.notional[:, None]
-    real = (step != 0) | (jump != 0)
-    low = notional * (1.0 + lowest[entries.ratio_row] - _MARGIN)[:, None]
-    high = notional * (1.0 + highest[entries.ratio_row] + _MARGIN)[:, None]
-    passed = real & (low > floor)
-    between = real & ~passed & (high > floor)
-    usd = entries.settlement_usd
-    slope = np.sum(np.where(passed, step, 0.0), axis=1)
-    constant = np.sum(np.where(passed, jump - step * floor, 0.0), axis=1)
-    zero = np.zeros(len(usd))
-    linear = Legs(
-        np.concatenate([entries.account] * 2),
-        np.concatenate([entries.notional_row, entries.settlement_row]),
-        np.concatenate([zero] * 2),
-        np.concatenate([zero] * 2),
-        np.concatenate([slope * entries.notional * usd, constant * usd]),
+    table, usd = entries.table, entries.settlement_usd
+    low = entries.notional * (1.0 + lowest[entries.ratio_row] - _MARGIN)
+    high = entries.notional * (1.0 + highest[entries.ratio_row] + _MARGIN)
+    # Floors ascend, so those passed are the first ones: their sums are kept by how many they are.
+    real = (tables.step != 0) | (tables.jump != 0)
+    floor = np.where(real, tables.floor, np.inf)
+    passed, reached = _floors_below(floor, table, low), _floors_below(floor, table, high)
+    one_more = np.zeros((len(floor), 1))
+    steps = np.concatenate([one_more, np.cumsum(np.where(real, tables.step, 0.0), axis=1)], axis=1)
+    at_floor = np.where(real, tables.jump - tables.step * tables.floor, 0.0)
+    constants = np.concatenate([one_more, np.cumsum(at_floor, axis=1)], axis=1)
+    hinges, at_hinges = _hinges(book, floor, passed, reached)
+    return steps[table, passed] * entries.notional * usd, constants[table, passed] * usd, hinges, at_hinges
+
+
+def _floors_below(floor: np.ndarray, table: np.ndarray, value: np.ndarray) -> np.ndarray:
+    """How many leading tiers of its table each value is above, those without effect among them included."""
+    out = np.zeros(len(table), np.int64)
+    for tier in range(floor.shape[1]):
+        out[value > floor[table, tier]] = tier + 1
+    return out
+
+
+def _hinges(book: BookColumns, floor: np.ndarray, passed: np.ndarray, reached: np.ndarray) -> tuple[Hinges, np.ndarray]:
+    """The floors between, and what each requires today; in the order of the entries and of their tiers."""
+    entries, tables = book.tiers, book.tables
+    some = np.flatnonzero(reached > passed)
+    tier = np.arange(floor.shape[1])
+    number, of_tier = np.nonzero(
+        (tier >= passed[some, None]) & (tier < reached[some, None]) & np.isfinite(floor[entries.table[some]])
     )
-    entry, tier = np.nonzero(between)
+    entry = some[number]
+    table, usd = entries.table[entry], entries.settlement_usd[entry]
     trigger = book.accounts.trigger[entries.account[entry]]
-    n, f = entries.notional[entry] * usd[entry], floor[entry, tier] * usd[entry]
+    n, f = entries.notional[entry] * usd, tables.floor[table, of_tier] * usd
     hinges = Hinges(
         entries.account[entry],
         entries.notional_row[entry],
@@ -136,13 +177,11 @@ def _tiers(book: BookColumns, lowest: np.ndarray, highest: np.ndarray) -> tuple[
         n,
         f,
         n - f,
-        trigger * step[entry, tier],
-        trigger * jump[entry, tier] * usd[entry],
+        trigger * tables.step[table, of_tier],
+        trigger * tables.jump[table, of_tier] * usd,
     )
-    order = np.lexsort((*hinges[::-1][:-1], hinges.account))
-    hinges = Hinges(*(column[order] for column in hinges))
     at_hinges = hinges.slope * np.maximum(hinges.distance, 0.0) + np.where(hinges.distance > 0, hinges.jump, 0.0)
-    return linear, hinges, at_hinges
+    return hinges, at_hinges
 
 
 def _limits(book: BookColumns, room: np.ndarray, requirement: np.ndarray) -> np.ndarray:

@@ -7,9 +7,11 @@ packed, so the order of input rows never reaches a result.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import NamedTuple
 
 from .account import AccountDraft, AccountInfo, Line, OwnMark, TierEntry, ValueGroup, account_info
 from .cube import CubeBuilder
@@ -82,60 +84,92 @@ def pack_book(
     Accounts that need one of the `missing` factors are left out: nothing can move what they hold. `moments` are the
     instants at which some accounts are valued in place of `as_of`.
 
-    A portfolio entry claims the account of that id and every account whose id starts with it and a colon. A portfolio
-    whose entry finds no account is incomplete, with a failure that says so. An account that cannot be packed is left
-    out whole.
+    Who has which account: `claimed_accounts`. A portfolio whose entry finds no account is incomplete, with a failure
+    that says so. An account that cannot be packed is left out whole.
     """
     cube = CubeBuilder()
     markets = {name: Market(snapshot, cube, as_of, missing) for name, snapshot in sorted(snapshots.items())}
-    owners: dict[str, Market] = {}
+    claims = claimed_accounts(snapshots, portfolios)
     failures: list[Failure] = []
-    for market in markets.values():
-        for account_id in market.account_ids():
-            if account_id in owners:
-                raise ConfigurationError(
-                    f"account {account_id!r} is in two snapshots; give their sources different owners"
-                )
-            owners[account_id] = market
-    claimed: set[str] = set()
     packed = []
     moments = moments or {}
-    for portfolio_id, entries in sorted(portfolios.items()):
+    for portfolio_id, claim in claims.portfolios.items():
         portfolio = PackedPortfolio(portfolio_id)
-        members: set[str] = set()
-        for entry in entries:
-            found = [a for a, market in owners.items() if _claims(entry, a, is_read=a in market.accounts)]
-            if not found:
-                portfolio.accounts_left_out.append(entry)
-                message = f"no account {entry!r} was read for portfolio {portfolio_id!r}"
-                failures.append(
-                    Failure(
-                        FailureReason.MISSING_FIELD, message, entry.partition(":")[0], path="portfolios", subject=entry
-                    )
-                )
-            members.update(found)
-        if again := sorted(a for a in members & claimed if a in owners[a].accounts):
-            raise ConfigurationError(f"accounts in two portfolios: {', '.join(again)}")
-        claimed |= members
-        for account_id in sorted(members):
-            market = owners[account_id]
+        for entry in claim.not_found:
+            portfolio.accounts_left_out.append(entry)
+            message = f"no account {entry!r} was read for portfolio {portfolio_id!r}"
+            failures.append(
+                Failure(FailureReason.MISSING_FIELD, message, entry.partition(":")[0], path="portfolios", subject=entry)
+            )
+        for account_id in claim.accounts:
+            market = markets[claims.snapshots[account_id]]
             if account_id in moments:
                 market = market.at(moments[account_id])
             _pack_account(portfolio, market, account_id, failures)
         packed.append(portfolio)
     for portfolio in packed:
         _resolve_rows(portfolio, cube)
-    return Book(tuple(packed), cube, tuple(failures)), sorted(set(owners) - claimed)
+    return Book(tuple(packed), cube, tuple(failures)), claims.unclaimed
 
 
-def _claims(entry: str, account_id: str, *, is_read: bool) -> bool:
-    """Whether a portfolio entry claims an account.
+class Claim(NamedTuple):
+    """The accounts of a portfolio, sorted, and the entries of the configuration for which nothing was read."""
+
+    accounts: list[str]
+    not_found: list[str]
+
+
+class Claims(NamedTuple):
+    """What every portfolio claims, by its id and sorted; the snapshot of every account; accounts nobody claims."""
+
+    portfolios: dict[str, Claim]
+    snapshots: dict[str, str]
+    unclaimed: list[str]
+
+
+def claimed_accounts(snapshots: Mapping[str, Snapshot], portfolios: Mapping[str, Sequence[str]]) -> Claims:
+    """Which accounts every portfolio has: an entry claims the account of that id and all whose id starts with it and a
+    colon.
 
     An id without an accounts row stands for what an unreadable payload would have brought: it falls on every portfolio
-    that maps a part of it.
+    that maps a part of it. Raises `ConfigurationError` for an account in two snapshots or two portfolios.
     """
-    within = account_id == entry or account_id.startswith(entry + ":")
-    return within or (not is_read and entry.startswith(account_id + ":"))
+    owners: dict[str, str] = {}
+    read: set[str] = set()
+    for name, snapshot in sorted(snapshots.items()):
+        rows = {row["account_id"] for row in snapshot.tables["accounts"]}
+        for account_id in sorted(rows | snapshot.incomplete):
+            if account_id in owners:
+                raise ConfigurationError(
+                    f"account {account_id!r} is in two snapshots; give their sources different owners"
+                )
+            owners[account_id] = name
+        read |= rows
+    within: dict[str, list[str]] = defaultdict(list)
+    for account_id in owners:
+        for part in _parts(account_id):
+            within[part].append(account_id)
+    claimed: set[str] = set()
+    found: dict[str, Claim] = {}
+    for portfolio_id, entries in sorted(portfolios.items()):
+        members: set[str] = set()
+        not_found = []
+        for entry in entries:
+            unread = [part for part in _parts(entry) if part in owners and part not in read]
+            if entry not in within and not unread:
+                not_found.append(entry)
+            members.update(within.get(entry, ()), unread)
+        if again := sorted(a for a in members & claimed if a in read):
+            raise ConfigurationError(f"accounts in two portfolios: {', '.join(again)}")
+        claimed |= members
+        found[portfolio_id] = Claim(sorted(members), not_found)
+    return Claims(found, owners, sorted(set(owners) - claimed))
+
+
+def _parts(name: str) -> list[str]:
+    """The id and everything that it begins with up to a colon."""
+    words = name.split(":")
+    return [":".join(words[:count]) for count in range(1, len(words) + 1)]
 
 
 def _resolve_rows(portfolio: PackedPortfolio, cube: CubeBuilder) -> None:

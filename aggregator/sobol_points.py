@@ -29,7 +29,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, UInt32
 from scipy import special
-from scipy.stats import qmc
 
 from .errors import ConfigurationError
 from .scenarios import float64, stream_number
@@ -130,6 +129,9 @@ def _check(design: SobolDesign) -> None:
 
 def _uniforms(design: SobolDesign, dimensions: int, block: int) -> np.ndarray:
     """One scramble [points, dimensions], strictly between 0 and 1: the middles of the cells of the generator's grid."""
+    # Here, because it loads all of SciPy's statistics, and most runs draw without points.
+    from scipy.stats import qmc
+
     if dimensions > qmc.Sobol.MAXDIM:
         raise ConfigurationError(f"{dimensions} dimensions; Sobol points have at most {qmc.Sobol.MAXDIM}")
     words = [int(word) for word in np.asarray(jax.random.key_data(design.key)).ravel()]

@@ -1,8 +1,8 @@
-"""Exact value at risk and expected shortfall of a long loss row of equal weights, without sorting it.
+"""Exact value at risk and expected shortfall of a long loss row, without sorting it.
 
 For the sweep of whole books: `risk.tail_risk` counts 32 times over a row for each level, this about six times. How many
 losses lie above a value is interpolated until one loss is left between two values. The value at risk has the same bits
-as there. Rows with other weights go to `risk.tail_rows`.
+as there.
 
 Losses are float32, positive; scenarios that do not count carry `NO_LOSS`.
 """
@@ -30,6 +30,8 @@ NO_LOSS = np.float32(np.finfo(np.float32).min)
 MOST_SCENARIOS = 2**24
 """Counts of scenarios are float32, which a CPU adds faster than integers; exact up to here."""
 
+# As in `risk`, or the quantiles would differ.
+_MASS_SCALE = 2.0**60
 _SIGN = np.uint32(1 << 31)
 _GROUPS = 128
 _Combine = Callable[[Array, Array], Array]
@@ -80,17 +82,11 @@ def equal_tails(
     `levels` ascend. ES_a = VaR_a + sum (L - VaR_a)+ / (N (1 - a)), as `risk.tail_risk`; the order of the scenarios
     shows in its last bits alone, and the sign of a zero means nothing. Infinite losses give infinite figures; NaN
     gives some loss of the row: see to it before.
-    Raises `ValueError` if there are fewer losses than scenarios, or more scenarios than float32 can count.
+    The losses beyond the lowest level suffice. Raises `ValueError` for more scenarios than float32 can count.
     """
-    if not 0 < scenarios <= min(losses.shape[-1], MOST_SCENARIOS):
-        raise ValueError(f"{scenarios} scenarios in a row of {losses.shape[-1]}")
-    groups = losses.shape[-1] // LANES * (LANES // _GROUPS)
-    largest = _combined_slices(_combined_slices(losses, LANES, larger), _GROUPS, larger)
-    top = folded(_combined_slices(losses, LANES, larger), larger)
-    # The largest loss of a group is a quantile of about 1 - 1 / (its size), and how these largest losses vary says how
-    # fast the tail falls: those of an exponential tail of scale b have a standard deviation of 1.28 b.
-    mean = _halved(largest) / np.float32(_GROUPS)
-    scale = np.float32(0.78) * jnp.sqrt(_halved((largest - mean) * (largest - mean)) / np.float32(_GROUPS))
+    if not 0 < scenarios <= MOST_SCENARIOS:
+        raise ValueError(f"{scenarios} scenarios: expected 1 to {MOST_SCENARIOS}")
+    top, mean, scale, groups = _first_look(losses)
     low, above_low = jnp.float32(NO_LOSS), jnp.float32(scenarios)
     guess, at_guess = mean, math.log(scenarios / (groups * 1.78))
     var, es = [], []
@@ -105,6 +101,112 @@ def equal_tails(
         es.append(at + rounded(folded(excess) * (1.0 / ((1.0 - level) * scenarios))))
         guess, at_guess = quantile, math.log(beyond + 0.5)
     return jnp.stack(var), jnp.stack(es), top.astype(jnp.float64)
+
+
+def weighted_tails(
+    losses: Float[Array, " scenarios"], weights: Float[Array, " scenarios"], *, scenarios: int, levels: Sequence[float]
+) -> tuple[Float[Array, " levels"], Float[Array, " levels"], Float[Array, ""]]:
+    """(VaR, ES, largest loss) in float64 of losses with float64 weights that sum to 1; some `scenarios` are above 0.
+
+    The value at risk has the bits of `risk.tail_risk`: probability is counted in the same integers. Scenarios of weight
+    0 are `NO_LOSS`; otherwise as `equal_tails`.
+    """
+    mass = jnp.round(weights * _MASS_SCALE).astype(jnp.int64)
+    total = folded(mass)
+    top, mean, scale, groups = _first_look(losses)
+    counted = scenarios / total.astype(jnp.float64)
+    var, es = [], []
+    for level in levels:
+        # As in `risk`: the quantile is the smallest loss with at most this mass above it.
+        beyond = total - jnp.ceil((level - MASS_SLACK) * total.astype(jnp.float64)).astype(jnp.int64)
+        wanted = math.log((1.0 - level) * scenarios + 0.5)
+        start = mean + scale * np.float32(math.log(scenarios / (groups * 1.78)) - wanted)
+        quantile = _weighted_quantile(losses, mass, beyond, counted, top, (start, scale, np.float32(wanted)))
+        at = quantile.astype(jnp.float64)
+        excess = jnp.where(losses > quantile, losses.astype(jnp.float64) - at, 0.0)
+        var.append(at)
+        es.append(at + rounded(folded(rounded(weights * excess)) * (1.0 / (1.0 - level))))
+    return jnp.stack(var), jnp.stack(es), top.astype(jnp.float64)
+
+
+def _weighted_quantile(
+    losses: Array, mass: Array, beyond: Array, counted: Array, top: Array, guess: tuple[Array, Array, np.float32]
+) -> Array:
+    """The smallest loss above which at most the mass `beyond` lies; `counted` scenarios make up a unit of mass."""
+    start, scale, wanted = guess
+
+    def unsettled(state: tuple[_Bracket, Array, Array, Array]) -> Array:
+        b, least, _, _ = state
+        return least < b.high
+
+    def narrow(state: tuple[_Bracket, Array, Array, Array]) -> tuple[_Bracket, Array, Array, Array]:
+        b, least, value, turn = state
+        is_above = losses > value
+        above = folded(jnp.where(is_above, mass, jnp.int64(0)))
+        count = (above.astype(jnp.float64) * counted).astype(jnp.float32)
+        is_low = above > beyond
+        # Only losses that occur are ends of the bracket, so it closes however far apart they are.
+        next_above = -folded(jnp.where(is_above, -losses, NO_LOSS), larger)
+        next_below = folded(jnp.where(is_above, NO_LOSS, losses), larger)
+        b = _Bracket(
+            jnp.where(is_low, value, b.low),
+            jnp.where(is_low, count, b.above_low),
+            jnp.where(is_low, b.high, next_below),
+            jnp.where(is_low, b.above_high, count),
+        )
+        return b, jnp.where(is_low, next_above, least), _next_value(b, wanted, scale, turn), turn + jnp.int32(1)
+
+    low = jnp.float32(NO_LOSS)
+    b = _Bracket(low, jnp.exp(wanted), top, jnp.float32(0.0))
+    first = jnp.where((start > low) & (start < top), start, _half_way(b))
+    b, _, _, _ = lax.while_loop(unsettled, narrow, (b, low, first, jnp.int32(0)))
+    return b.high
+
+
+_LAYERS = 4
+
+
+def highest_tails(
+    losses: Float[Array, "tiles P lanes"], p: Array, *, scenarios: int, levels: Sequence[float]
+) -> tuple[Float[Array, " levels"], Float[Array, " levels"], Float[Array, ""]]:
+    """As `equal_tails` of all losses of portfolio `p`, read once: only the largest of each lane are searched.
+
+    A lane rarely holds more than a few losses of the tail. Where one may, which its smallest kept loss tells, all are
+    searched: the same values, only slower.
+    """
+    tiles, _, lanes = losses.shape
+
+    def insert(tile: Array, kept: tuple[Array, ...]) -> tuple[Array, ...]:
+        more = lax.dynamic_slice(losses, (tile, p, jnp.int32(0)), (1, 1, lanes))[0, 0]
+        out = []
+        for of in kept:
+            out.append(larger(of, more))
+            more = jnp.where(of > more, more, of)
+        return tuple(out)
+
+    nothing = (jnp.full(lanes, NO_LOSS, jnp.float32),) * _LAYERS
+    kept = lax.fori_loop(jnp.int32(0), jnp.int32(tiles), insert, nothing)
+    found = equal_tails(jnp.concatenate(kept), scenarios=scenarios, levels=levels)
+    left_out = folded(jnp.pad(kept[-1], (0, -lanes % LANES), constant_values=NO_LOSS), larger)
+
+    def of_all() -> tuple[Array, Array, Array]:
+        row = lax.dynamic_slice_in_dim(losses, p, 1, axis=1).reshape(-1)
+        return equal_tails(row, scenarios=scenarios, levels=levels)
+
+    return lax.cond(left_out.astype(jnp.float64) <= found[0][0], lambda: found, of_all)
+
+
+def _first_look(losses: Array) -> tuple[Array, Array, Array, int]:
+    """The largest loss, and mean and spread of the largest of every group, and how large a group is.
+
+    The largest loss of a group is a quantile of about 1 - 1 / (its size), and how these largest losses vary says how
+    fast the tail falls: those of an exponential tail of scale b have a standard deviation of 1.28 b.
+    """
+    lanes = _combined_slices(losses, LANES, larger)
+    largest = _combined_slices(lanes, _GROUPS, larger)
+    mean = _halved(largest) / np.float32(_GROUPS)
+    scale = np.float32(0.78) * jnp.sqrt(_halved((largest - mean) * (largest - mean)) / np.float32(_GROUPS))
+    return folded(lanes, larger), mean, scale, losses.shape[-1] // LANES * (LANES // _GROUPS)
 
 
 class _Bracket(NamedTuple):
@@ -135,7 +237,7 @@ def _quantile(
             jnp.where(is_low, b.high, value),
             jnp.where(is_low, b.above_high, above),
         )
-        return b, _next_value(b, beyond, scale, turn), turn + jnp.int32(1)
+        return b, _next_value(b, np.float32(math.log(beyond + 0.5)), scale, turn), turn + jnp.int32(1)
 
     inside = (guess > bracket.low) & (guess < bracket.high)
     first = jnp.where(inside, guess, _half_way(bracket))
@@ -148,13 +250,12 @@ def _quantile(
     return jnp.where(is_largest | (b.above_low == beyond + 1), last, b.high), b.low, b.above_low
 
 
-def _next_value(bracket: _Bracket, beyond: np.float32, scale: Array, turn: Array) -> Array:
-    """Where about `beyond` losses lie above: between the ends of the bracket on the logarithm of the counts, from one
-    end by the scale of the tail while the other is only a bound, and every fifth time half way between the floats, so
-    that the search ends whatever the losses are.
+def _next_value(bracket: _Bracket, wanted: np.float32, scale: Array, turn: Array) -> Array:
+    """Where about exp(`wanted`) losses lie above: between the ends of the bracket on the logarithm of the counts, from
+    one end by the scale of the tail while the other is only a bound, and every fifth time half way between the floats,
+    so that the search ends whatever the losses are.
     """
     low, above_low, high, above_high = bracket
-    wanted = np.float32(math.log(beyond + 0.5))
     at_low, at_high = jnp.log(above_low + 0.5), jnp.log(above_high + 0.5)
     share = jnp.clip((at_low - wanted) / (at_low - at_high), 0.01, 0.99)
     by_scale = jnp.where(

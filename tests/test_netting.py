@@ -9,7 +9,8 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aggregator.book_columns import Accounts, BookColumns, Legs, TierEntries, TierTables
+from aggregator.book_columns import Accounts, BookColumns, Legs, TierEntries
+from aggregator.book_tiers import TierTables
 from aggregator.cube import CubeBuilder
 from aggregator.netting import Hinges, NettedBook, netted_book
 from aggregator.rules.tiered_notional import pack_tiers
@@ -22,8 +23,8 @@ ROWS = 4  # of the cube: the constant, a settlement asset, and two notionals
 def book_of(
     entries: list[tuple[int, float, int]], tables: list[tuple[list[float], list[float], list[float]]]
 ) -> BookColumns:
-    """Two accounts with an unnetted leg each; `entries` are (account, notional, table), tables floors, rates and
-    deductions.
+    """Two accounts with an unnetted leg each; `entries` are (account, notional, table) by account, tables floors, rates
+    and deductions. An entry has two legs of its own without value.
     """
     packed = [
         pack_tiers(floors, rates, deductions, rates, initial_is_integral=True) for floors, rates, deductions in tables
@@ -38,26 +39,40 @@ def book_of(
     account = np.array([entry[0] for entry in entries], np.int64)
     row = 2 + np.arange(len(entries)) % 2
     names = np.array(["a", "b"], object)
+    zeros, ones = np.zeros(len(entries)), np.ones(len(entries), np.int64)
+    unsorted = Legs(
+        np.concatenate([[0, 1], account, account]),
+        np.concatenate([[2, 3], row, ones]),
+        np.concatenate([[7.0, -3.0], zeros, zeros]),
+        np.concatenate([[5.0, -3.0], zeros, zeros]),
+        np.concatenate([[0.25, 0.0], zeros, zeros]),
+    )
+    order = np.lexsort((unsorted.row, unsorted.account))
+    place = np.argsort(order)
     return BookColumns(
         accounts=Accounts(
             names, names, names, names, np.array([0, 0]), np.array([1.0, 1.05]), np.zeros(2, bool), np.zeros(2, bool)
         ),
-        legs=Legs(
-            np.array([0, 1]), np.array([2, 3]), np.array([7.0, -3.0]), np.array([5.0, -3.0]), np.array([0.25, 0.0])
-        ),
+        legs=Legs(*(column[order] for column in unsorted)),
         tiers=TierEntries(
             account,
             row,
-            np.ones(len(entries), np.int64),
+            ones,
             row,
             np.array([entry[1] for entry in entries]),
             np.ones(len(entries)),
             np.array([entry[2] for entry in entries], np.int64),
+            place[2 : 2 + len(entries)],
+            place[2 + len(entries) :],
         ),
         tables=TierTables(padded("floor"), padded("step"), padded("jump")),
         cube=CubeBuilder(),
         not_covered=pa.table({}),
     )
+
+
+def without_entries() -> BookColumns:
+    return book_of([], [([0.0], [0.01], [0.0])])
 
 
 def requirement(notional: float, table: tuple[list[float], list[float], list[float]]) -> float:
@@ -111,15 +126,11 @@ def test_netted_is_what_the_brackets_require(
     moves: list[tuple[float, float]],
     peg: float,
 ) -> None:
-    entries = [(account, notional, table % len(tables)) for account, notional, table in sizes]
+    entries = sorted((account, notional, table % len(tables)) for account, notional, table in sizes)
     book = book_of(entries, tables)
     # The notional in the settlement asset moves by the ratio; in USD with the peg as well: here the peg stays.
     changes = np.array([[0.0, 0.0, *move] for move in moves])
     changes = np.vstack([np.zeros(ROWS), changes])
-    order = sorted(range(len(entries)), key=lambda k: entries[k][0])
-    book = BookColumns(
-        book.accounts, book.legs, TierEntries(*(c[order] for c in book.tiers)), book.tables, book.cube, book.not_covered
-    )
     netted = netted_book(book, np.ones(ROWS), changes.min(axis=0), changes.max(axis=0))
     for change in changes:
         expected = np.array([5.0 * (1 + change[2]), -3.0 * (1 + change[3])])
@@ -140,9 +151,9 @@ def test_netted_is_what_the_brackets_require(
 
 
 def test_rows_that_cancel_and_the_constant_are_left_out() -> None:
-    book = book_of([(0, 0.0, 0)], [([0.0], [0.01], [0.0])])
+    book = without_entries()
     legs = Legs(
-        np.array([0, 0, 0, 1]), np.array([2, 2, 0, 3]), np.array([4.0, -4.0, 9.0, 1.0]), np.zeros(4), np.zeros(4)
+        np.array([0, 0, 0, 1]), np.array([0, 2, 2, 3]), np.array([9.0, 4.0, -4.0, 1.0]), np.zeros(4), np.zeros(4)
     )
     netted = netted_book(
         BookColumns(book.accounts, legs, book.tiers, book.tables, book.cube, book.not_covered),
@@ -163,7 +174,7 @@ def test_a_floor_out_of_reach_is_no_hinge_and_one_in_reach_is() -> None:
 
 
 def test_limits_decide_in_float32_as_in_float64() -> None:
-    book = book_of([(0, 0.0, 0)], [([0.0], [0.01], [0.0])])
+    book = without_entries()
     still = np.zeros(ROWS)
     for at_or_below in (False, True):
         accounts = book.accounts._replace(at_or_below=np.array([at_or_below] * 2))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
+import subprocess
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable
@@ -28,6 +30,7 @@ from benchmarks.race.plot import race_plot
 from benchmarks.race.quickstart_books import quickstart
 from tests.race_twin import twin_figures
 
+ROOT = Path(__file__).resolve().parent.parent
 SCENARIOS = 400
 MAKERS: dict[str, Callable[[], RaceBook]] = {
     "option_heavy": lambda: option_heavy(6, 60, 3),
@@ -264,3 +267,24 @@ def test_the_plot_is_well_formed_and_shows_every_ratio() -> None:
     assert any("pandas & co" in text for text in texts)
     assert any("1.07" in text for text in texts)
     assert race_plot([{"book": "b", "ratios": []}], []) == race_plot([{"book": "b", "ratios": []}], [])
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_portfolios_times_scenarios() -> None:
+    """Each size in a process of its own: what the fourth adds is what the second and the third do."""
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("this system does not say how much memory a process had")
+
+    def peak(portfolios: int, scenarios: int) -> int:
+        arguments = ["perp_heavy", str(portfolios), str(scenarios), "--shard", "256"]
+        command = [sys.executable, "-m", "benchmarks.race.one_sweep", *arguments]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+        found: int = json.loads(done.stdout)["peak_bytes_above_input"]
+        return found
+
+    few, many, short, long = 512, 4_096, 1_024, 8_192
+    peak(few, long)  # so that no later one compiles
+    extra = (peak(many, long) - peak(few, long)) - (peak(many, short) - peak(few, short))
+    whole = 4 * (many - few) * (long - short)  # one float32 for each
+    assert extra < whole / 2

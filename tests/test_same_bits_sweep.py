@@ -136,6 +136,27 @@ def test_a_second_sweep_compiles_nothing_and_a_first_one_few_programs() -> None:
     assert evaluate_shard._cache_size() == 2  # type: ignore[attr-defined]
 
 
+def test_what_ranges_decide_is_what_scenarios_say() -> None:
+    """With the scenarios mixed less is decided by ranges: the same verdicts, and losses to rounding."""
+    cube, columns = packed()
+    order = np.arange(cube.cube.change.shape[1])
+    order[:SCENARIOS] = np.random.default_rng(2).permutation(SCENARIOS)
+    netted = netted_book(columns, cube.today, cube.lowest, cube.highest)
+    how = {"scenarios": cube.cube.scenarios, "equal": cube.cube.equal, "devices": 1}
+    for bucket in buckets(netted, columns.accounts.portfolio, devices=1):
+        one, other = (
+            evaluate_shard(bucket.arrays, tiles_of(cube.cube.change[:, columns_of]), cube.cube.weights, **how)
+            for columns_of in (np.arange(len(order)), order)
+        )
+        for name in ("p_any", "p_unified", "p_account"):
+            np.testing.assert_allclose(getattr(other, name), getattr(one, name), rtol=1e-12, atol=0, err_msg=name)
+        scale = float(np.abs(np.asarray(one.worst)).max())
+        for name in ("var", "es", "worst", "bad_debt"):
+            np.testing.assert_allclose(
+                getattr(other, name), getattr(one, name), rtol=DENSE_RTOL, atol=1e-7 * scale, err_msg=name
+            )
+
+
 def test_the_dense_body_agrees() -> None:
     cube, columns = packed()
     netted = netted_book(columns, cube.today, cube.lowest, cube.highest)

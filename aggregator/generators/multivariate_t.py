@@ -9,7 +9,6 @@ from typing import Any
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray, UInt32
 
 from ..correlation import cholesky_factor, repaired_correlation
@@ -26,6 +25,7 @@ from ..scenarios import (
     standard_normals,
 )
 from ..sobol_points import ScenarioPoints, SobolDesign, principal_root, sobol_points
+from .column_sums import column_sum
 
 _FIRST_STEP = np.bool_(True)
 
@@ -61,11 +61,7 @@ class MultivariateT(eqx.Module):
     def step(self, state: Any, key: PRNGKeyArray, index: UInt32[Array, ""]) -> tuple[Any, Float[Array, " factors"]]:
         """Log-changes of the factors over one step of scenario `index`."""
         z, width = self._drivers(state, key, index)
-
-        def add_column(j: Array, total: Array) -> Array:
-            return total + rounded(self.columns[j] * z[j])
-
-        mixed = lax.fori_loop(0, len(self.factors), add_column, jnp.zeros(len(self.factors), jnp.float64))
+        mixed = column_sum(self.columns, z)
         after = state if self.points is None else jnp.zeros((), bool)
         return after, self.location + rounded(width * mixed)
 

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from aggregator.book_columns import book_columns
+from aggregator.cube import CubeBuilder, OptionTerms
+from aggregator.cube_prices import price_rows
 from aggregator.generators.multivariate_t import MultivariateT, multivariate_t
 from aggregator.netted_sweep import headline_sweep, priced_cube, sweep_columns
 from aggregator.scenarios import draw_scenarios, padded_count
@@ -65,10 +67,6 @@ def kernel(book: RaceBook, scenarios: int, seed: int, devices: int | None = None
 
 def pricing(book: RaceBook, scenarios: int, seed: int) -> Callable[[], object]:
     """Every option of the book in every scenario, as the engine fills its cube."""
-    # Here, because the whole engine needs pydantic and the sweep alone does not: a GPU machine has JAX and little else.
-    from aggregator.cube import CubeBuilder, OptionTerms
-    from aggregator.engine import price_rows
-
     law, terms = book.law, read_rows(book.tables, book.portfolios, book.law.factors, book.as_of).cube
     cube = CubeBuilder()
     for option in range(len(terms.strike)):

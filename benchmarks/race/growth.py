@@ -22,9 +22,9 @@ class Sizes(NamedTuple):
 
 
 AXES: Mapping[str, Sequence[float]] = {
-    "portfolios": (1_000, 2_000, 4_000, 8_000),
-    "positions": (10.0, 20.0, 40.0, 80.0),
-    "scenarios": (2_560, 5_120, 10_240, 20_480),
+    "portfolios": (2_000, 4_000, 8_000),
+    "positions": (10.0, 20.0, 40.0),
+    "scenarios": (2_560, 5_120, 10_240),
     "nodes": (1.5, 3.0, 6.0),
 }
 
