@@ -21,6 +21,7 @@ from .book_columns import NOT_COVERED, BookColumns, book_columns
 from .cube import CubeRows
 from .cube_prices import drawn_changes, given_changes, padded_rows, rounded_up, rows_today
 from .errors import ConfigurationError
+from .netted_dense import evaluate_dense
 from .netted_kernel import Figures, PricedCube, evaluate_shard, tiles_of
 from .netted_shards import Bucket, buckets
 from .netting import NettedBook, netted_book
@@ -147,29 +148,36 @@ def headline_sweep(
     horizon_days: float = 1.0,
     devices: int | None = None,
     shard: int = 4096,
+    dense: bool | None = None,
 ) -> SweepTables:
     """Headline figures of every portfolio of a book, from canonical tables (see `book_columns`).
 
     `source` draws the scenarios (with `seed` and `scenarios` as `engine.draw_cube`), or is a `ScenarioSet`; what needs
-    a factor that it lacks is not covered. `devices` are host devices, all by default. At most `shard` portfolios are
-    netted and evaluated at a time, the next ones netted while these compute. Raises `ConfigurationError` unless JAX
-    computes in float64, or for a wrong size.
+    a factor that it lacks is not covered. `devices` are host devices, all by default; of accelerators a process takes
+    one. At most `shard` portfolios are netted and evaluated at a time, the next ones netted while these compute.
+    `dense` as in `sweep_columns`. Raises `ConfigurationError` unless JAX computes in float64, or for a wrong size.
     """
     if not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
         raise ConfigurationError("today's figures are float64: set jax_enable_x64 before the sweep")
-    count = len(jax.local_devices()) if devices is None else devices
-    if not 1 <= count <= len(jax.local_devices()) or shard < 1:
-        raise ConfigurationError(
-            f"devices {count}, shard {shard}: expected 1 to {len(jax.local_devices())} and above 0"
-        )
+    most = len(jax.local_devices()) if jax.default_backend() == "cpu" else 1
+    count = most if devices is None else devices
+    if not 1 <= count <= most or shard < 1:
+        raise ConfigurationError(f"devices {count}, shard {shard}: expected 1 to {most} and above 0")
     book = book_columns(tables, portfolios, as_of=as_of, known=frozenset(source.factors))
     rows = book.cube.build(source.factors)
     priced = priced_cube(rows, source, seed=seed, scenarios=scenarios, horizon_days=horizon_days)
-    return sweep_columns(book, priced, devices=count, shard=shard)
+    return sweep_columns(book, priced, devices=count, shard=shard, dense=dense)
 
 
-def sweep_columns(book: BookColumns, priced: SweepCube, *, devices: int, shard: int) -> SweepTables:
-    """Headline figures of a packed book in a priced cube."""
+def sweep_columns(
+    book: BookColumns, priced: SweepCube, *, devices: int, shard: int, dense: bool | None = None
+) -> SweepTables:
+    """Headline figures of a packed book in a priced cube.
+
+    `dense`: whether by the body of accelerators (`netted_dense`), which takes one device; by default where one is.
+    """
+    if dense is None:
+        dense = jax.default_backend() != "cpu"
     owner = book.accounts.portfolio
     total = int(owner[-1]) + 1 if len(owner) else 0
     # Shards of one size, so that the last one needs no program of its own.
@@ -181,24 +189,21 @@ def sweep_columns(book: BookColumns, priced: SweepCube, *, devices: int, shard: 
         netted = netted_book(part, priced.today, priced.lowest, priced.highest)
         return part, netted, list(buckets(netted, part.accounts.portfolio, devices=devices))
 
-    tiles = jnp.asarray(np.ascontiguousarray(tiles_of(priced.cube.change)))
-    weights = jnp.asarray(priced.cube.weights)
+    change = priced.cube.change if dense else np.ascontiguousarray(tiles_of(priced.cube.change))
+    change, weights = jnp.asarray(change), jnp.asarray(priced.cube.weights)
+
+    def evaluated(bucket: Bucket) -> Figures:
+        scenarios, equal = priced.cube.scenarios, priced.cube.equal
+        if dense:
+            return evaluate_dense(bucket.arrays, change, weights, scenarios=scenarios, equal=equal)
+        return evaluate_shard(bucket.arrays, change, weights, scenarios=scenarios, equal=equal, devices=devices)
+
     found: list[SweepTables] = []
     with ThreadPoolExecutor(1) as ahead:
         waiting = [ahead.submit(prepared, bound) for bound in bounds[:1]]
         for number in range(len(bounds)):
             part, netted, parts = waiting.pop(0).result()
-            running = [
-                evaluate_shard(
-                    bucket.arrays,
-                    tiles,
-                    weights,
-                    scenarios=priced.cube.scenarios,
-                    equal=priced.cube.equal,
-                    devices=devices,
-                )
-                for bucket in parts
-            ]
+            running = [evaluated(bucket) for bucket in parts]
             if number + 1 < len(bounds):
                 waiting.append(ahead.submit(prepared, bounds[number + 1]))
             figures = [jax.tree.map(np.asarray, figure) for figure in running]

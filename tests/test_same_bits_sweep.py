@@ -172,3 +172,22 @@ def test_the_dense_body_agrees() -> None:
             )
         for name in ("p_any", "p_unified", "p_account"):
             np.testing.assert_allclose(getattr(other, name), getattr(one, name), atol=ONE_VERDICT, err_msg=name)
+
+
+def test_a_sweep_by_the_dense_body_has_the_same_tables() -> None:
+    cube, columns = packed()
+    one = sweep_columns(columns, cube, devices=1, shard=4096)
+    other = sweep_columns(columns, cube, devices=1, shard=4096, dense=True)
+    for mine, theirs in zip(one, other, strict=True):
+        assert mine.schema == theirs.schema
+        for name in mine.column_names:
+            a, b = mine[name].to_numpy(), theirs[name].to_numpy()
+            if not name.endswith("_usd") and not name.startswith("p_"):
+                assert a.tolist() == b.tolist(), name
+                continue
+            atol = (
+                ONE_VERDICT
+                if name.startswith("p_")
+                else 1e-7 * float(one.portfolios["worst_loss_usd"].to_numpy().max())
+            )
+            np.testing.assert_allclose(b, a, rtol=DENSE_RTOL, atol=atol, err_msg=name)

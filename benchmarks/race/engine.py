@@ -38,7 +38,9 @@ def engine_shocks(book: RaceBook, scenarios: int, seed: int) -> np.ndarray:
     return np.ascontiguousarray(np.asarray(drawn)[:scenarios, order].T)
 
 
-def end_to_end(book: RaceBook, scenarios: int, seed: int, devices: int | None = None) -> RaceTables:
+def end_to_end(
+    book: RaceBook, scenarios: int, seed: int, devices: int | None = None, dense: bool | None = None
+) -> RaceTables:
     """Record batches in, result tables out. A portfolio that it does not cover is an error: nobody else skips."""
     found = headline_sweep(
         book.tables,
@@ -49,6 +51,7 @@ def end_to_end(book: RaceBook, scenarios: int, seed: int, devices: int | None = 
         scenarios=scenarios,
         devices=devices,
         shard=SHARD,
+        dense=dense,
     )
     if found.not_covered.num_rows:
         raise ValueError(f"not covered: {found.not_covered.slice(0, 3).to_pylist()}")
@@ -61,7 +64,8 @@ def kernel(book: RaceBook, scenarios: int, seed: int, devices: int | None = None
     columns = book_columns(book.tables, book.portfolios, as_of=book.as_of, known=frozenset(generator.factors))
     rows = columns.cube.build(generator.factors)
     priced = priced_cube(rows, generator, seed=seed, scenarios=scenarios, horizon_days=1.0)
-    count = len(jax.local_devices()) if devices is None else devices
+    most = len(jax.local_devices()) if jax.default_backend() == "cpu" else 1
+    count = most if devices is None else devices
     return lambda: sweep_columns(columns, priced, devices=count, shard=SHARD)
 
 
