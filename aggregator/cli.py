@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -23,6 +23,8 @@ from . import __version__
 from .errors import ConfigurationError, CrossmarginError, ExitCode, nearest_name
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from models.recommended import Recommended
 
     from .backtest_request import Tested
@@ -94,7 +96,32 @@ def sweep(
         with _progress() as say:
             say.note(f"{resolved.configuration.title}: configuration {resolved.digest()[:12]}")
             outcome = run_sweep(resolved, fresh=fresh, progress=say)
-        _print_outcome(outcome, as_json)
+        from .headline import headline_table
+
+        _print_outcome(outcome, as_json, headline_table)
+    raise typer.Exit(int(outcome.exit_code))
+
+
+@app.command()
+def screen(
+    config: _ConfigArgument,
+    top: Annotated[int, typer.Option("--top", min=0, help="Portfolios to print, largest ES 99 % first.")] = 20,
+    as_json: _JsonOption = False,
+    overrides: _SetOption = None,
+) -> None:
+    """Screen whole books: tail and liquidation probability of every portfolio, without the requirement stack."""
+    with _exit_codes(as_json):
+        from .config import load_configuration
+
+        resolved = load_configuration(config, overrides=overrides or (), environment=os.environ)
+        _start_engine(resolved.configuration.engine.host_devices)
+        from .headline import screen_table
+        from .screen import run_screen
+
+        with _progress() as say:
+            say.note(f"{resolved.configuration.title}: configuration {resolved.digest()[:12]}")
+            outcome = run_screen(resolved, top=top, progress=say)
+        _print_outcome(outcome, as_json, screen_table)
     raise typer.Exit(int(outcome.exit_code))
 
 
@@ -113,7 +140,7 @@ def report(
         from .store import ResultStore
 
         results = ResultStore(store)
-        runs = results.committed_runs()
+        runs = results.committed_runs("sweep")
         if not runs:
             raise ConfigurationError(f"the store {store!r} holds no finished run")
         if run == "latest":
@@ -403,7 +430,7 @@ def _fail(as_json: bool, code: ExitCode, kind: str, message: str) -> None:
     raise typer.Exit(int(code))
 
 
-def _print_outcome(outcome: Outcome, as_json: bool) -> None:
+def _print_outcome(outcome: Outcome, as_json: bool, table: Callable[[Sequence[Mapping[str, Any]]], Table]) -> None:
     if as_json:
         document = {
             "run_id": outcome.run_id,
@@ -417,10 +444,10 @@ def _print_outcome(outcome: Outcome, as_json: bool) -> None:
         return
     from rich.console import Console
 
-    from .headline import headline_table, plain_text
+    from .headline import plain_text
 
     console = Console(width=None if sys.stdout.isatty() else 200)
-    console.print(headline_table(outcome.portfolios))
+    console.print(table(outcome.portfolios))
     for condition in outcome.conditions:
         typer.echo(f"{condition.condition}: {plain_text(condition.message)}", err=True)
     for note in outcome.notes:

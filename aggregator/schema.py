@@ -624,8 +624,9 @@ RUNS = _result(
         _field("failures", pa.int64(), "count"),
         _text("conditions", "JSON list of {condition, code, message}"),
         _text("notes", "JSON list of what the requirement leaves out, and why", nullable=True),
+        _text("kind", "sweep | screen; null is a sweep", nullable=True),
     ],
-    version=2,
+    version=3,
 )
 
 PORTFOLIO_MARGIN = _result(
@@ -997,6 +998,57 @@ RECONCILIATION = _result(
     ],
 )
 
+SCREEN_PORTFOLIOS = _result(
+    "screen_portfolios",
+    [
+        _text("portfolio_id"),
+        _text("engine", "netted | general"),
+        _text("engine_reason", "why the fast engine does not cover it; null where it does", nullable=True),
+        _flag("complete"),
+        _text("accounts_left_out", "JSON list of account ids"),
+        _float("left_out_gross_usd", "USD, last known gross value of what is left out", nullable=True),
+        _text("status", "ok | incomplete | no_complete_account | calculation"),
+        _field("accounts", pa.int64(), "complete accounts counted"),
+        _float("equity_usd", "USD at market value", nullable=True),
+        _float("mean_loss_usd", "USD", nullable=True),
+        _float("worst_loss_usd", "USD", nullable=True),
+        _float("var_99_pooled_usd", "USD", nullable=True),
+        _float("es_99_pooled_usd", "USD", nullable=True),
+        _float("var_995_pooled_usd", "USD", nullable=True),
+        _float("es_995_pooled_usd", "USD", nullable=True),
+        _float("equity_to_es_99", "ratio", nullable=True),
+        _float("p_liquidation_any_at_horizon", "probability", nullable=True),
+        _float("p_liquidation_largest", "probability", nullable=True),
+        _text("p_liquidation_largest_account", nullable=True),
+        _float(
+            "p_liquidation_unified_at_horizon",
+            "probability that all accounts as one would be liquidated; null of the general engine",
+            nullable=True,
+        ),
+        _float(
+            "bad_debt_usd",
+            "USD, expected sum over accounts of what their equity falls below zero; null of the general engine",
+            nullable=True,
+        ),
+    ],
+)
+
+SCREEN_ACCOUNTS = _result(
+    "screen_accounts",
+    [
+        _text("portfolio_id"),
+        _text("account_id"),
+        _text("node"),
+        _text("venue"),
+        _text("engine", "netted | general"),
+        _text("status", "ok | incomplete | calculation"),
+        _float("equity_usd", "USD at market value", nullable=True),
+        _float("equity_mean_usd", "USD at the horizon; null of the general engine", nullable=True),
+        _float("p_liquidation_at_horizon", "probability", nullable=True),
+        _float("bad_debt_usd", "USD, expected; null of the general engine", nullable=True),
+    ],
+)
+
 RUN_FAILURES = pa.schema([_text("run_id"), *FAILURES], metadata=FAILURES.metadata)
 
 RESULTS: Mapping[str, pa.Schema] = {
@@ -1016,6 +1068,8 @@ RESULTS: Mapping[str, pa.Schema] = {
     "loss_histogram": LOSS_HISTOGRAM,
     "factors": FACTORS,
     "reconciliation": RECONCILIATION,
+    "screen_portfolios": SCREEN_PORTFOLIOS,
+    "screen_accounts": SCREEN_ACCOUNTS,
     "failures": RUN_FAILURES,
 }
 """Every result table by name. `runs` is written last; readers ignore rows of a run that has no row in it."""
@@ -1037,6 +1091,8 @@ RESULT_KEYS: Mapping[str, tuple[str, ...]] = {
     "loss_histogram": ("run_id", "portfolio_id", "bin"),
     "factors": ("run_id", "factor"),
     "reconciliation": ("run_id", "portfolio_id", "account_id", "figure"),
+    "screen_portfolios": ("run_id", "portfolio_id"),
+    "screen_accounts": ("run_id", "portfolio_id", "account_id"),
     "failures": ("run_id", "venue", "payload", "path", "subject", "reason", "message"),
 }
 """Key columns by result table, which is also its sort order."""

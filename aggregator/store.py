@@ -179,9 +179,12 @@ class ResultStore:
         newest = max(candidates, key=lambda row: (row["started_at"], row["run_id"]))
         return PendingRun(**newest, written=self.shards_written(newest["run_id"]))
 
-    def committed_runs(self) -> list[str]:
-        """Ids of the runs that have a run row, oldest first (an id begins with its UTC start); none without a store."""
-        return sorted(self._select("runs", ("run_id",)).column("run_id").to_pylist())
+    def committed_runs(self, kind: str | None = None) -> list[str]:
+        """Ids of the runs that have a run row, of every kind or of one (`sweep`, `screen`), oldest first (an id begins
+        with its UTC start); none without a store.
+        """
+        rows = self._select("runs", ("run_id", "kind")).to_pylist()
+        return sorted(row["run_id"] for row in rows if kind in (None, row["kind"] or "sweep"))
 
     def read(self, table: str, run_id: str) -> pa.Table:
         """The rows of one committed run in the canonical schema of `table`, sorted by its `RESULT_KEYS`.

@@ -146,7 +146,7 @@ def run_sweep(resolved: Resolved, *, fresh: bool = False, progress: Progress | N
     started = datetime.now(UTC)
     library = _library(resolved)
     inputs = read_inputs(resolved, say)
-    resolved = _with_forecast(resolved, inputs.as_of)
+    resolved = with_forecast(resolved, inputs.as_of)
     configuration = resolved.configuration
     say("book", 0, 1)
     book, unclaimed = pack_book(inputs.snapshots, configuration.portfolios, as_of=inputs.as_of)
@@ -156,19 +156,18 @@ def run_sweep(resolved: Resolved, *, fresh: bool = False, progress: Progress | N
     generation = build_generator(resolved, book.factors(), inputs.as_of)
     if generation.missing:
         book, _ = pack_book(inputs.snapshots, configuration.portfolios, as_of=inputs.as_of, missing=generation.missing)
-    file_hashes = _file_hashes(resolved)
-    run_digest = _run_digest(resolved, inputs, file_hashes)
-    store = ResultStore(_location(resolved, configuration.store.path))
+    run_digest = digest_of_run(resolved, inputs, file_hashes(resolved))
+    store = ResultStore(store_location(resolved, configuration.store.path))
     shards = -(-len(book.portfolios) // configuration.engine.shard_portfolios) + 1
     within = timedelta(seconds=configuration.store.resume_within_s)
     pending = None if fresh else store.pending_run(run_digest, now=started, within=within)
     if pending is not None:
         run_id, started, shards = pending.run_id, pending.started_at, pending.shards
     else:
-        run_id = f"{started:%Y%m%dT%H%M%S}.{started.microsecond // 1000:03d}Z-{run_digest[:8]}"
+        run_id = new_run_id(started, run_digest)
         store.start_run(run_id, run_digest=run_digest, started_at=started, shards=shards)
 
-    devices = _devices(configuration)
+    devices = devices_of(configuration)
     missed = None
     if configuration.run.target_error is None:
         market = run_market(resolved, book, generation, library)
@@ -187,7 +186,7 @@ def run_sweep(resolved: Resolved, *, fresh: bool = False, progress: Progress | N
     cube = market.cube
     path_law = _path_law(resolved, generation, inputs.as_of)
     transfer, of_routes = _transfer_law(resolved, routes, inputs, book, market, path_law)
-    of_inputs = _ordered([*inputs.failures, *book.failures, *generation.failures, *of_routes])
+    of_inputs = ordered_failures([*inputs.failures, *book.failures, *generation.failures, *of_routes])
     evidence = Evidence(inputs.snapshots, of_inputs, inputs.as_of)
     work = _Work(
         store=store,
@@ -223,37 +222,24 @@ def run_sweep(resolved: Resolved, *, fresh: bool = False, progress: Progress | N
         conditions = (*conditions, _missed_target(missed, configuration.run.target_error))
     # No fault of the data and no reason to stop a schedule, but whoever reads the requirement has to know.
     notes = requirement_gaps(generation)
-    finished = datetime.now(UTC)
-    scenarios = int(np.count_nonzero(np.asarray(cube.weights)))
-    run_row = {
-        "run_id": run_id,
-        "started_at": started,
-        "finished_at": finished,
-        "duration_s": (finished - started).total_seconds(),
-        "as_of": inputs.as_of,
-        "snapshot_hash": inputs.digest,
-        "configuration_digest": resolved.digest(),
-        "run_digest": run_digest,
-        "configuration": resolved.text(),
-        "inputs": json.dumps([*_payload_hashes(inputs), *file_hashes]),
-        "code_version": __version__,
-        "versions": json.dumps(
-            {"python": platform.python_version()} | {name: metadata.version(name) for name in _VERSIONS}
-        ),
-        "device": f"{jax.devices()[0].device_kind} x {devices}",
-        "seed": configuration.run.seed,
-        "generator": configuration.scenarios.generator,
-        "scenarios": scenarios,
-        "horizon_days": configuration.run.horizon_days,
-        "shards": shards,
-        "portfolios": len(book.portfolios),
-        "portfolios_incomplete": sum(not row["complete"] for row in rows),
-        "accounts": len(accounts),
-        "failures": len(failures),
-        "conditions": json.dumps([condition._asdict() for condition in conditions]),
-        "notes": json.dumps(notes),
-    }
-    store.write_run(run_row)
+    row = run_row(
+        resolved,
+        inputs,
+        kind="sweep",
+        run_id=run_id,
+        run_digest=run_digest,
+        started=started,
+        devices=devices,
+        scenarios=int(np.count_nonzero(np.asarray(cube.weights))),
+        shards=shards,
+        portfolios=len(book.portfolios),
+        incomplete=sum(not row["complete"] for row in rows),
+        accounts=len(accounts),
+        failures=len(failures),
+        conditions=conditions,
+        notes=notes,
+    )
+    store.write_run(row)
     say("report", 0, 1)
     report = None
     if configuration.report.path:
@@ -400,7 +386,7 @@ def _payload_hashes(inputs: Inputs) -> list[dict[str, str]]:
     return [{"venue": venue, "request": p.request, "name": p.name, "sha256": p.sha256} for venue, p in inputs.payloads]
 
 
-def _file_hashes(resolved: Resolved) -> list[dict[str, str]]:
+def file_hashes(resolved: Resolved) -> list[dict[str, str]]:
     """Every file beside the payloads that decides numbers: asset book, venue parameters, market history."""
     configuration, figures = resolved.configuration, resolved.configuration.scenarios
     files = {("", "assets", configuration.assets)}
@@ -432,10 +418,11 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _run_digest(resolved: Resolved, inputs: Inputs, file_hashes: Sequence[Mapping[str, str]]) -> str:
+def digest_of_run(resolved: Resolved, inputs: Inputs, files: Sequence[Mapping[str, str]]) -> str:
+    """What a run is identified by: snapshot, files, configuration, seed, code version and instant."""
     parts = (
         inputs.digest,
-        json.dumps(file_hashes),
+        json.dumps(files),
         resolved.digest(),
         str(resolved.configuration.run.seed),
         __version__,
@@ -444,11 +431,69 @@ def _run_digest(resolved: Resolved, inputs: Inputs, file_hashes: Sequence[Mappin
     return hashlib.sha256("|".join(parts).encode()).hexdigest()
 
 
-def _location(resolved: Resolved, path: str) -> str | Path:
+def new_run_id(started: datetime, run_digest: str) -> str:
+    """The id of a run: its start in UTC and the first digits of its digest."""
+    return f"{started:%Y%m%dT%H%M%S}.{started.microsecond // 1000:03d}Z-{run_digest[:8]}"
+
+
+def run_row(
+    resolved: Resolved,
+    inputs: Inputs,
+    *,
+    kind: str,
+    run_id: str,
+    run_digest: str,
+    started: datetime,
+    devices: int,
+    scenarios: int,
+    shards: int,
+    portfolios: int,
+    incomplete: int,
+    accounts: int,
+    failures: int,
+    conditions: Sequence[Condition],
+    notes: Sequence[str],
+) -> dict[str, Any]:
+    """Row of `runs` of a run that ends now."""
+    configuration, finished = resolved.configuration, datetime.now(UTC)
+    return {
+        "run_id": run_id,
+        "kind": kind,
+        "started_at": started,
+        "finished_at": finished,
+        "duration_s": (finished - started).total_seconds(),
+        "as_of": inputs.as_of,
+        "snapshot_hash": inputs.digest,
+        "configuration_digest": resolved.digest(),
+        "run_digest": run_digest,
+        "configuration": resolved.text(),
+        "inputs": json.dumps([*_payload_hashes(inputs), *file_hashes(resolved)]),
+        "code_version": __version__,
+        "versions": json.dumps(
+            {"python": platform.python_version()} | {name: metadata.version(name) for name in _VERSIONS}
+        ),
+        "device": f"{jax.devices()[0].device_kind} x {devices}",
+        "seed": configuration.run.seed,
+        "generator": configuration.scenarios.generator,
+        "scenarios": scenarios,
+        "horizon_days": configuration.run.horizon_days,
+        "shards": shards,
+        "portfolios": portfolios,
+        "portfolios_incomplete": incomplete,
+        "accounts": accounts,
+        "failures": failures,
+        "conditions": json.dumps([condition._asdict() for condition in conditions]),
+        "notes": json.dumps(notes),
+    }
+
+
+def store_location(resolved: Resolved, path: str) -> str | Path:
+    """Where a store is: a URL as it is, a folder relative to the configuration."""
     return path if "://" in path else resolved.path(path)
 
 
-def _devices(configuration: Configuration) -> int:
+def devices_of(configuration: Configuration) -> int:
+    """How many devices a run uses."""
     wanted = configuration.engine.host_devices
     available = len(jax.devices())
     return min(wanted, available) if wanted else available
@@ -660,16 +705,16 @@ def _transfer_law(
     return law, failures
 
 
-def _with_forecast(resolved: Resolved, as_of: datetime) -> Resolved:
+def with_forecast(resolved: Resolved, as_of: datetime) -> Resolved:
     """The configuration with the scale that a model forecasts, where the scenarios ask for one."""
     scenarios = resolved.configuration.scenarios
     history = scenarios.history if isinstance(scenarios, CalibratedFigures) else scenarios
     if getattr(history, "forecast", None) is None:
         return resolved
     # Only now: the models take longer to import than a sweep without them takes to start.
-    from models.scenario_forecast import with_forecast
+    from models import scenario_forecast
 
-    return with_forecast(resolved, as_of)
+    return scenario_forecast.with_forecast(resolved, as_of)
 
 
 def _library(resolved: Resolved) -> StressLibrary | None:
@@ -856,7 +901,7 @@ def _failure_of(row: Mapping[str, Any]) -> Failure:
     return Failure(**stored | {"reason": FailureReason(row["reason"])})
 
 
-def _ordered(failures: Sequence[Failure]) -> list[Failure]:
+def ordered_failures(failures: Sequence[Failure]) -> list[Failure]:
     """Sorted and without exact repeats (a payload read for two accounts fails once for each)."""
     return sorted(
         dict.fromkeys(failures),
@@ -873,7 +918,13 @@ def _conditions(
     accounts: Sequence[Mapping[str, Any]],
     failures: Sequence[Failure],
 ) -> tuple[Condition, ...]:
-    out = [c for limit in configuration.limits for c in _limit_conditions(limit, portfolios, accounts)]
+    of_limits = [c for limit in configuration.limits for c in _limit_conditions(limit, portfolios, accounts)]
+    return (*of_limits, *data_conditions([row["portfolio_id"] for row in portfolios if not row["complete"]], failures))
+
+
+def data_conditions(incomplete: Sequence[str], failures: Sequence[Failure]) -> tuple[Condition, ...]:
+    """What holds of a run with these failures and portfolios that are not complete."""
+    out = []
     unreachable = [f for f in failures if f.reason == FailureReason.UNREACHABLE]
     others = [f for f in failures if f.reason != FailureReason.UNREACHABLE]
     if unreachable:
@@ -890,13 +941,10 @@ def _conditions(
             counts[failure.reason] = counts.get(failure.reason, 0) + 1
         text = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items()))
         out.append(Condition("failures", ExitCode.BAD_DATA, f"{len(others)} rows could not be used: {text}"))
-    incomplete = sorted(row["portfolio_id"] for row in portfolios if not row["complete"])
     if incomplete:
-        out.append(
-            Condition(
-                "incomplete", ExitCode.BAD_DATA, f"{len(incomplete)} portfolios are incomplete: {', '.join(incomplete)}"
-            )
-        )
+        names = ", ".join(sorted(incomplete))
+        message = f"{len(incomplete)} portfolios are incomplete: {names}"
+        out.append(Condition("incomplete", ExitCode.BAD_DATA, message))
     return tuple(out)
 
 

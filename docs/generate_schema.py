@@ -116,6 +116,9 @@ _RESULT_ROWS: Mapping[str, str] = {
     "factors": "One row per risk factor of the run: its spread over the horizon and where its law comes from.",
     "reconciliation": "One row per account and figure: ours, the venue's own, and what explains a difference. What the "
     "columns mean: [reconciliation](reconcile.md).",
+    "screen_portfolios": "One row per portfolio of a screen: tail, liquidation and bad debt without the requirement "
+    "stack ([screens](results.md#screens)).",
+    "screen_accounts": "One row per account of a screen.",
     "failures": "Everything that could not be read, checked or computed.",
 }
 

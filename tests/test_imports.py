@@ -197,6 +197,8 @@ AGGREGATOR_ORDER = (
     "backtest_margin",
     "backtest_request",
     "sweep",
+    "screen_tables",
+    "screen",
     "reconcile",
     "doctor",
     "cli",

@@ -79,7 +79,7 @@ def marks(**columns: Any) -> pa.Table:
 
 VERSIONS = {"marks": "3", "margin_tiers": "2", "collateral_tiers": "2"}
 RESULT_VERSIONS = {
-    "runs": "2",
+    "runs": "3",
     "portfolio_margin": "5",
     "account_margin": "2",
     "node_margin": "3",
