@@ -286,15 +286,29 @@ def backtest(
                 progress=say,
             )
         if scores:
-            from models.forecast_scores import score, scores_text
-            from models.forecast_table import read_forecasts
-            from models.market_history import read_market
-
-            typer.echo(scores_text(score(read_forecasts(out), read_market(market))), err=as_json)
+            typer.echo(_scores_text(out, market), err=as_json)
         if as_json:
             typer.echo(json.dumps({**outcome._asdict(), "path": str(outcome.path)}))
         else:
             typer.echo(f"{outcome.path}: {outcome.rows} rows, {outcome.first} to {outcome.last}")
+
+
+@app.command()
+def score(
+    forecasts: Annotated[Path, typer.Argument(help="Forecast table (.parquet).", show_default=False)],
+    market: Annotated[Path, typer.Option("--market", help="Folder of market history.", show_default=False)],
+) -> None:
+    """Score any forecast table of one horizon, level and loss against a market history, on its common rows."""
+    with _exit_codes(False):
+        typer.echo(_scores_text(forecasts, market))
+
+
+def _scores_text(forecasts: Path, market: Path) -> str:
+    from models.forecast_scores import score, scores_text
+    from models.forecast_table import read_forecasts
+    from models.market_history import read_market
+
+    return scores_text(score(read_forecasts(forecasts), read_market(market)))
 
 
 @app.command()

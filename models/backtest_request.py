@@ -67,6 +67,10 @@ def run_backtest(
         raise ConfigurationError(f"levels {unknown} are not among those of {settings}: {figures.network.levels}")
     if not out.resolve().parent.is_dir():
         raise ConfigurationError(f"{out}: its folder does not exist")
+    if out.is_dir():
+        raise ConfigurationError(f"{out} is a folder; expected a file to write")
+    if checkpoints is not None and checkpoints.exists() and not checkpoints.is_dir():
+        raise ConfigurationError(f"{checkpoints} is a file; expected a folder for checkpoints")
     first, after = np.datetime64(start), np.datetime64(end) + DAY
     history = read_market(market)
     panel = windows(history, horizon)  # type: ignore[arg-type]

@@ -61,9 +61,11 @@ def classical_rates(
     is any, that of the normal distribution.
     """
     per_day = windows_per_day(panel.horizon)
-    garch = garch_volatility(np.log1p(windows.simple_return), panel.opening, refits, windows_per_day=per_day)
+    garch = garch_volatility(
+        np.log1p(windows.simple_return), panel.opening, refits, wanted=panel.usable, windows_per_day=per_day
+    )
     log_ewma = np.log(panel.volatility)
-    log_garch = np.log(np.where(np.isfinite(garch) & panel.usable, garch, panel.volatility))
+    log_garch = np.log(np.where(np.isfinite(garch), garch, panel.volatility))
     log_garch = np.clip(log_garch, log_ewma - LARGEST_DISAGREEMENT, log_ewma + LARGEST_DISAGREEMENT)
     members = [
         _filtered_rates(volatility, windows, loss, levels=levels, settings=settings, per_day=per_day)

@@ -238,6 +238,8 @@ def scores_text(table: ScoreTable) -> str:
     lines.append("missing rows: " + (", ".join(f"{model} {share:.2%}" for model, share in lacking.items()) or "none"))
     if table.unknown_losses:
         lines.append(f"{table.unknown_losses} forecasts met no known loss")
+    if not table.groups:
+        lines.append(f"nothing to score: no asset has {LEAST_ROWS} common rows on each side")
     for group in table.groups:
         span = f"{group.first.astype('datetime64[D]')} .. {group.last.astype('datetime64[D]')}"
         lines += ["", f"{group.group}, {group.side}: {group.rows} common rows, {len(group.assets)} assets, {span}"]

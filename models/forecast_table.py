@@ -7,6 +7,7 @@ probability 1 - level, `es_rate` is the expected loss given that it is.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -90,8 +91,18 @@ def read_forecasts(path: Path) -> pa.Table:
 
 
 def write_forecasts(table: pa.Table, path: Path) -> None:
-    """The checked table as Parquet; equal tables give equal bytes for one version of the library."""
-    pa.parquet.write_table(check_forecasts(table), path, compression="zstd")
+    """The checked table as Parquet, whole or not at all; equal tables give equal bytes for one version of the library.
+
+    Raises ConfigurationError where the file cannot be written.
+    """
+    checked = check_forecasts(table)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        pa.parquet.write_table(checked, partial, compression="zstd")
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise ConfigurationError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
 def _refuse(table: pa.Table, rows: pa.ChunkedArray | np.ndarray, what: str) -> None:

@@ -5,6 +5,8 @@ Unlike an exponential average it returns to its mean, which is what a margin sho
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 
 from aggregator.calibration.volatility import GarchFit, garch_fit, garch_variance
@@ -15,12 +17,13 @@ LEAST_DAYS = 250
 
 
 def garch_volatility(
-    log_return: np.ndarray, opening: np.ndarray, dates: np.ndarray, *, windows_per_day: float
+    log_return: np.ndarray, opening: np.ndarray, dates: np.ndarray, *, wanted: np.ndarray, windows_per_day: float
 ) -> np.ndarray:
     """Volatility per window known at each opening, [windows + 1, assets]; NaN before the first fit of an asset.
 
     `opening` has one entry more than there are returns [windows, assets]. A fit on a date uses the returns of windows
-    that opened before it (they have ended by then) and serves until the next date. Missing returns are skipped.
+    that opened before it (they have ended by then) and serves until the next date. Missing returns are skipped. NaN
+    also where it is not `wanted` [windows + 1, assets]: an asset that is gone is not fitted any more.
     """
     times, assets = log_return.shape
     longest, least = round(LONGEST_DAYS * windows_per_day), round(LEAST_DAYS * windows_per_day)
@@ -29,10 +32,10 @@ def garch_volatility(
     for asset in range(assets):
         rows = np.flatnonzero(np.isfinite(log_return[:, asset]))
         returns = log_return[rows, asset]
-        last_use = int(rows[-1]) + 2 if len(rows) else 0
-        for begin, end in zip(edges[:-1], np.minimum(edges[1:], last_use), strict=True):
+        for begin, end in pairwise(edges):
             known = int(np.searchsorted(rows, begin))
-            if begin >= end or known < least:
+            use = begin + np.flatnonzero(wanted[begin:end, asset])
+            if not len(use) or known < least:
                 continue
             first = max(0, known - longest)
             sample = returns[first:known]
@@ -47,7 +50,6 @@ def garch_volatility(
                 beta=fitted.beta,
                 start=float(np.mean(sample**2)),
             )
-            use = np.arange(begin, end)
             result[use, asset] = np.sqrt(variance[np.searchsorted(rows, use) - first])
     return result
 

@@ -25,6 +25,9 @@ from .tier_model_settings import Mixture, TierModelSettings
 from .training import Fit
 from .walk_forward import DAY, Progress, network_rates, rates_of_fit, refit_dates
 
+LARGEST_LONG_RATE = 0.9999
+"""Of a long position, 1 bp below its notional: from there on the loss in logarithms has no end."""
+
 
 class LearnedRates(NamedTuple):
     """`learned` as it is forecast, `published` on the grid; NaN outside the period and where there is no window."""
@@ -150,7 +153,18 @@ def _guarded(
     factors = guard_log_factors(rates.log_margin, by_network, log_loss, settings, per_day, strength)
     added = np.where(by_network[..., None], factors[:, None, None, :], 0.0)
     margin = np.maximum.accumulate(rates.log_margin + added, axis=-1)
-    return TailRates(margin, np.maximum(rates.log_shortfall + added, margin))
+    return losable(TailRates(margin, np.maximum(rates.log_shortfall + added, margin)))
+
+
+def losable(rates: TailRates) -> TailRates:
+    """Rates [..., sides, levels] of long positions at most `LARGEST_LONG_RATE`: a price falls by no more than itself.
+
+    What is there of a network far from all that it was trained on may be larger; such a rate would be no rate to a
+    ladder of tiers, and the market that collapses would be the one left as it is.
+    """
+    ceiling = np.full((len(SIDES), 1), np.inf)
+    ceiling[SIDES.index("long")] = np.log(LARGEST_LONG_RATE)
+    return TailRates(*(np.minimum(values, ceiling) for values in rates))
 
 
 def _published(
@@ -265,7 +279,7 @@ def rates_now(made: PreparedModel, settings: TierModelSettings, *, with_calendar
     )
     added = np.array(header.guard_log_factors or np.zeros(len(header.network.levels)))
     margin = np.maximum.accumulate(both.log_margin[0] + added, axis=-1)
-    shortfall = np.maximum(both.log_shortfall[0] + added, margin)
+    margin, shortfall = losable(TailRates(margin, np.maximum(both.log_shortfall[0] + added, margin)))
     alone = np.maximum.accumulate(classical.log_margin[0], axis=-1)
     return LatestRates(
         panel.opening[-1],

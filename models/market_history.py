@@ -170,7 +170,15 @@ def windows(history: MarketHistory, horizon: Horizon, *, until: np.datetime64 | 
 def bars_4h_panel(
     history: MarketHistory, assets: Sequence[str], *, until: np.datetime64 | None = None
 ) -> FourHourPanel:
-    """4-hour bars of `assets` (in that order); an asset without any has NaN only. Errors as in `windows`."""
+    """4-hour bars of `assets` (in that order); an asset without any has NaN only.
+
+    A history of daily bars alone has one row, of NaN, at the first of them. Other errors as in `windows`.
+    """
+    if not (history.bars_4h.num_rows or history.bars_1h.num_rows):
+        first = np.array([microseconds(history.bars_1d["ts"]).min()]).astype("datetime64[us]")
+        nothing = np.full((1, len(assets)), np.nan)
+        unknown = dict.fromkeys((*PRICES, "volume", "quote_volume"), nothing)
+        return FourHourPanel(first, tuple(assets), np.full((1, len(assets)), NOTHING, dtype=np.int8), **unknown)
     return _panel(history, WIDTHS["4h"], tuple(assets), until).dense
 
 
@@ -225,8 +233,11 @@ def _panel(history: MarketHistory, width: int, assets: tuple[str, ...], until: n
     first_perp = np.full(len(assets), np.iinfo(np.int64).max)
     returns = np.isfinite(_close_before(perp))
     np.minimum.at(first_perp, perp.asset[returns], perp.opening[returns])
-    without_spot = ~np.isin(np.arange(len(assets)), spot.asset)
-    first_perp[without_spot] = 0
+    # Where no spot window came before, the first perp window serves as well: spot that is listed later changes nothing.
+    earliest = np.full((2, len(assets)), np.iinfo(np.int64).max)
+    for row, bars in zip(earliest, (perp, spot), strict=True):
+        np.minimum.at(row, bars.asset, bars.opening)
+    first_perp[earliest[0] < earliest[1]] = 0
 
     every = np.concatenate([perp.opening, spot.opening])
     opening = np.arange(every.min(), every.max() + width, width)

@@ -70,15 +70,20 @@ def monitoring_table(models: Sequence[MonitoredModel]) -> Table:
 
 
 def monitoring_lines(models: Sequence[MonitoredModel]) -> list[str]:
-    """A sentence on the drift of every model's inputs."""
+    """A sentence on the drift of every model's inputs, and one on a fit that knows more than the run does."""
     lines = []
     for model in models:
         drift = model.drift
+        if model.age_days < 0.0:
+            lines.append(
+                f"{model.horizon} model: made for use from {model.refit} on, which is after this run: its networks may"
+                " have been trained on what came later, so this is no test of what it would have said"
+            )
         if not drift.rows:
             continue
         names = ", ".join(f"{drift.names[n]} {drift.stability[n]:.2f}" for n in furthest(drift))
         lines.append(
-            f"{model.horizon} model, {model.age_days:.0f} days old: median stability index of its inputs"
+            f"{model.horizon} model, {max(model.age_days, 0.0):.0f} days old: median stability index of its inputs"
             f" {float(np.median(drift.stability)):.2f}, {float(np.mean(drift.outside)):.2%} out of range,"
             f" {float(np.mean(drift.missing)):.1%} missing ({float(np.mean(drift.missing_then)):.1%} in training);"
             f" furthest: {names}"

@@ -55,6 +55,9 @@ def run_training(
     for horizon, loss in targets:
         if horizon not in get_args(Horizon) or loss not in get_args(Loss):
             raise ConfigurationError(f"target {horizon} {loss}: expected 1d or 8h, close or adverse")
+    for folder in (out, checkpoints):
+        if folder is not None and folder.exists() and not folder.is_dir():
+            raise ConfigurationError(f"{folder} is a file; expected a folder for checkpoints")
     figures = read_tier_model_settings(settings)
     history = read_market(market)
     out.mkdir(parents=True, exist_ok=True)

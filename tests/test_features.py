@@ -15,7 +15,9 @@ from models.features_volatility import (
     parkinson_variance,
     shrunk,
 )
+from models.market_files import MarketHistory
 from models.market_history import Horizon, windows
+from models.offset_windows import offset_windows
 from tests.small_tier_market import ASSETS, DAYS, FIRST, HALT, NEW_DAYS, bars, context, history, small_history
 
 EXACT = 1e-9
@@ -197,3 +199,31 @@ def test_a_gap_is_no_return() -> None:
     for name in ("return_1", "return_60", "semivariance_10"):
         assert np.allclose(column(plain, name), column(jumped, name), atol=STORED, equal_nan=True)
     assert len(windows(small_history(), "1d").opening) == DAYS
+
+
+def test_daily_bars_alone_are_enough_for_days() -> None:
+    """Where nothing finer is known, the anchor goes by squared returns and what needs finer bars is missing."""
+    daily = {}
+    for asset, own in bars().items():
+        of_day = np.arange(len(own["ts"])) // 6
+        daily[asset] = {
+            "ts": own["ts"][::6],
+            "open": own["open"][::6],
+            "high": np.maximum.reduceat(own["high"], np.flatnonzero(np.diff(of_day, prepend=-1))),
+            "low": np.minimum.reduceat(own["low"], np.flatnonzero(np.diff(of_day, prepend=-1))),
+            "close": own["close"][5::6],
+            "volume": own["volume"][::6],
+        }
+    table = history(daily, None).bars_4h
+    table = table.set_column(table.column_names.index("nbars"), "nbars", pa.array([6] * table.num_rows, pa.int64()))
+    nothing = table.slice(0, 0)
+    market = MarketHistory(nothing, nothing, table, None, None)
+    fine, coarse = feature_panel(small_history(), "1d"), feature_panel(market, "1d")
+    assert np.array_equal(windows(market, "1d").simple_return, windows(small_history(), "1d").simple_return, True)
+    assert np.array_equal(coarse.opening, fine.opening)
+    assert np.allclose(coarse.volatility, fine.volatility, rtol=EXACT)
+    assert np.allclose(coarse.anchor, np.log(coarse.volatility), atol=EXACT)
+    assert np.isnan(column(coarse, "semivariance_10")).all()
+    assert np.isfinite(column(coarse, "square_0.8")[coarse.usable]).all()
+    assert np.isfinite(column(coarse, "age")[coarse.usable]).all()
+    assert offset_windows(market, "close") is None

@@ -10,8 +10,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet
 import pytest
 from scipy.stats import norm
+from typer.testing import CliRunner
 
 from aggregator.backtest_statistics import christoffersen_independence, kupiec
+from aggregator.cli import app
 from aggregator.errors import ConfigurationError
 from models.forecast_comparison import compare, diebold_mariano
 from models.forecast_metrics import Metrics, Rows, constant_pinball, fissler_ziegel, metrics, pinball
@@ -40,7 +42,7 @@ def table(*rows: dict[str, object]) -> pa.Table:
 
 
 @pytest.fixture(scope="module")
-def market(tmp_path_factory: pytest.TempPathFactory) -> MarketHistory:
+def market_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Daily bars: two perpetuals, a pegged and a delisted spot coin; AAA has three days without a bar."""
     folder = tmp_path_factory.mktemp("market")
     generator = np.random.default_rng(7)
@@ -66,7 +68,12 @@ def market(tmp_path_factory: pytest.TempPathFactory) -> MarketHistory:
     bars = pa.table(columns | {"volume": [1.0] * len(columns["ts"]), "quote_vol": [1.0] * len(columns["ts"])})
     bars = bars.append_column("nbars", pa.array([24] * bars.num_rows))
     pa.parquet.write_table(bars, folder / "ohlcv_1d.parquet")
-    return read_market(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def market(market_folder: Path) -> MarketHistory:
+    return read_market(market_folder)
 
 
 def flat_forecasts(market: MarketHistory, model: str, rate: float, assets: tuple[str, ...] = ASSETS) -> pa.Table:
@@ -311,3 +318,31 @@ def test_tables_that_cannot_be_scored(market: MarketHistory) -> None:
     with pytest.raises(ConfigurationError, match="none of them meets a known loss"):
         score(future, market)
     assert score(pa.concat_tables([good, future]), market).unknown_losses > 0
+
+
+def test_a_period_too_short_to_score_says_so(market: MarketHistory) -> None:
+    cut = pa.scalar((START + np.timedelta64(50, "D")).item(), pa.timestamp("us", "UTC"))
+    flat = flat_forecasts(market, "flat", 0.05)
+    short = flat.filter(pc.less(flat["date"].cast(pa.timestamp("us", "UTC")), cut))
+    assert "nothing to score: no asset has 100 common rows" in scores_text(score(short, market))
+    assert "nothing to score" not in scores_text(score(flat, market))
+
+
+def test_the_verb_scores_any_file(market: MarketHistory, market_folder: Path, tmp_path: Path) -> None:
+    forecasts, place = flat_forecasts(market, "flat", 0.05), tmp_path / "forecasts.parquet"
+    write_forecasts(forecasts, place)
+    answer = CliRunner().invoke(app, ["score", str(place), "--market", str(market_folder)])
+    assert answer.exit_code == 0, answer.stderr
+    assert answer.stdout == scores_text(score(read_forecasts(place), market)) + "\n"
+    place.write_bytes(place.read_bytes()[:-9])
+    answer = CliRunner().invoke(app, ["score", str(place), "--market", str(market_folder)])
+    assert answer.exit_code == 2
+    assert str(place) in answer.stderr
+
+
+def test_a_file_that_cannot_be_written_is_named_and_leaves_nothing(tmp_path: Path) -> None:
+    place = tmp_path / "forecasts.parquet"
+    place.mkdir()
+    with pytest.raises(ConfigurationError, match=r"forecasts.parquet: cannot be written"):
+        write_forecasts(table(row()), place)
+    assert list(tmp_path.iterdir()) == [place]

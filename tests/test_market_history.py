@@ -269,3 +269,21 @@ def test_recorded_history(recorded: Path) -> None:
     rows = counted.sum(axis=0)
     assert (rows >= 100).sum() == 47
     assert 2 * rows[rows >= 100].sum() == 102_462
+
+
+def test_spot_that_is_listed_after_the_perp_changes_nothing_before(folder: Path) -> None:
+    """DDD has a perp from the noon of day 1, and spot from day 6 on."""
+    perp = bars("DDD", "perp", first=START + 36 * HOUR, hours=4, count=60, seed=5)
+    older = [row for row in pa.parquet.read_table(folder / "ohlcv_4h.parquet").to_pylist() if row["asset"] == "AAA"]
+    older = [row | {"ts": np.datetime64(row["ts"].replace(tzinfo=None), "us")} for row in older]
+    write_bars(folder, "ohlcv_4h.parquet", older + perp)
+    without = windows(read_market(folder), "1d")
+    spot = bars("DDD", "spot", first=START + 6 * 24 * HOUR, hours=1, count=6 * 24, price=101.0, seed=6)
+    write_bars(folder, "ohlcv_1h.parquet", spot)
+    later = windows(read_market(folder), "1d")
+    for panel in (without, later):
+        own = panel.assets.index("DDD")
+        first = int((START + 2 * 24 * HOUR - panel.opening[0]) / (24 * HOUR))
+        assert panel.market[first : first + 9, own].tolist() == [PERP] * 9
+        assert np.isnan(panel.simple_return[first, own])
+        assert np.isfinite(panel.simple_return[first + 1 : first + 9, own]).all()

@@ -175,3 +175,10 @@ def test_the_document_holds_integers_and_text_alone() -> None:
     assert "holds" in verdict([monitored()], [])
     [line] = monitoring_lines([monitored()])
     assert "12 days old" in line
+
+
+def test_a_fit_that_is_newer_than_the_run_says_so() -> None:
+    known, line = monitoring_lines([monitored()._replace(age_days=-3.0)])
+    assert "made for use from 2024-01-01 on, which is after this run" in known
+    assert "0 days old" in line
+    assert len(monitoring_lines([monitored()._replace(age_days=0.0)])) == 1

@@ -12,6 +12,7 @@ import pytest
 from aggregator.errors import ConfigurationError
 from models.backtest_request import learned_forecasts, run_backtest
 from models.checkpoint import read_checkpoint, read_header
+from models.classical_margin import classical_rates
 from models.features import feature_panel
 from models.forecast_table import check_forecasts
 from models.learned import latest_rates
@@ -19,6 +20,7 @@ from models.market_files import MarketHistory
 from models.market_history import windows
 from models.offset_windows import day_losses, offset_windows
 from models.published_tiers import on_grid
+from models.tier_ladder import BaseRates, require_rates
 from models.tier_model_settings import TierModelSettings, read_tier_model_settings
 from models.train_request import run_training
 from models.training import Fit, fit
@@ -93,6 +95,48 @@ def test_what_comes_later_changes_no_forecast(table: pa.Table) -> None:
     assert before.num_rows > 3000
     assert before.equals(after)
     assert not table.filter(~until).equals(again.filter(~until))
+
+
+def until(columns: dict[str, dict[str, np.ndarray]], end: np.datetime64) -> dict[str, dict[str, np.ndarray]]:
+    """The bars that open before `end`; an asset without any is not there at all."""
+    kept = {asset: {name: values[own["ts"] < end] for name, values in own.items()} for asset, own in columns.items()}
+    return {asset: own for asset, own in kept.items() if len(own["ts"])}
+
+
+def test_a_history_that_ends_sooner_makes_the_same_forecasts(table: pa.Table) -> None:
+    """Cut at 2023-01-05: NEW is not known, and the arrays of training are shorter."""
+    cut = np.datetime64("2023-01-05", "us")
+    market = history(until(bars(), cut), context())
+    assert "NEW" not in windows(market, "1d").assets
+    before = table.filter(pc.field("date") < pa.scalar(cut.item(), pa.timestamp("us", "UTC")))
+    assert check_forecasts(forecasts(market, end=cut)).equals(before)
+
+
+def test_whether_a_market_goes_on_after_a_gap_changes_no_forecast_before() -> None:
+    """Two days are missing, so the window after them has no return; it is forecast the same if nothing follows it."""
+    gap = 380
+    columns = bars()
+    ours = columns["ZZZ"]
+    day = (ours["ts"] - FIRST) // np.timedelta64(1, "D")
+    columns["ZZZ"] = {name: values[(day < gap) | (day >= gap + 2)] for name, values in ours.items()}
+
+    def margins(columns: dict[str, dict[str, np.ndarray]]) -> np.ndarray:
+        market = history(columns, context())
+        panel = windows(market, "1d")
+        features = feature_panel(market, "1d", panel)
+        found = classical_rates(
+            features,
+            panel,
+            "close",
+            levels=SETTINGS.network.levels,
+            settings=SETTINGS.classical,
+            refits=refit_dates(features.opening, 6),
+        )
+        return found.log_margin[:, features.assets.index("ZZZ")]
+
+    whole = margins(columns)
+    for end in (gap, gap + 3, gap + 4):
+        assert np.array_equal(margins(until(columns, FIRST + end * np.timedelta64(1, "D"))), whole[: end + 1]), end
 
 
 def test_new_halted_and_pegged_assets_get_sensible_margins(table: pa.Table) -> None:
@@ -224,6 +268,8 @@ def test_the_verb_names_what_is_wrong(tmp_path: Path, monkeypatch: pytest.Monkey
         ({"end": date(2022, 5, 1)}, "before it starts"),
         ({"levels": (0.98,)}, "0.98"),
         ({"out": tmp_path / "no" / "out.parquet"}, "folder does not exist"),
+        ({"out": tmp_path}, "is a folder"),
+        ({"checkpoints": CONFIG}, "is a file"),
         ({"start": date(2030, 1, 1), "end": date(2030, 2, 1)}, "no window between"),
     ):
         with pytest.raises(ConfigurationError, match=message):
@@ -274,6 +320,28 @@ def test_training_writes_a_model_that_forecasts_the_next_window(
     assert 0.4 < found.margin[ASSETS.index("ZZZ"), 0, 1] / learned[max(learned)] < 2.5
     with pytest.raises(ConfigurationError, match="2d open"):
         run_training(tmp_path, out=tmp_path, settings=CONFIG, targets=[("2d", "open")])
+    for wrong in ({"out": CONFIG}, {"checkpoints": CONFIG}):
+        with pytest.raises(ConfigurationError, match="is a file"):
+            run_training(tmp_path, **({"out": tmp_path, "settings": CONFIG} | wrong))  # type: ignore[arg-type]
+
+
+def test_a_coin_that_collapses_keeps_a_rate_that_a_ladder_can_use() -> None:
+    """ZZZ moves threefold either way in each of the last 60 bars: the forecast for a long position reaches its end."""
+    columns = bars()
+    ours = columns["ZZZ"]
+    steps = np.where(np.arange(60) % 2 == 0, -3.0, 2.9)
+    last = float(ours["close"][-61])
+    close = last * np.exp(np.cumsum(steps))
+    ours["open"][-60:], ours["close"][-60:] = np.concatenate([[last], close[:-1]]), close
+    for name, join in (("high", np.maximum), ("low", np.minimum)):
+        ours[name][-60:] = join(ours["open"][-60:], ours["close"][-60:])
+    settings = read_tier_model_settings(CONFIG)
+    found = latest_rates(history(columns, context()), REFERENCE / "1d_adverse.tail", settings=settings)
+    long, short = ASSETS.index("ZZZ"), 1
+    assert found.margin[long, short].max() > 1.0
+    rates_of = BaseRates("long", found.levels, (1.0,), found.margin[long, :1], found.shortfall[long, :1])
+    require_rates("ZZZ", rates_of)
+    assert found.margin[long, 0].max() > 0.9
 
 
 @pytest.mark.parametrize("horizon", ["1d", "8h"])
