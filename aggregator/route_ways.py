@@ -4,16 +4,19 @@ A limit on all that leaves a venue, passes a link or arrives at a venue is one a
 only one way does, it is that way's own capacity. Otherwise it is a pair of points with the limit between them, which
 all these ways lead through; a point that only one route enters and one leaves is merged away. Time has to be judged
 once on each way, against the deadline of the node at its end: on the first step that only ways to one node and of one
-time share. Where there is none the last step takes the time of the slowest way through it, on the safe side.
+time share. Where there is none the last step takes the time of the slowest way through it, on the safe side. Users that
+may not go on by each other's ways share no point: a limit is divided among their groups (`route_groups`).
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
+
+from .route_groups import Use, user_groups
 
 
 class Route(NamedTuple):
@@ -106,25 +109,29 @@ def joined_ways(
         return len(points) - 1
 
     shared = _shared(ways, nodes, leaving, most_usd)
+    passes = _passes(ways)
     gates: dict[int, int] = {}
     first: list[Route] = []
     for venue, limit in sorted(leaving.items()):
-        members = sorted({w.source for w in ways if w.gated and nodes[w.source][1] == venue})
-        if len(members) == 1 and limit < most_usd:
-            gate = add_point(f"{nodes[members[0]][0]} withdrawals", "limit")
-            first.append(passage(members[0], gate, "withdrawal limit", limit))
-            gates[members[0]] = gate
-        elif members and limit < most_usd:
-            entry, gate = add_point(f"{venue} withdrawals entry", "shared"), add_point(f"{venue} withdrawals", "shared")
-            first += [passage(member, entry, "to the withdrawal limit", math.inf) for member in members]
-            first.append(passage(entry, gate, "withdrawal limit", limit))
+        groups = _member_groups(ways, nodes, venue, passes) if limit < most_usd else []
+        for number, members in enumerate(groups, 1):
+            part = limit / len(groups)
+            if len(members) == 1:
+                gate = add_point(f"{nodes[members[0]][0]} withdrawals", "limit")
+                first.append(passage(members[0], gate, "withdrawal limit", part))
+            else:
+                name = f"{venue} withdrawals" if len(groups) == 1 else f"{venue} withdrawals {number}"
+                entry, gate = add_point(f"{name} entry", "shared"), add_point(name, "shared")
+                first += [passage(member, entry, "to the withdrawal limit", math.inf) for member in members]
+                first.append(passage(entry, gate, "withdrawal limit", part))
             gates |= dict.fromkeys(members, gate)
     kept = len(points)
+    ways, shared = _divided(ways, gates, shared, passes)
     ends: dict[tuple[str, str], tuple[int, int]] = {}
     for key in sorted(shared):
         name = shared[key].name
         ends[key] = add_point(f"{name} entry", "shared"), add_point(name, "shared")
-    steps = [_steps(way, gates.get(way.source, way.source) if way.gated else way.source, shared, ends) for way in ways]
+    steps = [_steps(way, _start(way, gates), shared, ends) for way in ways]
     # A fee is paid at the last shared limit of its way; of ways with different fees the largest counts there.
     fees = dict.fromkeys(shared, 0.0)
     for way in ways:
@@ -156,6 +163,91 @@ def _shared(
     return out
 
 
+def _passes(ways: Sequence[Way]) -> set[tuple[int, int]]:
+    """Pairs of nodes of which the first can pass everything to the second whenever that one can send it on."""
+    channels: dict[int, set[str]] = {}
+    for way in ways:
+        if way.gated:
+            there = {*way.halts, *way.through}
+            channels[way.source] = channels.get(way.source, there) & there
+    return {
+        (way.source, way.target)
+        for way in ways
+        if not way.gated
+        and not way.limits
+        and math.isinf(way.capacity_usd)
+        and {*way.halts, *way.through} <= channels.get(way.target, set())
+    }
+
+
+def _member_groups(
+    ways: Sequence[Way], nodes: Sequence[tuple[str, str]], venue: str, passes: Collection[tuple[int, int]]
+) -> list[list[int]]:
+    """Nodes of a venue whose withdrawals are limited, in groups that have the same ways."""
+    uses = [Use(w.source, w._replace(source=-1), w.source, w.target) for w in ways if _is_withdrawal(w, nodes, venue)]
+    groups = user_groups(sorted(uses, key=lambda use: use.origin), passes)
+    out: dict[int, list[int]] = {}
+    for member in dict.fromkeys(sorted(use.origin for use in uses)):
+        out.setdefault(groups[member], []).append(member)
+    return list(out.values())
+
+
+def _is_withdrawal(way: Way, nodes: Sequence[tuple[str, str]], venue: str) -> bool:
+    return way.gated and nodes[way.source][1] == venue
+
+
+def _divided(
+    ways: Sequence[Way],
+    gates: Mapping[int, int],
+    shared: Mapping[tuple[str, str], Limit],
+    passes: Collection[tuple[int, int]],
+) -> tuple[list[Way], dict[tuple[str, str], Limit]]:
+    """Ways and shared limits with each limit divided among groups of users that go on by the same ways."""
+    found, limits = list(ways), dict(shared)
+    todo = sorted(limits)
+    while todo:
+        key = todo.pop(0)
+        uses = {}
+        for number, way in enumerate(found):
+            used = [limit.key for limit in way.limits if limit.key in limits]
+            if key in used:
+                at = used.index(key)
+                entry = used[at - 1] if at else (_start(way, gates), *_entrance(way, limits))
+                uses[number] = Use(entry, (*used[at + 1 :], way.target), way.source, way.target)
+        groups = user_groups(uses.values(), passes)
+        count = len(set(groups.values()))
+        if count < 2:
+            continue
+        whole = limits.pop(key)
+        parts = [
+            whole._replace(
+                key=(key[0], f"{key[1]} {n}"), name=f"{whole.name} {n}", capacity_usd=whole.capacity_usd / count
+            )
+            for n in range(1, count + 1)
+        ]
+        limits |= {part.key: part for part in parts}
+        for number, use in uses.items():
+            part = parts[groups[use.entry]]
+            old = found[number]
+            found[number] = old._replace(limits=tuple(part if limit.key == key else limit for limit in old.limits))
+        # Those before and behind see other ways in and out now.
+        todo = sorted(limits)
+    return found, limits
+
+
+def _start(way: Way, gates: Mapping[int, int]) -> int:
+    """The point where a way begins: its origin, or behind the withdrawal limit."""
+    return gates.get(way.source, way.source) if way.gated else way.source
+
+
+def _entrance(way: Way, shared: Mapping[tuple[str, str], Limit]) -> tuple[tuple[str, ...], float]:
+    """Channels and capacity of a way outside its shared limits."""
+    there = {channel for limit in way.limits if limit.key in shared for channel in limit.through}
+    through = tuple(dict.fromkeys((*way.halts, *(channel for channel in way.through if channel not in there))))
+    capacity = min([way.capacity_usd, *(limit.capacity_usd for limit in way.limits if limit.key not in shared)])
+    return through, capacity
+
+
 def _steps(
     way: Way,
     start: int,
@@ -164,12 +256,9 @@ def _steps(
 ) -> list[_Step]:
     """The way's steps from its origin, or from behind the withdrawal limit, without those through the limits."""
     used = [limit for limit in way.limits if limit.key in shared]
-    capacity = min([way.capacity_usd, *(limit.capacity_usd for limit in way.limits if limit.key not in shared)])
+    through, capacity = _entrance(way, shared)
     if not used:
-        through = tuple(dict.fromkeys((*way.halts, *way.through)))
         return [_Step(start, way.target, way.name, way.asset, through, capacity, way.fee)]
-    there = {channel for limit in used for channel in limit.through}
-    through = tuple(dict.fromkeys((*way.halts, *(channel for channel in way.through if channel not in there))))
     out = [_Step(start, ends[used[0].key][0], way.name, way.asset, through, capacity, 0.0)]
     for before, after in pairwise(used):
         out.append(_Step(ends[before.key][1], ends[after.key][0], before.name, "", (), math.inf, 0.0))

@@ -15,6 +15,7 @@ import math
 import re
 import tomllib
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import permutations
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -175,7 +176,8 @@ def read_routes(path: str | Path, *, venues: Collection[str], nodes: Collection[
         document = tomllib.loads(text)
     except OSError as error:
         raise ConfigurationError(f"cannot read the routes {name!r}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
+        # Of both libraries: no TOML, no UTF-8, or a number of more digits than Python reads.
         raise ConfigurationError(f"{name} is not valid TOML: {error}") from None
     try:
         # As JSON, so that a text is no number and a number no truth, while arrays and tables stay what they are.
@@ -233,8 +235,12 @@ def _lines(text: str) -> dict[tuple[str | int, ...], int]:
     out: dict[tuple[str | int, ...], int] = {}
     table: tuple[str | int, ...] = ()
     counts: dict[tuple[str | int, ...], int] = {}
-    for number, line in enumerate(text.splitlines(), 1):
-        if header := re.match(rf"\s*(\[\[?)\s*({_KEYS})\s*\]", line):
+    closing = ""
+    for number, line in enumerate(text.split("\n"), 1):
+        if closing:
+            # Within a text of several lines nothing is a key.
+            closing = "" if closing in line else closing
+        elif header := re.match(rf"\s*(\[\[?)\s*({_KEYS})\s*\]", line):
             table = ()
             for part in _parts(header[2]):
                 table = (*table, part)
@@ -252,9 +258,12 @@ def _lines(text: str) -> dict[tuple[str | int, ...], int]:
             for part in _parts(key[1]):
                 place = (*place, part)
                 out.setdefault(place, number)
+            value = line[key.end() :].strip()
+            closing = next((mark for mark in _LONG_TEXT if value.startswith(mark) and value.count(mark) == 1), "")
     return out
 
 
+_LONG_TEXT = ('"""', "'''")
 _KEY = r"""(?:"[^"]*"|'[^']*'|[A-Za-z0-9_-]+)"""
 _KEYS = rf"{_KEY}(?:\s*\.\s*{_KEY})*"
 
@@ -296,7 +305,7 @@ def _unknown_names(
         joined.add(way)
     written = set()
     for number, route in enumerate(routes.routes):
-        way = route.origin, route.target, route.asset, route.through
+        way = route.origin, route.target, route.asset, frozenset(route.through)
         if way in written:
             yield ("routes", number), "the route is written twice, and its capacity would count twice"
         written.add(way)
@@ -357,6 +366,10 @@ def _free_money(routes: Routes) -> Iterator[tuple[tuple[str | int, ...], str]]:
         for origin in (route.origin, *named.get(route.origin, ())):
             for target in (route.target, *named.get(route.target, ())):
                 edges.append(_Edge(origin, target, route.fee, ("routes", number, "fee")))
+    for number, credit in enumerate(routes.credit):
+        # The broker takes what lies at one member for what it advances at another.
+        members = [end for name in credit.venues for end in (name, *named.get(name, ()))] if credit.line_usd else []
+        edges += [_Edge(one, other, 0.0, ("credit", number)) for one, other in permutations(members, 2)]
     if all(edge.fee >= 0.0 for edge in edges):
         return
     cost = dict.fromkeys({end for edge in edges for end in (edge.origin, edge.target)}, 0.0)

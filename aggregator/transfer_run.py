@@ -24,7 +24,7 @@ from .route_network import MOST_ROUTED_POINTS, GivenRoute, RouteNetwork, route_n
 from .routes import Outage, Routes, merged_channels
 from .scenarios import draw_paths, scenario_weights, stream_number
 from .transfer_batch import NetworkScenarios, evaluate_transfers
-from .transfer_margin import Timing, TransferFigures, TransferMarket
+from .transfer_margin import Timing, TransferFigures, TransferMarket, scenarios_looked_at
 
 TRACED_PORTFOLIOS = 64
 """Portfolios whose node scenarios are in memory at once."""
@@ -98,7 +98,7 @@ def transfer_law(
         given=tuple(given),
         deadlines="path" if by_path else "fixed",
         channels=tuple(outages),
-        market=TransferMarket(states, weights, timing, CONFIDENCES),
+        market=TransferMarket(states, weights, timing, CONFIDENCES, scenarios_looked_at(weights.shape[0])),
     )
 
 

@@ -34,6 +34,7 @@ AGGREGATOR_ORDER = (
     "calibration_ranges",
     "stress",
     "routes",
+    "route_groups",
     "route_ways",
     "route_network",
     "snapshot",

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy.optimize import linprog
 
-from aggregator.route_network import RouteNetwork, route_network
-from aggregator.routes import Routes
+from aggregator.route_network import GivenRoute, RouteNetwork, route_network
+from aggregator.routes import Leg, Outage, Routes
 from aggregator.transfer_cuts import uncovered_cuts
 
 PROGRAMME = 1e-7  # HiGHS, relative to the largest amount
@@ -252,3 +252,66 @@ def paths_of(network: RouteNetwork) -> list[tuple[int, int, set[str]]]:
             elif route.target != start:
                 out.append((start, route.target, channels | set(route.through)))
     return out
+
+
+# ---- ways that are not everybody's -----------------------------------------------------------------------------------
+
+
+def through_open(surplus: list[float], network: RouteNetwork, down: set[str]) -> float:
+    """What stays uncovered with time for everything and some channels down."""
+    routes = tuple(route for route in network.routes if not down & set(route.through))
+    return by_network(np.array(surplus), network._replace(routes=routes), np.full(network.nodes, 99.0))
+
+
+def of_one_node(within: dict[str, Any] | None, *, written: bool) -> RouteNetwork:
+    """Two nodes at one exchange that lets 60 out, of which only the first has a route of its own; what it leads to."""
+    venues = {
+        "binance": venue(["ethereum"], leaving=leg(2.0, 60.0), arriving=leg(0.5), within=within),
+        "okx": venue(["ethereum"], leaving=leg(1.0), arriving=leg(0.5)),
+    }
+    own = [GivenRoute("b1", "o", "USDC", Leg(median_hours=0.1, p99_hours=0.1), Outage())]
+    known = [{"origin": "b1", "target": "okx", "source": "test"} | leg(0.1)]
+    return route_network(
+        [("b1", "binance"), ("b2", "binance"), ("o", "okx")],
+        routes_of(venues=venues, links=[], routes=known if written else []),
+        given=[] if written else own,
+    )
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_no_node_leaves_by_a_way_that_only_another_node_of_its_venue_has(written: bool) -> None:
+    network = of_one_node(None, written=written)
+    assert network.points[3:] == ("b1 withdrawals", "b2 withdrawals")
+    chain = {"ethereum"}
+    assert through_open([0.0, 50.0, -25.0], network, chain) == 25.0
+    assert through_open([50.0, 0.0, -25.0], network, chain) == 0.0
+    # The limit of both is divided between them: known too low, never exceeded.
+    assert through_open([90.0, 90.0, -80.0], network, set()) == 20.0
+    assert through_open([90.0, 0.0, -80.0], network, set()) == 50.0
+
+
+def test_a_node_that_passes_everything_to_another_leaves_by_its_ways_too() -> None:
+    network = of_one_node(leg(0.1), written=True)
+    assert network.points[3:] == ("binance withdrawals entry", "binance withdrawals")
+    assert through_open([0.0, 50.0, -25.0], network, {"ethereum"}) == 0.0
+    assert through_open([0.0, 50.0, -25.0], network, {"ethereum", "venue binance"}) == 25.0
+    assert through_open([90.0, 0.0, -80.0], network, set()) == 20.0
+    # Not where it passes only a part, nor by a route that is open while nothing moves within the venue.
+    for apart in (of_one_node(leg(0.1, 10.0), written=True), of_one_node(leg(0.1), written=False)):
+        assert apart.points[3:5] == ("b1 withdrawals", "b2 withdrawals")
+
+
+def test_a_deposit_arrives_only_at_the_account_on_its_own_chain() -> None:
+    """A lender on two chains that takes in 40: with one chain down nothing reaches the account that lives there."""
+    venues = {
+        "okx": venue(["ethereum", "arbitrum"], leaving=leg(1.0), arriving=leg(0.5)),
+        "aave_v3": venue(["ethereum", "arbitrum"], leaving=leg(0.1), arriving=leg(0.1, 40.0)),
+    }
+    network = route_network(
+        [("o", "okx"), ("a1", "aave_v3"), ("a2", "aave_v3")],
+        routes_of(venues=venues, links=[]),
+        chains=["", "ethereum", "arbitrum"],
+    )
+    assert through_open([90.0, 0.0, -15.0], network, {"arbitrum"}) == 15.0
+    assert through_open([90.0, -15.0, 0.0], network, {"arbitrum"}) == 0.0
+    assert through_open([90.0, -30.0, -30.0], network, set()) == 20.0

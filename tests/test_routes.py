@@ -263,6 +263,25 @@ WRONG = {
         "deadline = 4",
         "deadline: Input should be an object",
     ),
+    "a mistake behind a text that looks like keys": (
+        TWO_VENUES
+        + '\n[[routes]]\norigin = "binance"\ntarget = "okx"\nsource = """\nmedian_hours = 1\n[[routes]]\n"""\n'
+        + "p99_hours = 2.0\nmedian_hours = -3.0\n",
+        "median_hours = -3.0",
+        "routes.0.median_hours: Input should be greater than or equal to 0",
+    ),
+    "a mistake behind a sign that only some programs take for a new line": (
+        "# \u2028\n" + TWO_VENUES + _written(**ROUTE | {"p99_hours": -2.0}),
+        "p99_hours = -2.0",
+        "routes.0.p99_hours: Input should be greater than or equal to 0",
+    ),
+    "a route that is written twice, in another order": (
+        TWO_VENUES
+        + _written(**ROUTE).replace("[[routes]]", '[[routes]]\nthrough = ["ethereum", "bridge"]')
+        + _written(**ROUTE).replace("[[routes]]", '[[routes]] # again\nthrough = ["bridge", "ethereum"]'),
+        "[[routes]] # again",
+        "routes.1: the route is written twice, and its capacity would count twice",
+    ),
     "an unknown mode": (
         TWO_VENUES + '\n[deadline]\nmode = "paths"\n',
         'mode = "paths"',
@@ -274,7 +293,7 @@ WRONG = {
 @pytest.mark.parametrize("what", WRONG)
 def test_a_wrong_file_is_refused_with_the_line_that_is_wrong(tmp_path: Path, what: str) -> None:
     text, at, says = WRONG[what]
-    line = next(number for number, line in enumerate(text.splitlines(), 1) if at in line)
+    line = next(number for number, line in enumerate(text.split("\n"), 1) if at in line)
     with pytest.raises(ConfigurationError) as caught:
         _read(tmp_path, text)
     assert str(caught.value) == f"routes.toml, line {line}, {says}"
@@ -283,6 +302,8 @@ def test_a_wrong_file_is_refused_with_the_line_that_is_wrong(tmp_path: Path, wha
 def test_a_file_that_is_not_toml_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="not valid TOML"):
         _read(tmp_path, TWO_VENUES + "\n[[routes\n")
+    with pytest.raises(ConfigurationError, match="not valid TOML"):
+        _read(tmp_path, TWO_VENUES + f"\n[operator]\nreaction_hours = {'9' * 5000}\n")
 
 
 def test_fees_that_pay_whoever_goes_round_are_refused_with_the_line_that_pays(tmp_path: Path) -> None:
@@ -294,6 +315,14 @@ def test_fees_that_pay_whoever_goes_round_are_refused_with_the_line_that_pays(tm
         _read(tmp_path, TWO_VENUES + there + back)
     # A rebate that the way back takes again is none.
     _read(tmp_path, TWO_VENUES + there + back.replace("-0.002", "-0.0009"))
+
+
+def test_a_broker_who_takes_money_back_for_nothing_closes_a_cycle(tmp_path: Path) -> None:
+    paid = _written(**ROUTE | {"fee": -0.002})
+    credit = '\n[[credit]]\nname = "prime"\nvenues = ["okx", "binance"]\nsource = "test"\nline_usd = '
+    with pytest.raises(ConfigurationError, match=r"line 42, routes\.0\.fee: fees pay 0\.20% "):
+        _read(tmp_path, TWO_VENUES + paid + credit + "100\n")
+    _read(tmp_path, TWO_VENUES + paid + credit + "0\n")
 
 
 def test_rows_of_a_routes_table_become_routes_or_failures() -> None:

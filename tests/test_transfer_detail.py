@@ -12,7 +12,7 @@ import pytest
 from scipy.optimize import linprog
 
 from aggregator.node_scenarios import NEVER
-from aggregator.transfer_detail import WORST_SCENARIOS, TransferDetail, _ways, flows, transfer_detail
+from aggregator.transfer_detail import WORST_SCENARIOS, TransferDetail, _reactive, _ways, flows, transfer_detail
 from aggregator.transfer_programme import uncovered_programme
 from tests.transfer_book import ROUTES, transfer_desk
 from tests.transfer_twin import Case, leads, network, route
@@ -149,10 +149,18 @@ def test_ways_are_the_fastest_that_pass_no_other_node() -> None:
     ]
     net = network(3, ways, ("limit", "broker", "broker"))
     from_0, from_1, from_2 = (_ways(net, source) for source in range(3))
-    assert from_0[1] == pytest.approx((1.0, 27.0), rel=1e-12)
-    assert from_0[2] == (0.5, 9.0)  # by the broker, not by the second node
-    assert from_1 == {2: (4.0, 70.0)}
-    assert from_2 == {0: (0.5, 9.0)}
+    assert from_0[1] == [(1.0, pytest.approx(27.0, rel=1e-12)), (2.0, 100.0)]
+    assert from_0[2] == [(0.5, 9.0)]  # by the broker, not by the second node
+    assert from_1 == {2: [(4.0, 70.0)]}
+    assert from_2 == {0: [(0.5, 9.0)]}
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_of_two_ways_into_one_limit_the_fastest_counts(order: tuple[int, int]) -> None:
+    into = [route(0, 2, math.inf, 1.0), route(0, 3, math.inf, 5.0)]
+    behind = [route(2, 4, math.inf, 0.0), route(3, 4, math.inf, 0.0), route(4, 1, 100.0, 0.5), route(0, 1, 0.0, 0.1)]
+    net = network(2, [*(into[at] for at in order), *behind], ("shared", "shared", "shared"))
+    assert _ways(net, 0) == {1: [(1.5, 100.0)]}
 
 
 # ---- the desk --------------------------------------------------------------------------------------------------------
@@ -263,6 +271,24 @@ def test_prefunding_is_found_and_split_by_what_nodes_need_alone() -> None:
     fixed = transfer_desk("fixed")
     none = transfer_detail(fixed.desk.evaluated, fixed.found, fixed.nodes, fixed.law, fixed.rules).prefunding
     assert none is None, "there are no paths to walk"
+
+
+def test_a_small_line_that_is_quick_asks_for_no_more_prefunding() -> None:
+    of = transfer_desk("path")
+    shares = np.full(2, 0.5)
+    random = np.random.default_rng(8)
+    moves = np.cumsum(random.normal(0.0, 10.0, size=(of.nodes.losses.shape[1], len(of.law.market.weights))), axis=0)
+    # Any: host arrays stand where the type declares device arrays.
+    losses: Any = np.stack([moves, -moves]).astype(np.float32)
+    nodes = of.nodes._replace(losses=losses)
+    wide = [route(0, 1, 1e3, 5.0), route(1, 0, 1e3, 5.0)]
+    quick = [route(0, 1, 1e-3, 0.0), route(1, 0, 1e-3, 0.0)]
+    alone, without, both, only = (
+        _reactive(network(2, ways), nodes, of.law, shares, 100.0).total for ways in ([], wide, [*wide, *quick], quick)
+    )
+    assert without < 0.99 * alone
+    assert both == without
+    assert only == pytest.approx(alone, rel=2e-3)
 
 
 def test_a_liquidation_breaks_the_hedge() -> None:

@@ -283,3 +283,26 @@ def test_of_a_venue_that_fails_only_what_is_missing_there_is_left(
     assert found.without_channel[-1] >= found.constrained[0]
     assert found.channel_up[-1] == pytest.approx(given.weights @ ~fails, rel=EXACT)
     assert whole.without_channel[-1] >= tces(standing, LEVELS[0], down=len(CHANNELS)) * (1.0 - SOLVED)
+
+
+def test_what_lies_alone_at_a_venue_that_fails_is_lost_and_not_stranded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same as if its venue let nothing out; what it lacks stays."""
+    monkeypatch.setattr("tests.transfer_twin.CHANNELS", (*CHANNELS, "default v2"))
+    given = case(11, of=network(3, [route(0, 1, 50.0, 1.0, ("chain",))]))
+    fails = np.random.default_rng(3).random(SCENARIOS) < 0.4
+    none = np.zeros(SCENARIOS, bool)
+    failing, standing = (
+        given._replace(
+            up=np.column_stack([given.up[:, :-1], ~failed]), lost=np.column_stack([given.lost[:, :-1], failed])
+        )
+        for failed in (fails, none)
+    )
+    assert (np.asarray(given.nodes.withdrawable)[2, fails] > 0.0).any()
+    closed = np.array(given.nodes.withdrawable)
+    closed[2, fails] = 0.0
+    # Any: host arrays stand where the type declares device arrays.
+    held: Any = closed
+    found, kept = failing.figures(), standing.figures()
+    assert found.stranded < kept.stranded
+    assert found.stranded == standing._replace(nodes=given.nodes._replace(withdrawable=held)).figures().stranded
+    assert (found.transit_mean, found.top_up_total) == (kept.transit_mean, kept.top_up_total)

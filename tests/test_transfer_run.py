@@ -20,6 +20,7 @@ from aggregator.routes import Leg, Outage, Routes
 from aggregator.scenarios import draw_paths, stream_number
 from aggregator.transfer_batch import NetworkScenarios, evaluate_transfers
 from aggregator.transfer_detail import TransferDetail, transfer_detail
+from aggregator.transfer_margin import scenarios_looked_at
 from aggregator.transfer_results import route_point_rows, route_rows, transfer_columns
 from aggregator.transfer_run import network_of, profit_leaves, transfer_law, transfers
 from tests.margin_twin import expected_shortfall
@@ -270,3 +271,8 @@ def test_weights_of_the_law_sum_to_one() -> None:
         weights = transfer_desk(mode).law.market.weights
         assert float(jnp.sum(weights)) == pytest.approx(1.0, rel=EXACT)
     assert HORIZON_DAYS == 1.0
+
+
+def test_the_solver_looks_at_a_share_of_the_scenarios_that_grows_with_them() -> None:
+    assert [scenarios_looked_at(count) for count in (512, 51_200, 51_456, 102_400)] == [4096, 4096, 4352, 8192]
+    assert run_law("path").market.scenarios_used == scenarios_looked_at(512)

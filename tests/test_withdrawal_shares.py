@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
@@ -49,9 +50,11 @@ def state(venue: str, market: str, field: str, value: float | str) -> dict[str, 
     }
 
 
-def shares(accounts: list[Any], balances: list[Any], states: list[Any]) -> dict[str, float]:
+def shares(
+    accounts: list[Any], balances: list[Any], states: list[Any], portfolios: Mapping[str, str] | None = None
+) -> dict[str, float]:
     tables = {"accounts": tuple(accounts), "balances": tuple(balances), "market_state": tuple(states)}
-    return withdrawal_shares([Snapshot(tables, (), frozenset(), None, "")])
+    return withdrawal_shares([Snapshot(tables, (), frozenset(), None, "")], portfolios or {})
 
 
 def test_locked_tokens_stay() -> None:
@@ -128,6 +131,35 @@ def test_only_what_a_market_lends_is_limited_by_what_is_borrowed() -> None:
         [state("compound_v3", "usdc-ethereum", "status", "transfer_paused withdraw_paused")],
     )
     assert paused == {f"{comet}/WETH@ethereum": 0.0}
+
+
+def test_accounts_of_one_portfolio_share_the_pool_that_both_are_in() -> None:
+    """In proportion to what each could take; one of another portfolio, or in another pool, is not counted with them."""
+    ids = [f"aave_v3:{owner}:ethereum" for owner in ("one", "two", "three", "other")]
+    found = shares(
+        [account(account_id, "lending") for account_id in ids],
+        [
+            balance(ids[0], "WETH@ethereum", "10"),
+            balance(ids[1], "WETH@ethereum", "40", "20"),
+            balance(ids[2], "WETH@ethereum", "5", "6"),
+            balance(ids[3], "WETH@ethereum", "10"),
+            balance(ids[0], "USDC@ethereum", "100"),
+        ],
+        [
+            state("aave_v3", "WETH@ethereum", "available_liquidity", 9.0),
+            state("aave_v3", "USDC@ethereum", "available_liquidity", 100.0),
+        ],
+        {**dict.fromkeys(ids[:3], "desk"), ids[3]: "another"},
+    )
+    assert found == pytest.approx(
+        {
+            f"{ids[0]}/WETH@ethereum": 0.3,  # a third of 9 for 10 of the 30 that are not locked
+            f"{ids[1]}/WETH@ethereum": 0.15,
+            f"{ids[2]}/WETH@ethereum": 0.0,
+            f"{ids[3]}/WETH@ethereum": 0.9,
+        },
+        rel=EXACT,
+    )
 
 
 def test_the_quickstart_desk_is_held_back_only_by_what_its_venues_say() -> None:
