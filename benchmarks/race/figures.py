@@ -13,7 +13,8 @@ from .book_rows import BookRows
 LEVELS = (0.99, 0.995)
 
 RELATIVE = 1e-5
-"""Money may differ by this share of equity, ES or worst loss, whichever is largest: float32 sums against float64."""
+"""Money may differ by this share of equity, ES, worst loss or bad debt, whichever is largest: float32 sums against
+float64. An account has no ES of its own: of one with little equity and large positions the bad debt is the scale."""
 COUNT = 1e-4
 """Probabilities may differ by one scenario in ten thousand, or by one scenario: float32 where equity meets margin."""
 
@@ -121,8 +122,8 @@ def to_tables(rows: BookRows, figures: Figures, scenarios: int) -> RaceTables:
 def differences(found: RaceTables, expected: RaceTables, scenarios: int) -> list[str]:
     """What differs beyond the tolerances, in words; empty where the two answers are the same.
 
-    Money against `RELATIVE` of the largest of the row's equity today, ES and worst loss (at least of a dollar), counts
-    against `COUNT`. Rows that only one of them has are a difference, and so is a NaN.
+    Money against `RELATIVE` of the largest of the row's equity today, ES, worst loss and bad debt (at least of a dollar),
+    counts against `COUNT`. Rows that only one of them has are a difference, and so is a NaN.
     """
     out = []
     for name, key in (("portfolios", "portfolio_id"), ("nodes", "account_id")):
@@ -141,7 +142,7 @@ def differences(found: RaceTables, expected: RaceTables, scenarios: int) -> list
 
 
 def _scale(table: pa.Table) -> np.ndarray:
-    columns = [c for c in ("equity_usd", "es_995_usd", "worst_loss_usd") if c in table.column_names]
+    columns = [c for c in ("equity_usd", "es_995_usd", "worst_loss_usd", "bad_debt_usd") if c in table.column_names]
     return np.max([np.abs(table[c].to_numpy()) for c in columns] + [np.ones(table.num_rows)], axis=0)
 
 
