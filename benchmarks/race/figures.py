@@ -122,8 +122,8 @@ def to_tables(rows: BookRows, figures: Figures, scenarios: int) -> RaceTables:
 def differences(found: RaceTables, expected: RaceTables, scenarios: int) -> list[str]:
     """What differs beyond the tolerances, in words; empty where the two answers are the same.
 
-    Money against `RELATIVE` of the largest of the row's equity today, ES, worst loss and bad debt (at least of a dollar),
-    counts against `COUNT`. Rows that only one of them has are a difference, and so is a NaN.
+    Money against `RELATIVE` of the largest of the row's equity today, ES, worst loss and bad debt (at least of a
+    dollar), counts against `COUNT`. Rows that only one of them has are a difference, and so is a NaN.
     """
     out = []
     for name, key in (("portfolios", "portfolio_id"), ("nodes", "account_id")):
