@@ -35,12 +35,11 @@ LEVELS = (0.99, 0.995)
 
 class PricedCube(NamedTuple):
     """What all portfolios share: changes of the rows in every scenario (padded to whole lanes with zeros), weights
-    (zero for the padding), 1 for every scenario of positive weight, how many these are, and whether all weigh the same.
+    (zero for the padding), how many of these are positive, and whether all those weigh the same.
     """
 
     change: Any
     weights: Any
-    counts: Any
     scenarios: int
     equal: bool
 

@@ -117,7 +117,7 @@ def priced_cube(
     # decided. The order is that of the scenarios alone, not of the rows that a book has.
     order = np.lexsort((size, padded == 0.0))
     change, padded = np.take(change, order, axis=1), padded[order]
-    cube = PricedCube(change, padded, (padded > 0).astype(np.float32), int(real.sum()), equal)
+    cube = PricedCube(change, padded, int(real.sum()), equal)
     return SweepCube(cube, today, change.min(axis=1), change.max(axis=1), mean)
 
 

@@ -56,11 +56,6 @@ def folded(values: Float[Array, "*rows scenarios"], combine: _Combine = jnp.add)
     return out[..., 0]
 
 
-def lane_sums(values: Float[Array, "*rows scenarios"]) -> Float[Array, "*rows lanes"]:
-    """The first step of `folded`: sums over the scenarios that are `LANES` apart."""
-    return _combined_slices(values, LANES, jnp.add)
-
-
 def _combined_slices(values: Array, width: int, combine: _Combine) -> Array:
     axis = values.ndim - 1
     out = lax.slice_in_dim(values, 0, width, axis=axis)
