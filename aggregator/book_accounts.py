@@ -36,10 +36,27 @@ class Owned(NamedTuple):
     row: np.ndarray
 
 
+def _checked_map(portfolios: pa.Table) -> pa.Table:
+    """The map of accounts to portfolios as texts; `ConfigurationError` for a column or an id that is not there."""
+    columns = {}
+    for name in ("portfolio_id", "account_id"):
+        if name not in portfolios.column_names:
+            raise ConfigurationError(f"the map of portfolios has no column {name}; found {portfolios.column_names}")
+        given = portfolios[name]
+        kind = given.type.value_type if pa.types.is_dictionary(given.type) else given.type
+        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
+            raise ConfigurationError(f"the map of portfolios: {name} is {given.type}; expected texts")
+        columns[name] = given.cast(pa.string())
+        if columns[name].null_count or pc.any(pc.equal(columns[name], "")).as_py():
+            raise ConfigurationError(f"the map of portfolios: {name} is missing in some row")
+    return pa.table(columns)
+
+
 class BookAccounts:
     """The accounts by portfolio, node and id, and the reasons of those that are not covered, by number."""
 
     def __init__(self, accounts: pa.Table, portfolios: pa.Table, rule_sets: pa.Table) -> None:
+        portfolios = _checked_map(portfolios)
         owner = places(accounts["account_id"], portfolios["account_id"])
         if pc.count_distinct(portfolios["account_id"]).as_py() != portfolios.num_rows:
             raise ConfigurationError("an account is in two portfolios")

@@ -24,7 +24,10 @@ import pyarrow as pa
 
 from .book_accounts import BookAccounts
 from .book_legs import (
+    Balances,
+    Fixed,
     Legs,
+    Positions,
     TierEntries,
     balance_legs,
     fixed_legs,
@@ -37,6 +40,7 @@ from .book_market import BookMarket
 from .book_tiers import CollateralWeights, TierTables
 from .column_codes import Codes, encoded, order_by, whole
 from .cube import CubeBuilder
+from .errors import ConfigurationError
 from .schema import cast_table
 
 __all__ = ["NOT_COVERED", "Accounts", "BookColumns", "Legs", "TierEntries", "TierTables", "book_columns"]
@@ -101,6 +105,18 @@ class BookColumns:
 NOT_COVERED = pa.schema([("portfolio_id", pa.string()), ("account_id", pa.string()), ("reason", pa.string())])
 
 
+class ReadBook(NamedTuple):
+    """A book whose accounts, assets and instruments are known, and with them the rows of its cube."""
+
+    tables: Mapping[str, pa.Table]
+    accounts: BookAccounts
+    positions: Positions
+    balances: Balances
+    fixed: Fixed
+    cube: CubeBuilder
+    final_row: np.ndarray
+
+
 def book_columns(
     tables: Mapping[str, Any], portfolios: pa.Table, *, as_of: datetime, known: frozenset[str] | None = None
 ) -> BookColumns:
@@ -109,8 +125,19 @@ def book_columns(
     `tables` are canonical (any Arrow source; `open_orders` may be absent); with `known` factors, what needs another one
     is not covered. Rows are those of a checked snapshot: an account with a row twice, with a negative balance, with a
     price that is no positive number or with an id that no table knows is not covered. Raises `ConfigurationError` for
-    an account in two portfolios or in none, and `DataError` for a table of the wrong shape.
+    an account in two portfolios or in none, an id that the map lacks, a table that is not there, and an asset, an
+    instrument or a mark twice; `DataError` for a table of the wrong shape.
     """
+    return columns_of(read_book(tables, portfolios, as_of=as_of, known=known))
+
+
+def read_book(
+    tables: Mapping[str, Any], portfolios: pa.Table, *, as_of: datetime, known: frozenset[str] | None = None
+) -> ReadBook:
+    """The first half of `book_columns`, after which the cube can be priced."""
+    absent = [name for name in _READ if name not in tables]
+    if absent:
+        raise ConfigurationError(f"no table {', '.join(absent)}; one without rows will do")
     canonical = {name: cast_table(name, tables[name]) for name in _READ}
     instrument = encoded(canonical["positions"]["instrument_id"])
     market = BookMarket(canonical, pa.array(instrument.texts, pa.string()), as_of, known)
@@ -122,11 +149,17 @@ def book_columns(
     positions = read_positions(accounts, market, weights, canonical, instrument)
     balances = read_balances(accounts, market, weights, canonical["balances"])
     fixed = read_fixed(accounts, market)
-    cube, final = market.finished()
-    held, entries = position_legs(accounts, positions, canonical["positions"], final)
+    cube, final_row = market.finished()
+    return ReadBook(canonical, accounts, positions, balances, fixed, cube, final_row)
+
+
+def columns_of(read: ReadBook) -> BookColumns:
+    """The second half of `book_columns`: legs and tier entries. It takes `read` up: accounts may be dropped from it."""
+    tables, accounts, positions, balances, fixed, cube, final = read
+    held, entries = position_legs(accounts, positions, tables["positions"], final)
     others = (
         fixed_legs(accounts, fixed, final),
-        balance_legs(accounts, balances, canonical["balances"], final),
+        balance_legs(accounts, balances, tables["balances"], final),
     )
     joined = Legs(*(np.concatenate(parts) for parts in zip(held, *others, strict=True)))
     accounts.drop(joined.account[joined.requirement < 0], "a requirement that falls when prices rise")

@@ -115,8 +115,11 @@ def balance_legs(accounts: BookAccounts, balances: Balances, table: pa.Table, fi
     account, order, found, which = balances
     held = numbers(table, "quantity")[order]
     quantity = held + numbers(table, "accrued_interest")[order]
-    is_debt = whole(pc.equal(table["side"], "liability")).to_numpy(zero_copy_only=False)[order]
-    accounts.drop(account[~(held >= 0)], "a negative balance")
+    is_debt, is_asset = (
+        whole(pc.equal(table["side"], side)).to_numpy(zero_copy_only=False)[order] for side in ("liability", "asset")
+    )
+    accounts.drop(account[~(is_debt | is_asset)], "a balance that is neither an asset nor a liability")
+    accounts.drop(account[~((held >= 0) & (quantity >= 0))], "a negative balance")
     counts = whole(table["collateral_enabled"]).to_numpy(zero_copy_only=False)[order] | is_debt
     row = final[_column(found, lambda h: h.unit.row, np.int64)][which]
     usd = np.where(is_debt, -quantity, quantity) * _column(found, lambda h: h.unit.price)[which]

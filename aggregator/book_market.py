@@ -60,10 +60,14 @@ class _Listing(NamedTuple):
     underlying: str
     settlement: str
     size: float
-    inverse: bool
+    payoff: str
     strike: float
     expiry: datetime | None
     option_type: str | None
+
+    @property
+    def inverse(self) -> bool:
+        return self.payoff == "inverse"
 
 
 class BookMarket:
@@ -82,6 +86,8 @@ class BookMarket:
                 strict=True,
             )
         }
+        if len(self._assets) != assets.num_rows:
+            raise ConfigurationError("assets: an asset_id stands twice; check the tables with a snapshot")
         self._listings = _listings(tables["instruments"], held)
         marks = tables["marks"]
         self.with_own_marks = marks["account_id"].drop_null().unique()
@@ -120,6 +126,9 @@ class BookMarket:
         of = self._listings.get(instrument_id)
         if of is None:
             raise NotCoveredError(f"market {instrument_id!r} is not known")
+        if of.payoff not in ("linear", "inverse"):
+            raise NotCoveredError(f"the payoff of {instrument_id} is {of.payoff!r}")
+        _positive(of.size, f"the contract size of {instrument_id}")
         settlement = self.asset(venue, of.settlement)
         if of.kind == "option":
             row = self._option(venue, instrument_id, of, settlement)
@@ -151,11 +160,14 @@ class BookMarket:
         return found
 
     def _option(self, venue: str, instrument_id: str, of: _Listing, settlement: AssetUnit) -> int:
+        if of.expiry is None or of.option_type not in ("call", "put"):
+            raise NotCoveredError(f"the expiry of {instrument_id} is {of.expiry}, its type {of.option_type!r}")
+        _positive(of.strike, f"the strike of {instrument_id}")
         factor = self._assets.get(of.underlying, (None,))[0]
         subject = f"{of.underlying}@{of.expiry:%Y-%m-%dT%H:%M:%SZ}"
         forward, rate = self._marks.get((venue, subject, "forward")), self._marks.get((venue, subject, "rate"), 0.0)
         vol = self._marks.get((venue, instrument_id, "implied_vol"))
-        if forward is None or vol is None or factor is None or of.expiry is None:
+        if forward is None or vol is None or factor is None:
             raise NotCoveredError(f"no forward, implied vol or price factor of {instrument_id}")
         if not (math.isfinite(vol) and vol >= 0.0 and math.isfinite(rate)):
             raise NotCoveredError(f"implied vol {vol} or rate {rate} of {instrument_id}")
@@ -237,10 +249,13 @@ def _listings(instruments: pa.Table, held: pa.Array) -> dict[str, _Listing]:
         text["underlying"],
         text["settlement_asset"],
         numbers(instruments, "contract_size").tolist(),
-        (payoff == "inverse" for payoff in text["payoff"]),
-        numbers(instruments, "strike").tolist(),
+        text["payoff"],
+        numbers(instruments, "strike", math.nan).tolist(),
         text["expiry"],
         text["option_type"],
         strict=True,
     )
-    return {name: _Listing(*row) for name, row in zip(text["instrument_id"], columns, strict=True)}
+    found = {name: _Listing(*row) for name, row in zip(text["instrument_id"], columns, strict=True)}
+    if len(found) != instruments.num_rows:
+        raise ConfigurationError("instruments: an instrument_id stands twice; check the tables with a snapshot")
+    return found

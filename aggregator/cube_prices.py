@@ -1,25 +1,76 @@
-"""The rows of a cube in many scenarios: values today, and changes in tiles of scenarios, drawn or given."""
+"""The rows of a cube in many scenarios: values today, and changes in tiles of scenarios."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import AxisType, PartitionSpec
-from jaxtyping import Array, Float, PRNGKeyArray, UInt32
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float
 
 from .cube import CubeRows
-from .rounding import rounded
-from .scenarios import TILE, ScenarioGenerator, draw_scenarios
+from .scenarios import TILE
+from .sweep_scenarios import SCENARIO_AXIS, SweepScenarios, even_chunk, split_scenarios
+from .weighted_tail import LANES
 
-_AXIS = "scenarios"
+_DAYS_PER_YEAR = 365.0
+
+
+class PricedCube(NamedTuple):
+    """What all portfolios of a sweep share, on the host; rows that pad the cube are zeros.
+
+    `change` of the rows in every scenario [rows, scenarios] and `weights` [scenarios], padded to whole lanes with
+    zeros; `scenarios` have a positive weight, come first, and weigh the same if `equal`. `today`: the rows' values;
+    `lowest`, `highest` and `mean` changes of each [rows].
+    """
+
+    change: np.ndarray
+    weights: np.ndarray
+    scenarios: int
+    equal: bool
+    today: np.ndarray
+    lowest: np.ndarray
+    highest: np.ndarray
+    mean: np.ndarray
+
+
+def priced_cube(rows: CubeRows, scenarios: SweepScenarios, *, horizon_days: float) -> PricedCube:
+    """Every row of the cube in every scenario; all devices share the work."""
+    total, horizon_years = len(scenarios.weights), horizon_days / _DAYS_PER_YEAR
+    chunk, devices = even_chunk(total)
+    products, options = rows.exponent_factor.shape[0], rows.forward.shape[0]
+    rows = padded_rows(rows)
+    # Where the rows of the cube are among the padded ones: products first, then options.
+    behind = rows.exponent_factor.shape[0]
+    held = products + options
+    count = rounded_up(held)
+    values = np.asarray(rows_today(rows))
+    today = np.concatenate([values[:products], values[behind : behind + options], np.zeros(count - held)])
+    change = np.zeros((count, -(-total // LANES) * LANES), np.float32)
+    blocks = []
+    for first in range(0, total, chunk):
+        part = scenarios.shocks[first : first + chunk]
+        if len(part) < chunk:
+            part = np.pad(part, ((0, chunk - len(part)), (0, 0)))
+        blocks.append(_changes(rows, jnp.asarray(part), horizon_years, devices))
+    for first, block in zip(range(0, total, chunk), blocks, strict=True):
+        last = min(first + chunk, total)
+        found = np.asarray(block)[:, : last - first]
+        change[:products, first:last] = found[:products]
+        change[products:held, first:last] = found[behind : behind + options]
+    change[:, scenarios.positive :] = 0.0
+    with np.errstate(over="ignore", invalid="ignore"):  # of rows that overflow; netting finds whom they concern
+        mean = np.einsum("rs,s->r", change[:, :total], scenarios.weights)
+    weights = np.pad(scenarios.weights, (0, change.shape[1] - total))
+    return PricedCube(
+        change, weights, scenarios.positive, scenarios.equal, today, change.min(axis=1), change.max(axis=1), mean
+    )
 
 
 @functools.partial(jax.jit, static_argnames="horizon_years")
@@ -60,65 +111,13 @@ def padded_rows(rows: CubeRows) -> CubeRows:
     return CubeRows(**{name: padded(name, column) for name, column in columns.items()})
 
 
-class Priced(NamedTuple):
-    """Changes of the rows, and the sum of the squared log-changes of all factors in each scenario."""
-
-    change: Float[Array, "rows scenarios"]
-    size: Float[Array, " scenarios"]
-
-
 @eqx.filter_jit
-def drawn_changes(
-    rows: CubeRows,
-    generator: ScenarioGenerator,
-    key: PRNGKeyArray,
-    first: UInt32[Array, ""],
-    count: int,
-    horizon_years: float,
-    devices: int,
-) -> Priced:
-    """All rows in the scenarios `first` .. `first + count - 1` of a generator.
-
-    `count` is a multiple of `TILE * devices`; every device draws and prices its share, in one program for all.
-    """
-    figures, structure = eqx.partition((rows, generator), eqx.is_array)
-    share = count // devices
-
-    def block(figures: Any, key: PRNGKeyArray, first: UInt32[Array, ""]) -> Priced:
-        cube, source = eqx.combine(figures, structure)
-        own = first if devices == 1 else first + lax.axis_index(_AXIS).astype(jnp.uint32) * jnp.uint32(share)
-        return _priced(cube, draw_scenarios(source, key, own, share), horizon_years)
-
-    return _over_devices(block, devices, PartitionSpec(), PartitionSpec(), PartitionSpec())(figures, key, first)
-
-
-@eqx.filter_jit
-def given_changes(
+def _changes(
     rows: CubeRows, shocks: Float[Array, "scenarios factors"], horizon_years: float, devices: int
-) -> Priced:
-    """All rows in given scenarios, as many as in `drawn_changes`."""
+) -> Float[Array, "rows scenarios"]:
+    def block(rows: CubeRows, shocks: Array) -> Array:
+        return price_rows(rows, shocks, horizon_years=horizon_years)
 
-    def block(cube: CubeRows, shocks: Array) -> Priced:
-        return _priced(cube, shocks, horizon_years)
-
-    return _over_devices(block, devices, PartitionSpec(), PartitionSpec(_AXIS))(rows, shocks)
-
-
-def _priced(rows: CubeRows, shocks: Array, horizon_years: float) -> Priced:
-    by_factor = shocks.T
-
-    def add(factor: Array, total: Array) -> Array:
-        return total + rounded(by_factor[factor] * by_factor[factor])
-
-    # One by one: a reduction would leave the order, and so the bits, to the compiler.
-    size = lax.fori_loop(0, by_factor.shape[0], add, jnp.zeros(by_factor.shape[1], by_factor.dtype))
-    return Priced(price_rows(rows, shocks, horizon_years=horizon_years), size)
-
-
-def _over_devices(block: Callable[..., Priced], devices: int, *inputs: PartitionSpec) -> Callable[..., Priced]:
-    """`block` on every device; what they give lies side by side along the scenarios."""
-    if devices == 1:
-        return block
-    mesh = jax.make_mesh((devices,), (_AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
-    specs: tuple[Any, Any] = PartitionSpec(None, _AXIS), PartitionSpec(_AXIS)
-    return jax.shard_map(block, mesh=mesh, in_specs=inputs, out_specs=Priced(*specs), check_vma=False)
+    inputs = (PartitionSpec(), PartitionSpec(SCENARIO_AXIS))
+    changes: Array = split_scenarios(block, devices, inputs, PartitionSpec(None, SCENARIO_AXIS))(rows, shocks)
+    return changes

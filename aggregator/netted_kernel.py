@@ -22,7 +22,7 @@ from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Float
 
 from .netted_arrays import KNEES_TOGETHER, ROWS_TOGETHER, Block, Entries, ShardArrays
-from .netted_ranges import TileRanges, tile_ranges, tiles_in_doubt
+from .netted_ranges import DEBT, HEADROOM, VERDICT, TileRanges, charged_today, tile_ranges, tiles_in_doubt
 from .one_kernel import one_kernel
 from .weighted_tail import NO_LOSS, highest_tails, larger, weighted_tails
 
@@ -31,17 +31,6 @@ SCENARIOS_TOGETHER = 512
 
 LEVELS = (0.99, 0.995)
 """Confidence levels of the risk measures."""
-
-
-class PricedCube(NamedTuple):
-    """What all portfolios share: changes of the rows in every scenario (padded to whole lanes with zeros), weights
-    (zero for the padding), how many of these are positive, and whether all those weigh the same.
-    """
-
-    change: Any
-    weights: Any
-    scenarios: int
-    equal: bool
 
 
 class Figures(NamedTuple):
@@ -127,7 +116,7 @@ def _hinge_changes(flat: Entries, tiles: Array, tile: Array, first: Array, count
         notional, settlement = (_row(tiles, tile, flat.hinge_rows[hinge, k]) for k in (0, 1))
         n, f, distance, slope, jump = (flat.hinge_figures[hinge, k] for k in range(5))
         moved = n * notional - f * settlement
-        before = slope * larger(distance, jnp.float32(0.0)) + jnp.where(distance > 0, jump, jnp.float32(0.0))
+        before = charged_today(distance, slope, jump)
         after = slope * (moved + distance) + jump * (1.0 + settlement)
         return room - (jnp.where(moved > -distance, after, jnp.float32(0.0)) - before)
 
@@ -146,6 +135,11 @@ def _market(
         return functools.reduce(jnp.add, of_group(group), total)
 
     return lax.fori_loop(first + 1, first + groups, add, functools.reduce(jnp.add, of_group(first)))
+
+
+def _bit(doubts: Array, bit: int) -> Array:
+    """1 where a bit is set."""
+    return jnp.minimum(doubts & jnp.int32(bit), jnp.int32(1))
 
 
 def _added(sums: Array, at: tuple[Array, ...], more: Float[Array, " parts"]) -> Array:
@@ -187,22 +181,28 @@ def _in_tile(
                 changes = _account_changes(flat, tiles, tile, block.first[at], block.groups[at])
                 room = _knee_changes(flat, tiles, tile, block.knee_first[at], block.knee_groups[at], changes[1])
                 room = _hinge_changes(flat, tiles, tile, block.hinge_first[at], block.hinge_count[at], room)
-                beyond = room - block.limit[at]
-                missing = larger(-block.equity[at] - changes[0], jnp.float32(0.0)).astype(counted.dtype)
-                return (
-                    loss - changes[0],
-                    headroom + room,
-                    jnp.where(beyond < least, beyond, least),
-                    _added(p_account, at, _part_sums(jnp.where(beyond < 0, counted, 0.0))),
-                    _added(bad_debt, at, _part_sums(missing * counted)),
-                )
+
+                def judged(_: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
+                    least, p_account = state
+                    beyond = room - block.limit[at]
+                    verdicts = _part_sums(jnp.where(beyond < 0, counted, 0.0))
+                    return jnp.where(beyond < least, beyond, least), _added(p_account, at, verdicts)
+
+                def owing(_: Array, bad_debt: Array) -> Array:
+                    missing = larger(-block.equity[at] - changes[0], jnp.float32(0.0)).astype(counted.dtype)
+                    return _added(bad_debt, at, _part_sums(missing * counted))
+
+                least, p_account = lax.fori_loop(jnp.int32(0), _bit(doubt, VERDICT), judged, (least, p_account))
+                bad_debt = lax.fori_loop(jnp.int32(0), _bit(doubt, DEBT), owing, bad_debt)
+                return loss - changes[0], headroom + room, least, p_account, bad_debt
 
             doubt = doubts[(tile, *at)]
-            state = lax.fori_loop(doubt, jnp.int32(1), calm, state)
-            return lax.fori_loop(jnp.int32(0), doubt, in_doubt, state)
+            state = lax.fori_loop(_bit(doubt, HEADROOM), jnp.int32(1), calm, state)
+            return lax.fori_loop(jnp.int32(0), _bit(doubt, HEADROOM), in_doubt, state)
 
         of = lax.dynamic_slice(doubts, (tile, p, jnp.int32(0)), (1, 1, doubts.shape[2]))[0, 0]
-        doubt = jnp.max(of)
+        accounts_of = of[:-1]
+        doubt, verdict = (jnp.max(_bit(accounts_of, bit)) for bit in (HEADROOM, VERDICT))
 
         def at_ease(_: Array, loss: Array) -> Array:
             first, groups = block.pooled_first[p], block.pooled_groups[p]
@@ -221,7 +221,7 @@ def _in_tile(
         def pooled(_: Array, p_unified: Array) -> Array:
             return _added(p_unified, (p,), _part_sums(jnp.where(headroom < block.unified_limit[p], counted, 0.0)))
 
-        p_any = lax.fori_loop(jnp.int32(0), doubt, some, sums.p_any)
+        p_any = lax.fori_loop(jnp.int32(0), verdict, some, sums.p_any)
         p_unified = lax.fori_loop(jnp.int32(0), of[-1], pooled, sums.p_unified)
         losses = lax.dynamic_update_slice(losses, loss[None, None], (tile, p, jnp.int32(0)))
         return losses, _Sums(p_any, p_unified, p_account, bad_debt)

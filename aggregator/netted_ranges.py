@@ -16,6 +16,13 @@ from jaxtyping import Array, Float, Int
 from .netted_arrays import KNEES_TOGETHER, ROWS_TOGETHER, Block, Entries
 from .weighted_tail import larger
 
+HEADROOM = 1
+"""The account's headroom is needed: for what follows, or because its portfolio may be short as a whole."""
+VERDICT = 2
+"""It may be liquidated."""
+DEBT = 4
+"""It may owe more than it has."""
+
 
 class TileRanges(NamedTuple):
     """The least and the largest change of every row in the scenarios of each tile."""
@@ -33,10 +40,24 @@ def tile_ranges(tiles: Float[Array, "tiles rows tile"]) -> TileRanges:
     return TileRanges(low[..., 0].T, high[..., 0].T)
 
 
+def charged_today(distance: Array, slope: Array, jump: Array) -> Array:
+    """What a hinge requires today."""
+    return slope * larger(distance, jnp.float32(0.0)) + jnp.where(distance > 0, jump, jnp.float32(0.0))
+
+
+def moved_range(
+    n: Array, f: Array, notional: tuple[Array, Array], settlement: tuple[Array, Array]
+) -> tuple[Array, Array]:
+    """The least and the largest `n dN - f dS` of a hinge, of the least and largest changes of its two rows; n is no
+    negative number.
+    """
+    falls, rises = (jnp.where(f > 0, settlement[k], settlement[1 - k]) for k in (0, 1))
+    return n * notional[0] - f * rises, n * notional[1] - f * falls
+
+
 def tiles_in_doubt(ranges: TileRanges, real: Array, block: Block, flat: Entries) -> Int[Array, "tiles P A1"]:
-    """1 where the ranges of the rows leave open whether an account is liquidated, or owes more than it has, or the
-    pooled portfolio is short, in some scenario of a tile; 0 where none of it can be, so that only its loss is to be
-    computed. The last slot is the pooled portfolio.
+    """What the ranges of the rows leave open of each account in some scenario of a tile, as bits (`HEADROOM` ...); 0
+    where only its loss is to be computed. The last slot is the pooled portfolio: 1 where it may be short.
     """
     size, slots = block.first.shape
     count = ranges.lowest.shape[1]
@@ -63,14 +84,29 @@ def tiles_in_doubt(ranges: TileRanges, real: Array, block: Block, flat: Entries)
                     room = room - weight * (larger(worst, knee) - larger(knee, jnp.float32(0.0)))
                 return room
 
+            def charge(hinge: Array, room: Array) -> Array:
+                notional, settlement = (
+                    tuple(lax.dynamic_index_in_dim(r, flat.hinge_rows[hinge, k], keepdims=False) for r in ranges)
+                    for k in (0, 1)
+                )
+                n, f, distance, slope, jump = (flat.hinge_figures[hinge, k] for k in range(5))
+                least, most = (moved + distance for moved in moved_range(n, f, notional, settlement))
+                sloped = larger(slope * larger(least, jnp.float32(0.0)), slope * most)
+                charged = sloped + larger(jump * (1.0 + settlement[0]), jump * (1.0 + settlement[1]))
+                # Passed in none, in all or in some scenarios of the tile.
+                charged = jnp.where(least > 0, charged, larger(charged, jnp.float32(0.0)))
+                charged = jnp.where(most > 0, charged, jnp.float32(0.0))
+                return room - (charged - charged_today(distance, slope, jump))
+
             nothing = jnp.zeros(count, jnp.float32)
-            first, knees = block.first[at], block.knee_first[at]
+            first, knees, hinges = block.first[at], block.knee_first[at], block.hinge_first[at]
             market, room = lax.fori_loop(first, first + block.groups[at], add, (nothing, nothing))
             room = lax.fori_loop(knees, knees + block.knee_groups[at], subtract, room)
-            # What hinges may require is not bounded here: they are rare.
-            room = jnp.where(block.hinge_count[at] > 0, -jnp.inf, room)
-            safe = (room >= block.limit[at]) & (market >= -block.equity[at])
-            doubt = jnp.where(safe, jnp.int32(0), jnp.int32(1))
+            room = lax.fori_loop(hinges, hinges + block.hinge_count[at], charge, room)
+            # Not "below": NaN is in doubt.
+            verdict = jnp.where(room >= block.limit[at], jnp.int32(0), jnp.int32(VERDICT | HEADROOM))
+            debt = jnp.where(market >= -block.equity[at], jnp.int32(0), jnp.int32(DEBT | HEADROOM))
+            doubt = verdict | debt
             return lax.dynamic_update_slice(doubts, doubt[None, None], (*at, jnp.int32(0))), pooled + room
 
         nothing = jnp.zeros(count, jnp.float32)

@@ -11,7 +11,8 @@ from .netted_arrays import KNEES_TOGETHER, ROWS_TOGETHER, ShardArrays
 from .netting import Hinges, NettedBook, Rows
 
 # Few sizes, because each is a compilation; slots without an account cost nothing.
-_ACCOUNT_SLOTS = (8, 64, 512)
+_FEWEST_SLOTS = 8
+_MORE_SLOTS = 8
 
 
 class _Groups(NamedTuple):
@@ -90,6 +91,14 @@ def _runs(first: np.ndarray, count: np.ndarray) -> _Runs:
     return _Runs(_ranges(first.ravel(), flat), (np.cumsum(flat) - flat).reshape(count.shape), count)
 
 
+def _slots(held: np.ndarray) -> np.ndarray:
+    """Account slots of portfolios that have so many accounts: the least 8, 64, 512, ... that has room for them."""
+    sizes = [_FEWEST_SLOTS]
+    while sizes[-1] < held.max(initial=0):
+        sizes.append(sizes[-1] * _MORE_SLOTS)
+    return np.asarray(sizes)[np.searchsorted(sizes, held)]
+
+
 def _power_of_two(count: int, least: int) -> int:
     return max(least, 1 << max(count - 1, 0).bit_length())
 
@@ -135,7 +144,7 @@ def buckets(netted: NettedBook, portfolio: np.ndarray, *, devices: int) -> Itera
     room = -np.bincount(portfolio, weights=netted.headroom)
     single = room.astype(np.float32)
     unified_limit = np.where(single < room, np.nextafter(single, np.float32(np.inf), dtype=np.float32), single)
-    slots_of = np.asarray(_ACCOUNT_SLOTS)[np.searchsorted(_ACCOUNT_SLOTS, held)]
+    slots_of = _slots(held)
     work = np.bincount(portfolio, weights=groups.number)
     for slots in np.unique(slots_of).tolist():
         members = np.flatnonzero(slots_of == slots)

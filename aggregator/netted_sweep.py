@@ -7,6 +7,7 @@ padding a portfolio has changes no bit of its figures. Money in USD, losses posi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
@@ -17,28 +18,15 @@ import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 
-from .book_columns import NOT_COVERED, BookColumns, book_columns
-from .cube import CubeRows
-from .cube_prices import drawn_changes, given_changes, padded_rows, rounded_up, rows_today
+from .book_columns import NOT_COVERED, BookColumns, columns_of, read_book
+from .cube_prices import PricedCube, priced_cube
 from .errors import ConfigurationError
 from .netted_dense import evaluate_dense
-from .netted_kernel import Figures, PricedCube, evaluate_shard, tiles_of
+from .netted_kernel import Figures, evaluate_shard, tiles_of
 from .netted_shards import Bucket, buckets
 from .netting import NettedBook, netted_book
-from .scenarios import ScenarioGenerator, padded_count, scenario_weights
-from .weighted_tail import LANES
-
-_DAYS_PER_YEAR = 365.0
-_CHUNK = 2048
-"""Most scenarios that a device draws and prices at a time."""
-
-
-class ScenarioSet(NamedTuple):
-    """Log-changes [scenarios, factors] of named factors over the horizon, and their probabilities, which sum to 1."""
-
-    factors: tuple[str, ...]
-    shocks: np.ndarray
-    weights: np.ndarray
+from .scenarios import ScenarioGenerator
+from .sweep_scenarios import ScenarioSet, sweep_scenarios
 
 
 class SweepTables(NamedTuple):
@@ -49,92 +37,6 @@ class SweepTables(NamedTuple):
     portfolios: pa.Table
     nodes: pa.Table
     not_covered: pa.Table
-
-
-class SweepCube(NamedTuple):
-    """The priced cube of a book on the host's memory and what netting and means need of it [rows]; rows that pad it are
-    zero.
-    """
-
-    cube: PricedCube
-    today: np.ndarray
-    lowest: np.ndarray
-    highest: np.ndarray
-    mean: np.ndarray
-
-
-def priced_cube(
-    rows: CubeRows, source: ScenarioGenerator | ScenarioSet, *, seed: int, scenarios: int | None, horizon_days: float
-) -> SweepCube:
-    """Every row of the cube in every scenario: drawn from a generator, or given; all devices share the work.
-
-    Raises `ConfigurationError` for given shocks or weights that are not finite.
-    """
-    if isinstance(source, ScenarioSet):
-        found = _checked(source)
-        weights = np.pad(found, (0, padded_count(len(found)) - len(found)))
-    else:
-        weights = np.asarray(scenario_weights(source, scenarios))
-    total, devices = len(weights), len(jax.local_devices())
-    # Calls of one size, which is the least that covers all scenarios in as few calls.
-    calls = -(-total // (_CHUNK * devices))
-    chunk = padded_count(-(-total // (calls * devices))) * devices
-    horizon_years = horizon_days / _DAYS_PER_YEAR
-    key = jax.random.key(seed)
-    products, options = rows.exponent_factor.shape[0], rows.forward.shape[0]
-    rows = padded_rows(rows)
-    # Where the rows of the cube are among the padded ones: products first, then options.
-    behind = rows.exponent_factor.shape[0]
-    blocks = []
-    for first in range(0, total, chunk):
-        if isinstance(source, ScenarioSet):
-            given = np.zeros((chunk, source.shocks.shape[1]))
-            part = source.shocks[first : first + chunk]
-            given[: len(part)] = part
-            blocks.append(given_changes(rows, jnp.asarray(given), horizon_years, devices))
-        else:
-            blocks.append(drawn_changes(rows, source, key, jnp.uint32(first), chunk, horizon_years, devices))
-    held = products + options
-    count = rounded_up(held)
-    values = np.asarray(rows_today(rows))
-    today = np.concatenate([values[:products], values[behind : behind + options], np.zeros(count - held)])
-    real = weights > 0
-    length = -(-total // LANES) * LANES
-    change, size = np.zeros((count, length), np.float32), np.zeros(length)
-    for number, block in enumerate(blocks):
-        first = number * chunk
-        last = min(first + chunk, total)
-        found_rows = np.asarray(block.change)[:, : last - first]
-        change[:products, first:last] = found_rows[:products]
-        change[products:held, first:last] = found_rows[behind : behind + options]
-        size[first:last] = np.asarray(block.size)[: last - first]
-    change[:, :total][:, ~real] = 0.0
-    with np.errstate(over="ignore", invalid="ignore"):  # of rows that overflow; netting finds whom they concern
-        mean = np.einsum("rs,s->r", change[:, :total], weights)
-    equal = bool((weights[real] == weights[real][0]).all())
-    padded = np.pad(weights, (0, length - total))
-    # Quiet scenarios together, those of weight 0 last: in a tile that stays near today most tiers and limits are
-    # decided. The order is that of the scenarios alone, not of the rows that a book has.
-    order = np.lexsort((size, padded == 0.0))
-    change, padded = np.take(change, order, axis=1), padded[order]
-    cube = PricedCube(change, padded, int(real.sum()), equal)
-    return SweepCube(cube, today, change.min(axis=1), change.max(axis=1), mean)
-
-
-def _checked(given: ScenarioSet) -> np.ndarray:
-    """The weights; `ConfigurationError` unless shocks and weights are finite and of equal length."""
-    weights = np.asarray(given.weights, np.float64)
-    if np.shape(given.shocks) != (len(weights), len(given.factors)):
-        raise ConfigurationError(
-            f"shocks have shape {np.shape(given.shocks)}; {len(weights)} weights and {len(given.factors)} factors need "
-            f"({len(weights)}, {len(given.factors)})"
-        )
-    finite = np.isfinite(given.shocks).all(axis=0)
-    if not finite.all():
-        raise ConfigurationError(f"shocks of {given.factors[int(finite.argmin())]} are not all finite numbers")
-    if not (np.isfinite(weights) & (weights >= 0.0)).all() or not weights.sum() > 0.0:
-        raise ConfigurationError("weights of scenarios must be finite, not negative and not all zero")
-    return weights
 
 
 def headline_sweep(
@@ -155,7 +57,8 @@ def headline_sweep(
     `source` draws the scenarios (with `seed` and `scenarios` as `engine.draw_cube`), or is a `ScenarioSet`; what needs
     a factor that it lacks is not covered. `devices` are host devices, all by default; of accelerators a process takes
     one. At most `shard` portfolios are netted and evaluated at a time, the next ones netted while these compute.
-    `dense` as in `sweep_columns`. Raises `ConfigurationError` unless JAX computes in float64, or for a wrong size.
+    `dense` as in `sweep_columns`. Raises `ConfigurationError` unless JAX computes in float64, and for a size, a
+    horizon, a time without its zone or scenarios that mean nothing.
     """
     if not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
         raise ConfigurationError("today's figures are float64: set jax_enable_x64 before the sweep")
@@ -163,14 +66,21 @@ def headline_sweep(
     count = most if devices is None else devices
     if not 1 <= count <= most or shard < 1:
         raise ConfigurationError(f"devices {count}, shard {shard}: expected 1 to {most} and above 0")
-    book = book_columns(tables, portfolios, as_of=as_of, known=frozenset(source.factors))
-    rows = book.cube.build(source.factors)
-    priced = priced_cube(rows, source, seed=seed, scenarios=scenarios, horizon_days=horizon_days)
+    if not (math.isfinite(horizon_days) and horizon_days >= 0.0) or as_of.tzinfo is None:
+        raise ConfigurationError(f"horizon_days {horizon_days}, as_of {as_of}: expected 0 or more, and a time zone")
+    with ThreadPoolExecutor(1) as beside:
+        # The tables are read, without JAX, while the devices draw and price.
+        reading = beside.submit(read_book, tables, portfolios, as_of=as_of, known=frozenset(source.factors))
+        drawn = sweep_scenarios(source, seed=seed, scenarios=scenarios)
+        read = reading.result()
+        packing = beside.submit(columns_of, read)
+        priced = priced_cube(read.cube.build(source.factors), drawn, horizon_days=horizon_days)
+        book = packing.result()
     return sweep_columns(book, priced, devices=count, shard=shard, dense=dense)
 
 
 def sweep_columns(
-    book: BookColumns, priced: SweepCube, *, devices: int, shard: int, dense: bool | None = None
+    book: BookColumns, priced: PricedCube, *, devices: int, shard: int, dense: bool | None = None
 ) -> SweepTables:
     """Headline figures of a packed book in a priced cube.
 
@@ -189,25 +99,35 @@ def sweep_columns(
         netted = netted_book(part, priced.today, priced.lowest, priced.highest)
         return part, netted, list(buckets(netted, part.accounts.portfolio, devices=devices))
 
-    change = priced.cube.change if dense else np.ascontiguousarray(tiles_of(priced.cube.change))
-    change, weights = jnp.asarray(change), jnp.asarray(priced.cube.weights)
+    change = jnp.asarray(priced.change if dense else np.ascontiguousarray(tiles_of(priced.change)))
+    weights = jnp.asarray(priced.weights)
 
     def evaluated(bucket: Bucket) -> Figures:
-        scenarios, equal = priced.cube.scenarios, priced.cube.equal
+        scenarios, equal = priced.scenarios, priced.equal
         if dense:
             return evaluate_dense(bucket.arrays, change, weights, scenarios=scenarios, equal=equal)
         return evaluate_shard(bucket.arrays, change, weights, scenarios=scenarios, equal=equal, devices=devices)
 
     found: list[SweepTables] = []
+    running: list[tuple[BookColumns, NettedBook, list[Bucket], list[Figures]]] = []
+
+    def finish() -> None:
+        part, netted, parts, figures = running.pop(0)
+        on_host = [jax.tree.map(np.asarray, figure) for figure in figures]
+        found.append(_tables(part, netted, priced.mean, parts, on_host))
+
+    # While a shard computes, the next one is netted and the tables of the last one are made.
     with ThreadPoolExecutor(1) as ahead:
         waiting = [ahead.submit(prepared, bound) for bound in bounds[:1]]
         for number in range(len(bounds)):
             part, netted, parts = waiting.pop(0).result()
-            running = [evaluated(bucket) for bucket in parts]
             if number + 1 < len(bounds):
                 waiting.append(ahead.submit(prepared, bounds[number + 1]))
-            figures = [jax.tree.map(np.asarray, figure) for figure in running]
-            found.append(_tables(part, netted, priced.mean, parts, figures))
+            running.append((part, netted, parts, [evaluated(bucket) for bucket in parts]))
+            if len(running) > 1:
+                finish()
+        while running:
+            finish()
     parts_of = {name: [getattr(tables, name) for tables in found] for name in SweepTables._fields}
     not_covered = pa.concat_tables([book.not_covered, *parts_of["not_covered"]])
     return SweepTables(
@@ -315,5 +235,7 @@ def _tables(
 
 
 def _table(schema: pa.Schema, columns: Sequence[np.ndarray]) -> pa.Table:
+    # A zero has no sign in a table.
+    columns = [column if column.dtype == object else column + 0.0 for column in columns]
     arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
     return pa.Table.from_arrays(arrays, schema=schema)

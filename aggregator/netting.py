@@ -21,6 +21,7 @@ from .book_columns import BookColumns, Legs
 _MARGIN = 1e-5
 # Above it sums of float32 over the accounts of a portfolio could overflow.
 _LARGEST = 1e34
+_LEAST_NORMAL = np.finfo(np.float32).tiny
 
 
 class Rows(NamedTuple):
@@ -190,6 +191,8 @@ def _limits(book: BookColumns, room: np.ndarray, requirement: np.ndarray) -> np.
     required = requirement > 0
     below = _rounded_up(-room)
     at_or_below = np.nextafter(-_rounded_up(room), np.float32(np.inf), dtype=np.float32)
+    # Devices take numbers below the least normal one for zero: a change of zero has to be below the limit.
+    at_or_below = np.where((at_or_below > 0) & (at_or_below < _LEAST_NORMAL), _LEAST_NORMAL, at_or_below)
     limit = np.where(required & accounts.at_or_below, at_or_below, below)
     return np.where(~required & accounts.needs_requirement, np.float32(-np.inf), limit).astype(np.float32)
 

@@ -20,10 +20,11 @@ import pyarrow.compute as pc
 from .book_columns import BookColumns, book_columns
 from .column_codes import places
 from .config import Resolved
+from .cube_prices import priced_cube
 from .engine import draw_cube, evaluate_headlines
 from .errors import ConfigurationError
 from .factors import Generation, build_generator
-from .netted_sweep import priced_cube, sweep_columns
+from .netted_sweep import sweep_columns
 from .portfolio import Book, Claims, claimed_accounts, pack_book
 from .results import Evaluated, account_rows, calculation_failures, portfolio_row, result_table
 from .scenarios import scenario_weights
@@ -45,6 +46,7 @@ from .sweep import (
     store_location,
     with_forecast,
 )
+from .sweep_scenarios import sweep_scenarios
 
 _SHARD = 4096
 """Portfolios that are netted and evaluated at a time."""
@@ -229,13 +231,9 @@ def _netted(
 ) -> Screened:
     """The covered portfolios of one snapshot; `reasons` get those whose figures are no finite numbers."""
     run = resolved.configuration.run
-    priced = priced_cube(
-        book.cube.build(generation.generator.factors),
-        generation.generator,
-        seed=run.seed,
-        scenarios=generation.scenarios,
-        horizon_days=run.horizon_days,
-    )
+    rows = book.cube.build(generation.generator.factors)
+    drawn = sweep_scenarios(generation.generator, seed=run.seed, scenarios=generation.scenarios)
+    priced = priced_cube(rows, drawn, horizon_days=run.horizon_days)
     found = sweep_columns(book, priced, devices=devices, shard=_SHARD)
     _add_reasons(reasons, found.not_covered)
     portfolios, nodes = found.portfolios, found.nodes
@@ -331,7 +329,8 @@ def _stored(parts: Sequence[Screened], snapshots: Mapping[str, Snapshot], claims
         return pa.concat_tables(found).sort_by([("portfolio_id", "ascending")]).cast(RESULTS[name])
 
     found = Screened(joined("screen_portfolios", [p.portfolios for p in parts]), joined("screen_accounts", accounts))
-    assert found.portfolios["portfolio_id"].to_pylist() == list(claims.portfolios), "every portfolio needs one row"
+    if found.portfolios["portfolio_id"].to_pylist() != list(claims.portfolios):
+        raise RuntimeError("a screen must have one row for every portfolio of its configuration; this is a fault of it")
     return found
 
 

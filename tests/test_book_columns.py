@@ -139,6 +139,71 @@ def test_maps_and_tables_of_the_wrong_shape_are_errors() -> None:
         book_columns(tables | {"positions": tables["positions"].drop_columns(["quantity"])}, mapping, as_of=AS_OF)
 
 
+def test_maps_without_an_id_are_errors() -> None:
+    tables, mapping = arrow_tables(every_kind().tables), alone(every_kind())
+    ids = mapping["account_id"].to_pylist()
+    for column in ("portfolio_id", "account_id"):
+        for missing in (None, ""):
+            lacking = mapping.set_column(
+                mapping.column_names.index(column), column, pa.array([*ids[:-1], missing], pa.string())
+            )
+            with pytest.raises(ConfigurationError, match=f"{column} is missing in some row"):
+                book_columns(tables, lacking, as_of=AS_OF)
+    with pytest.raises(ConfigurationError, match="no column portfolio_id"):
+        book_columns(tables, mapping.rename_columns(["portfolio", "account_id"]), as_of=AS_OF)
+    numbered = pa.table({"portfolio_id": list(range(len(ids))), "account_id": ids})
+    with pytest.raises(ConfigurationError, match="portfolio_id is int64; expected texts"):
+        book_columns(tables, numbered, as_of=AS_OF)
+    coded = pa.table({name: mapping[name].combine_chunks().dictionary_encode() for name in mapping.column_names})
+    assert book_columns(tables, coded, as_of=AS_OF).accounts.account_id.tolist() == sorted(
+        columns().accounts.account_id
+    )
+
+
+def with_column(table: str, column: str, value: Any) -> dict[str, pa.Table]:
+    """The tables of the book with one value in all rows of a column."""
+    tables = arrow_tables(every_kind().tables)
+    found = tables[table]
+    field = found.schema.field(column)
+    place = found.schema.get_field_index(column)
+    repeated = pa.array([value] * found.num_rows).cast(field.type)
+    return tables | {table: found.set_column(place, field, repeated)}
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "value", "reason"),
+    [
+        ("instruments", "strike", None, "the strike of"),
+        ("instruments", "strike", "-1", "the strike of"),
+        ("instruments", "option_type", None, "its type None"),
+        ("instruments", "option_type", "CALL", "its type 'CALL'"),
+        ("instruments", "expiry", None, "is None, its type"),
+        ("instruments", "payoff", "quanto", "is 'quanto'"),
+        ("instruments", "contract_size", "0", "the contract size of"),
+        ("balances", "side", "debt", "neither an asset nor a liability"),
+    ],
+)
+def test_terms_that_say_nothing_are_refused_by_account(table: str, column: str, value: Any, reason: str) -> None:
+    found = reasons(book_columns(with_column(table, column, value), alone(every_kind()), as_of=AS_OF))
+    concerned = "coin:options" if table == "instruments" else "perps:cross"
+    assert any(reason in text for account, text in found.items() if account.startswith(concerned)), found
+
+
+@pytest.mark.parametrize("table", ["assets", "instruments", "marks"])
+def test_rows_of_shared_tables_that_stand_twice_are_errors(table: str) -> None:
+    tables = arrow_tables(every_kind().tables)
+    twice = tables | {table: pa.concat_tables([tables[table], tables[table]])}
+    with pytest.raises(ConfigurationError, match=f"{table}: .*stands? twice"):
+        book_columns(twice, alone(every_kind()), as_of=AS_OF)
+
+
+def test_a_table_that_is_not_there_is_named() -> None:
+    tables = arrow_tables(every_kind().tables)
+    del tables["marks"]
+    with pytest.raises(ConfigurationError, match="no table marks"):
+        book_columns(tables, alone(every_kind()), as_of=AS_OF)
+
+
 def test_an_account_that_was_not_read_is_named() -> None:
     mapping = pa.concat_tables([alone(every_kind()), pa.table({"portfolio_id": ["x"], "account_id": ["gone"]})])
     found = book_columns(arrow_tables(every_kind().tables), mapping, as_of=AS_OF)

@@ -25,6 +25,7 @@ AGGREGATOR_ORDER = (
     "errors",
     "compiler_flags",
     "rounding",
+    "one_kernel",
     "schema",
     "rule_forms",
     "exponents",
@@ -91,7 +92,6 @@ AGGREGATOR_ORDER = (
     "factors",
     "pricing",
     "cube",
-    "cube_prices",
     "market",
     "rules.risk_unit",
     "rules.tiered_notional",
@@ -129,9 +129,10 @@ AGGREGATOR_ORDER = (
     "unified_shortfall",
     "unified",
     "stress_margin",
-    "engine",
     "weighted_tail",
-    "one_kernel",
+    "sweep_scenarios",
+    "cube_prices",
+    "engine",
     "netted_arrays",
     "netted_ranges",
     "netted_kernel",
@@ -339,12 +340,13 @@ def forbidden_uses(modules: list[Module]) -> list[str]:
             if target in FORBIDDEN_NAMES:
                 errors.append(f"{module.path}:{line} imports {target}: {FORBIDDEN_NAMES[target]}")
         aliases = {}
-        for node in ast.walk(module.tree):
+        nodes = [*ast.walk(module.tree)]
+        for node in nodes:
             if isinstance(node, ast.Import):
                 aliases.update({alias.asname: alias.name for alias in node.names if alias.asname})
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 aliases.update({alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names})
-        for node in ast.walk(module.tree):
+        for node in nodes:
             if isinstance(node, ast.Attribute) and node.attr in last_parts:
                 if (name := _dotted(node, aliases)) in FORBIDDEN_NAMES:
                     errors.append(f"{module.path}:{node.lineno} uses {name}: {FORBIDDEN_NAMES[name]}")

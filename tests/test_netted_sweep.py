@@ -13,8 +13,9 @@ import pyarrow as pa
 import pytest
 
 from aggregator.errors import ConfigurationError
-from aggregator.netted_sweep import ScenarioSet, SweepTables, headline_sweep
+from aggregator.netted_sweep import SweepTables, headline_sweep
 from aggregator.risk import tail_rows
+from aggregator.sweep_scenarios import ScenarioSet
 from aggregator.weighted_tail import LANES, NO_LOSS, equal_tails, folded, larger
 from tests import margin_twin
 from tests.engine_accounts import AccountBook, book_of

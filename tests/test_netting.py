@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from aggregator.book_columns import Accounts, BookColumns, Legs, TierEntries
 from aggregator.book_tiers import TierTables
 from aggregator.cube import CubeBuilder
-from aggregator.netting import Hinges, NettedBook, netted_book
+from aggregator.netted_shards import buckets
+from aggregator.netting import Hinges, NettedBook, Rows, netted_book
 from aggregator.rules.tiered_notional import pack_tiers
 
 AS_OF = datetime(2026, 1, 1, tzinfo=UTC)
@@ -191,3 +192,36 @@ def test_limits_decide_in_float32_as_in_float64() -> None:
             for change in (near, np.nextafter(near, np.float32(-1e9)), np.nextafter(near, np.float32(1e9))):
                 exact = room + float(change) <= 0 if at_or_below else room + float(change) < 0
                 assert (change < netted.limit[0]) == exact
+
+
+def test_equity_that_is_exactly_the_requirement_is_at_it() -> None:
+    """A limit below the least normal number would be zero on a device, and no change of zero is below zero."""
+    book = without_entries()
+    accounts = book.accounts._replace(at_or_below=np.array([True, False]))
+    legs = Legs(np.array([0, 1]), np.array([0, 0]), np.zeros(2), np.array([0.5, 0.5]), np.array([0.5, 0.5 / 1.05]))
+    netted = netted_book(
+        BookColumns(accounts, legs, book.tiers, book.tables, book.cube, book.not_covered),
+        np.ones(ROWS),
+        np.zeros(ROWS),
+        np.zeros(ROWS),
+    )
+    assert netted.headroom.tolist() == [0.0, 0.0]
+    assert netted.limit.tolist() == [np.finfo(np.float32).tiny, 0.0]
+
+
+def test_portfolios_of_any_number_of_accounts_have_a_slot_for_each() -> None:
+    for held, slots in ((1, 8), (8, 8), (9, 64), (512, 512), (513, 4096)):
+        zeros, none = np.zeros(held), np.zeros(0, np.int64)
+        netted = NettedBook(
+            Rows(none, none, np.zeros(0), np.zeros(0)),
+            Hinges(none, none, none, *(np.zeros(0) for _ in range(5))),
+            zeros + 1.0,
+            zeros,
+            zeros,
+            zeros.astype(np.float32),
+            np.ones(held, bool),
+        )
+        (bucket,) = buckets(netted, np.zeros(held, np.int64), devices=1)
+        assert bucket.arrays.first.shape == (1, 16, slots)
+        assert bucket.arrays.accounts[0, 0] == held
+        assert np.count_nonzero(bucket.arrays.equity) == held

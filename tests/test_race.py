@@ -231,11 +231,17 @@ def test_answers_that_differ_stop_the_race_before_any_time() -> None:
     field = contenders.field_of(book, shocks)
     figures = numpy_sweep(rows, field.cube)
 
-    def engine(answer: Figures) -> object:
+    # The constant, then the options, as the engine's own pricing has them.
+    priced = np.concatenate([np.zeros((1, 64)), field.cube[len(rows.cube.factors) :]])
+
+    def engine(answer: Figures, options: np.ndarray = priced) -> object:
         tables = to_tables(rows, answer, 64)
-        return harness.Engine(lambda *_: shocks, lambda *_: tables, lambda *_: None, lambda *_: None)
+        return harness.Engine(lambda *_: shocks, lambda *_: tables, lambda *_: None, lambda *_: lambda: options)
 
     harness.check_equal(field, engine(figures), seed=1)
+    dearer = priced + 1e-3 * np.abs(priced).max()
+    with pytest.raises(harness.UnequalAnswersError, match="quantlib: options are priced differently"):
+        harness.check_equal(field, engine(figures, dearer), seed=1)
     wrong = figures._replace(var=figures.var + 0.01 * np.abs(figures.var) + 100.0)
     with pytest.raises(harness.UnequalAnswersError, match="var_99_usd"):
         harness.check_equal(field, engine(wrong), seed=1)

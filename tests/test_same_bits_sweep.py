@@ -13,11 +13,13 @@ import pyarrow as pa
 import pytest
 
 from aggregator.book_columns import BookColumns, book_columns
+from aggregator.cube_prices import priced_cube
 from aggregator.netted_dense import evaluate_dense
 from aggregator.netted_kernel import evaluate_shard, tiles_of
 from aggregator.netted_shards import buckets
-from aggregator.netted_sweep import SweepTables, headline_sweep, priced_cube, sweep_columns
+from aggregator.netted_sweep import SweepTables, headline_sweep, sweep_columns
 from aggregator.netting import netted_book
+from aggregator.sweep_scenarios import sweep_scenarios
 from tests.engine_accounts import AccountBook, book_of
 from tests.engine_book import FACTORS, generator_of
 from tests.engine_markets import AS_OF
@@ -108,7 +110,8 @@ def packed():  # type: ignore[no-untyped-def]
         arrow_tables(book().tables), mapping(), as_of=AS_OF, known=frozenset(generator.factors)
     )
     rows = columns.cube.build(generator.factors)
-    return priced_cube(rows, generator, seed=3, scenarios=SCENARIOS, horizon_days=1.0), columns
+    drawn = sweep_scenarios(generator, seed=3, scenarios=SCENARIOS)
+    return priced_cube(rows, drawn, horizon_days=1.0), columns
 
 
 @pytest.mark.slow
@@ -139,13 +142,13 @@ def test_a_second_sweep_compiles_nothing_and_a_first_one_few_programs() -> None:
 def test_what_ranges_decide_is_what_scenarios_say() -> None:
     """With the scenarios mixed less is decided by ranges: the same verdicts, and losses to rounding."""
     cube, columns = packed()
-    order = np.arange(cube.cube.change.shape[1])
+    order = np.arange(cube.change.shape[1])
     order[:SCENARIOS] = np.random.default_rng(2).permutation(SCENARIOS)
     netted = netted_book(columns, cube.today, cube.lowest, cube.highest)
-    how = {"scenarios": cube.cube.scenarios, "equal": cube.cube.equal, "devices": 1}
+    how = {"scenarios": cube.scenarios, "equal": cube.equal, "devices": 1}
     for bucket in buckets(netted, columns.accounts.portfolio, devices=1):
         one, other = (
-            evaluate_shard(bucket.arrays, tiles_of(cube.cube.change[:, columns_of]), cube.cube.weights, **how)
+            evaluate_shard(bucket.arrays, tiles_of(cube.change[:, columns_of]), cube.weights, **how)
             for columns_of in (np.arange(len(order)), order)
         )
         for name in ("p_any", "p_unified", "p_account"):
@@ -161,8 +164,8 @@ def test_the_dense_body_agrees() -> None:
     cube, columns = packed()
     netted = netted_book(columns, cube.today, cube.lowest, cube.highest)
     for bucket in buckets(netted, columns.accounts.portfolio, devices=1):
-        change, weights = cube.cube.change, cube.cube.weights
-        how = {"scenarios": cube.cube.scenarios, "equal": cube.cube.equal}
+        change, weights = cube.change, cube.weights
+        how = {"scenarios": cube.scenarios, "equal": cube.equal}
         one = evaluate_shard(bucket.arrays, tiles_of(change), weights, **how, devices=1)
         other = evaluate_dense(bucket.arrays, change, weights, **how, tile=512)
         scale = float(np.abs(np.asarray(one.worst)).max())

@@ -8,17 +8,19 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from aggregator import netted_sweep, rule_forms
+from aggregator import rule_forms, sweep_scenarios
 from aggregator.book_columns import book_columns
 from aggregator.covered_rules import PARAMETERS, Text, covered_rule_sets
 from aggregator.errors import ConfigurationError, DataError
-from aggregator.netted_sweep import ScenarioSet, SweepTables, headline_sweep
+from aggregator.netted_sweep import SweepTables, headline_sweep
+from aggregator.sweep_scenarios import ScenarioSet
 from tests.engine_accounts import AccountBook, book_of
 from tests.engine_book import FACTORS, generator_of
 from tests.engine_markets import AS_OF
@@ -83,7 +85,7 @@ def reference() -> str:
 
 @pytest.mark.parametrize("chunk", [256, 512])
 def test_the_chunks_of_scenarios_change_no_bit(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(netted_sweep, "_CHUNK", chunk)
+    monkeypatch.setattr(sweep_scenarios, "_CHUNK", chunk)
     assert content(swept()) == reference()
 
 
@@ -222,9 +224,30 @@ def test_scenarios_that_are_no_numbers_are_errors() -> None:
         (ScenarioSet(FACTORS, wrong, weights), f"shocks of {FACTORS[1]}"),
         (ScenarioSet(FACTORS, shocks, -weights), "weights of scenarios"),
         (ScenarioSet(FACTORS, shocks[:-1], weights), "shocks have shape"),
+        (ScenarioSet(FACTORS, shocks, weights[:, None]), r"weights \(256, 1\)"),
+        (ScenarioSet(FACTORS, shocks, np.full(256, "much")), "must be numbers"),
+        (ScenarioSet(FACTORS, shocks, 2.0 * weights), "weights of scenarios sum to 2.0; expected 1"),
+        (ScenarioSet((*FACTORS[:-1], FACTORS[0]), shocks, weights), "a factor stands twice"),
     ):
         with pytest.raises(ConfigurationError, match=message):
             headline_sweep(tables_of(mapping()), mapping(), given, as_of=AS_OF, devices=1)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"horizon_days": float("nan")}, "horizon_days nan"),
+        ({"horizon_days": -1.0}, "horizon_days -1.0"),
+        ({"as_of": AS_OF.replace(tzinfo=None)}, "a time zone"),
+        ({"seed": 2**70}, "seed 1180591620717411303424"),
+        ({"scenarios": 2**25}, "33554432 scenarios: expected at most"),
+        ({"scenarios": 0}, "scenarios is 0"),
+    ],
+)
+def test_a_sweep_that_means_nothing_is_an_error(how: dict[str, Any], message: str) -> None:
+    arguments: dict[str, Any] = {"as_of": AS_OF, "scenarios": 256, "devices": 1} | how
+    with pytest.raises(ConfigurationError, match=message):
+        headline_sweep(tables_of(mapping()), mapping(), generator_of(FACTORS), **arguments)
 
 
 # ---- rule sets without their models ----------------------------------------------------------------------------------

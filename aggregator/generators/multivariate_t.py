@@ -61,7 +61,10 @@ class MultivariateT(eqx.Module):
     def step(self, state: Any, key: PRNGKeyArray, index: UInt32[Array, ""]) -> tuple[Any, Float[Array, " factors"]]:
         """Log-changes of the factors over one step of scenario `index`."""
         z, width = self._drivers(state, key, index)
-        mixed = column_sum(self.columns, z)
+        count = len(self.factors)
+        # Lower triangular unless they are principal components.
+        reach = np.arange(1, count + 1) if self.points is None else np.full(count, count)
+        mixed = column_sum(self.columns, jnp.asarray(reach), z)
         after = state if self.points is None else jnp.zeros((), bool)
         return after, self.location + rounded(width * mixed)
 

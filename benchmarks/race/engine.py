@@ -10,10 +10,11 @@ import numpy as np
 
 from aggregator.book_columns import book_columns
 from aggregator.cube import CubeBuilder, OptionTerms
-from aggregator.cube_prices import price_rows
+from aggregator.cube_prices import price_rows, priced_cube
 from aggregator.generators.multivariate_t import MultivariateT, multivariate_t
-from aggregator.netted_sweep import headline_sweep, priced_cube, sweep_columns
+from aggregator.netted_sweep import headline_sweep, sweep_columns
 from aggregator.scenarios import draw_scenarios, padded_count
+from aggregator.sweep_scenarios import sweep_scenarios
 
 from .book_rows import read_rows
 from .books import MarketLaw, RaceBook
@@ -63,7 +64,7 @@ def kernel(book: RaceBook, scenarios: int, seed: int, devices: int | None = None
     generator = generator_of(book.law)
     columns = book_columns(book.tables, book.portfolios, as_of=book.as_of, known=frozenset(generator.factors))
     rows = columns.cube.build(generator.factors)
-    priced = priced_cube(rows, generator, seed=seed, scenarios=scenarios, horizon_days=1.0)
+    priced = priced_cube(rows, sweep_scenarios(generator, seed=seed, scenarios=scenarios), horizon_days=1.0)
     most = len(jax.local_devices()) if jax.default_backend() == "cpu" else 1
     count = most if devices is None else devices
     return lambda: sweep_columns(columns, priced, devices=count, shard=SHARD)

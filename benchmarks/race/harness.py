@@ -20,10 +20,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .books import RaceBook
-from .contenders import Field, Run, field_of, peer_answers, peer_runs, restricted
+from .contenders import QUANTLIB_OPTIONS, Field, Run, field_of, peer_answers, peer_runs, restricted
 from .figures import RaceTables, differences
 from .floor import multiply_add_rate, work_operations
 from .peer_cube import cube_changes
+from .peer_quantlib import option_changes
 
 ENGINE = "engine"
 _STAGES = {"pricing": "kernel"}
@@ -131,9 +132,23 @@ def check_equal(field: Field, engine: Engine, *, seed: int) -> dict[str, float]:
         first_answers[name] = seconds
         expected = restricted(answer, found.portfolios["portfolio_id"].combine_chunks())
         problems += [f"{name}: {text}" for text in differences(found, expected, field.scenarios)]
+    problems += _priced_apart(field, engine, seed)
     if problems:
         raise UnequalAnswersError(f"{field.book.name}:\n  " + "\n  ".join(problems))
     return first_answers
+
+
+def _priced_apart(field: Field, engine: Engine, seed: int) -> list[str]:
+    """A line if QuantLib prices some option in some scenario other than the engine's pricing alone."""
+    terms = field.rows.cube
+    some = min(len(terms.strike), QUANTLIB_OPTIONS)
+    if not some:
+        return []
+    # The options come behind the constant.
+    ours = np.asarray(engine.pricing(field.book, field.scenarios, seed)())[1 : some + 1, : field.scenarios]
+    theirs = option_changes(terms, field.shocks, some)
+    scale = np.maximum(1.0, np.abs(theirs).max(axis=1, keepdims=True))
+    return [] if (np.abs(ours - theirs) <= 1e-5 * scale).all() else ["quantlib: options are priced differently"]
 
 
 def clock(runs: Sequence[Run], rounds: int) -> list[Clocked]:
