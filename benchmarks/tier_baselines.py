@@ -5,7 +5,8 @@
 Makes every baseline forecast (needs the extra `baselines`), scores them and prints the whole score; for 1 day, close to
 close, also each figure of the perpetuals that differs from the published one by more than rounding. `--only` takes
 names of baselines; `--forecasts FILE` scores that table where it exists, else keeps the new one there. `--write` puts
-the figures of both sides together into `benchmarks/results/tier_baselines.json`.
+the figures of both sides together into `benchmarks/results/tier_baselines.json`, in the place of a run for the same
+horizon and loss. Each baseline is made for the loss: nothing is scaled afterwards.
 """
 
 from __future__ import annotations
@@ -88,12 +89,12 @@ def main() -> None:
     if arguments.forecasts and arguments.forecasts.exists():
         forecasts = read_forecasts(arguments.forecasts)
     else:
-        panel = windows(history, arguments.horizon)
-        last = panel.opening[-1] + np.timedelta64(1, "D")
+        until = None if arguments.end is None else np.datetime64(arguments.end, "us")
+        panel = windows(history, arguments.horizon, until=until)
         forecasts = baseline_forecasts(
             panel,
             start=np.datetime64(arguments.start, "us"),
-            end=last if arguments.end is None else np.datetime64(arguments.end, "us"),
+            end=panel.opening[-1] + np.timedelta64(1, "D"),
             loss=arguments.loss,
             names=arguments.only,
             workers=arguments.workers,
@@ -108,23 +109,32 @@ def main() -> None:
         print("not as published:", *differences(table), sep="\n")
     print(f"forecasts {made:.0f} s, score {time.perf_counter() - begun - made:.0f} s")
     if arguments.write:
-        document = {
-            "python": platform.python_version(),
-            "numpy": np.__version__,
-            "horizon": table.horizon,
-            "loss": table.loss,
-            "level": table.level,
-            "groups": {
-                group.group: {
-                    "rows": group.rows,
-                    "assets": len(group.assets),
-                    "metrics": {model: _rounded(found) for model, found in group.metrics.items()},
-                }
-                for group in table.groups
-                if group.side == "both"
-            },
-        }
-        RESULTS.write_text(json.dumps(document, indent=1) + "\n")
+        _write(table)
+
+
+def _write(table: ScoreTable) -> None:
+    run = {
+        "horizon": table.horizon,
+        "loss": table.loss,
+        "level": table.level,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "groups": {
+            group.group: {
+                "first": str(group.first.astype("datetime64[D]")),
+                "last": str(group.last.astype("datetime64[D]")),
+                "rows": group.rows,
+                "assets": len(group.assets),
+                "metrics": {model: _rounded(found) for model, found in group.metrics.items()},
+            }
+            for group in table.groups
+            if group.side == "both"
+        },
+    }
+    kept = json.loads(RESULTS.read_text())["runs"] if RESULTS.exists() else []
+    others = [one for one in kept if (one["horizon"], one["loss"]) != (table.horizon, table.loss)]
+    runs = sorted([*others, run], key=lambda one: (one["horizon"], one["loss"] != "close"))
+    RESULTS.write_text(json.dumps({"runs": runs}, indent=1) + "\n")
 
 
 def _rounded(found: Metrics) -> dict[str, float | None]:

@@ -1,5 +1,6 @@
 """Every baseline against a slow loop, nothing from the future, and the published figures on recorded history."""
 
+import importlib.util
 import math
 import sys
 from pathlib import Path
@@ -21,13 +22,15 @@ from models.baselines.ewma import ewma_volatility, filtered, normal
 from models.baselines.garch import Fit, _student_tail, student
 from models.baselines.har_quantile import inputs, pooled
 from models.baselines.published import slow_to_fall, smoothed
-from models.baselines.series import SMALLEST_RATE, Forecast, LogForecast, Settings, each_series, log_returns
+from models.baselines.series import SMALLEST_RATE, Forecast, LogForecast, Moves, Settings, each_series, moves
 from models.baselines.tail import tail, trailing_tail
 from models.forecast_scores import score
 from models.forecast_table import check_forecasts
-from models.market_history import PERP, Windows, read_market, windows
+from models.market_history import PERP, Loss, Windows, losses, read_market, windows
 
 SETTINGS = Settings()
+OF_LOSS: dict[Loss, Settings] = {"close": SETTINGS, "adverse": Settings(loss="adverse")}
+BOTH = pytest.mark.parametrize("loss", ["close", "adverse"])
 ROUNDING = 1e-10
 """Products and sums over a thousand float64 in another order."""
 
@@ -61,11 +64,12 @@ def market() -> Windows:
     return panel(560)
 
 
-def series_of(windows: Windows, asset: int) -> tuple[np.ndarray, np.ndarray]:
-    """Positions and log returns of an asset."""
+def series_of(windows: Windows, asset: int, loss: Loss = "close") -> tuple[np.ndarray, Moves]:
+    """Positions of an asset's returns, and there its log returns and log losses."""
     returns = np.log1p(windows.simple_return[:, asset])
     rows = np.flatnonzero(np.isfinite(returns))
-    return rows, returns[rows]
+    long, short = (losses(windows, side, loss)[rows, asset] for side in ("long", "short"))
+    return rows, Moves(returns[rows], np.log(1.0 / (1.0 - long)), np.log(1.0 + short))
 
 
 def slow_volatility(returns: np.ndarray, decay: float) -> list[float]:
@@ -75,18 +79,18 @@ def slow_volatility(returns: np.ndarray, decay: float) -> list[float]:
     return [math.sqrt(value) for value in variance]
 
 
-def expect(found: Forecast, windows: Windows, slow_quantile: object) -> None:
+def expect(found: Forecast, windows: Windows, slow_quantile: object, loss: Loss = "close") -> None:
     """`slow_quantile(losses, volatility, i)` gives the log quantile of forecast i; checked on every tenth of them."""
     for asset in range(len(windows.assets)):
-        rows, returns = series_of(windows, asset)
-        volatility = slow_volatility(returns, 0.97)
+        rows, own = series_of(windows, asset, loss)
+        volatility = slow_volatility(own.log_return, 0.97)
         assert np.isnan(found.margin[rows[:400], asset]).all()
         assert np.isfinite(found.margin[rows[400:], asset]).all()
         assert (found.shortfall[rows[400:], asset] >= found.margin[rows[400:], asset] * (1.0 - ROUNDING)).all()
         for i in range(400, len(rows), 10):
-            quantile = slow_quantile(-returns, volatility, i)  # type: ignore[operator]
+            quantile = slow_quantile(own.long, volatility, i)  # type: ignore[operator]
             assert found.margin[rows[i], asset, 0] == pytest.approx(1.0 - math.exp(-quantile), rel=ROUNDING)
-            quantile = slow_quantile(returns, volatility, i)  # type: ignore[operator]
+            quantile = slow_quantile(own.short, volatility, i)  # type: ignore[operator]
             assert found.margin[rows[i], asset, 1] == pytest.approx(math.exp(quantile) - 1.0, rel=ROUNDING)
 
 
@@ -118,24 +122,25 @@ def test_trailing_tails_end_before_the_forecast() -> None:
 # ---- twins ---------------------------------------------------------------------------------------------------------
 
 
-def test_historical_simulation(market: Windows) -> None:
-    expect(
-        historical_simulation(log_returns(market), SETTINGS),
-        market,
-        lambda losses, _, i: np.quantile(losses[max(0, i - 500) : i], 0.99),
-    )
+@BOTH
+def test_historical_simulation(market: Windows, loss: Loss) -> None:
+    found = historical_simulation(moves(market, loss), OF_LOSS[loss])
+    expect(found, market, lambda losses, _, i: np.quantile(losses[max(0, i - 500) : i], 0.99), loss)
 
 
-def test_constant_tier_is_refreshed_every_30_days(market: Windows) -> None:
-    found = constant_tier(log_returns(market), SETTINGS)
-    expect(found, market, lambda losses, _, i: np.quantile(losses[: 400 + (i - 400) // 30 * 30], 0.995))
+@BOTH
+def test_constant_tier_is_refreshed_every_30_days(market: Windows, loss: Loss) -> None:
+    found = constant_tier(moves(market, loss), OF_LOSS[loss])
+    expect(found, market, lambda losses, _, i: np.quantile(losses[: 400 + (i - 400) // 30 * 30], 0.995), loss)
 
 
-def test_normal_volatility(market: Windows) -> None:
-    found = normal(log_returns(market), SETTINGS, decay=0.97)
-    expect(found, market, lambda _, volatility, i: norm.ppf(0.99) * volatility[i])
-    rows, returns = series_of(market, 0)
-    beyond = norm.pdf(norm.ppf(0.99)) / 0.01 * slow_volatility(returns, 0.97)[450]
+@BOTH
+def test_normal_volatility(market: Windows, loss: Loss) -> None:
+    found = normal(moves(market, loss), OF_LOSS[loss], decay=0.97)
+    level = 0.99 if loss == "close" else 0.995
+    expect(found, market, lambda _, volatility, i: norm.ppf(level) * volatility[i], loss)
+    rows, own = series_of(market, 0)
+    beyond = norm.pdf(norm.ppf(level)) / (1.0 - level) * slow_volatility(own.log_return, 0.97)[450]
     assert found.shortfall[rows[450], 0, 1] == pytest.approx(math.exp(beyond) - 1.0, rel=ROUNDING)
 
 
@@ -144,8 +149,9 @@ def slow_score_quantile(losses: np.ndarray, volatility: list[float], i: int, lev
     return float(np.quantile(scores[max(60, i - 1000) : i], level)) * volatility[i]
 
 
-def test_filtered_history(market: Windows) -> None:
-    expect(filtered(log_returns(market), SETTINGS, decay=0.97), market, slow_score_quantile)
+@BOTH
+def test_filtered_history(market: Windows, loss: Loss) -> None:
+    expect(filtered(moves(market, loss), OF_LOSS[loss], decay=0.97), market, slow_score_quantile, loss)
 
 
 def test_windows_of_eight_hours_take_the_root_of_the_decay() -> None:
@@ -156,7 +162,8 @@ def test_windows_of_eight_hours_take_the_root_of_the_decay() -> None:
     assert found[2] == pytest.approx(math.sqrt(expected), rel=ROUNDING)
 
 
-def test_adaptive_level_follows_its_breaches(market: Windows) -> None:
+@BOTH
+def test_adaptive_level_follows_its_breaches(market: Windows, loss: Loss) -> None:
     def slow(losses: np.ndarray, volatility: list[float], last: int) -> float:
         alpha = 0.01
         for i in range(400, last + 1):
@@ -165,10 +172,11 @@ def test_adaptive_level_follows_its_breaches(market: Windows) -> None:
             alpha = min(max(alpha, 0.0005), 0.05)
         return quantile
 
-    expect(adaptive_level(log_returns(market), SETTINGS), market, slow)
+    expect(adaptive_level(moves(market, loss), OF_LOSS[loss]), market, slow, loss)
 
 
-def test_tracked_quantile_grows_with_breaches(market: Windows) -> None:
+@BOTH
+def test_tracked_quantile_grows_with_breaches(market: Windows, loss: Loss) -> None:
     def slow(losses: np.ndarray, volatility: list[float], last: int) -> float:
         scores = losses / np.array(volatility)
         quantile = float(np.quantile(scores[60:400], 0.99))
@@ -176,17 +184,18 @@ def test_tracked_quantile_grows_with_breaches(market: Windows) -> None:
             quantile += 0.05 * max(scores[max(60, i - 250) : i]) * ((1.0 if scores[i] > quantile else 0.0) - 0.01)
         return quantile * volatility[last]
 
-    expect(tracked_quantile(log_returns(market), SETTINGS), market, slow)
+    expect(tracked_quantile(moves(market, loss), OF_LOSS[loss]), market, slow, loss)
 
 
-def test_the_three_tools_of_emir(market: Windows) -> None:
-    returns = log_returns(market)
-    base = filtered(returns, SETTINGS, decay=0.97)
+@BOTH
+def test_the_three_tools_of_emir(market: Windows, loss: Loss) -> None:
+    of_all, settings = moves(market, loss), OF_LOSS[loss]
+    base = filtered(of_all, settings, decay=0.97)
     with_buffer = buffered(base)
-    with_stress, with_floor = stressed(base, returns, SETTINGS), floored(base, returns, SETTINGS, decay=0.97)
+    with_stress, with_floor = stressed(base, of_all, settings), floored(base, of_all, settings, decay=0.97)
     for asset in range(2):
-        rows, own = series_of(market, asset)
-        volatility = slow_volatility(own, 0.97)
+        rows, own = series_of(market, asset, loss)
+        volatility = slow_volatility(own.log_return, 0.97)
         previous = 1.25 * base.margin[rows[400], asset, 0]
         for i in range(400, len(rows)):
             rate = base.margin[rows[i], asset, 0]
@@ -194,12 +203,12 @@ def test_the_three_tools_of_emir(market: Windows) -> None:
             assert with_buffer.margin[rows[i], asset, 0] == pytest.approx(previous, rel=ROUNDING)
             if i % 25:
                 continue
-            highest = max(np.quantile(-own[end - 250 : end], 0.99) for end in range(250, i + 1))
+            highest = max(np.quantile(own.long[end - 250 : end], 0.99) for end in range(250, i + 1))
             stress = 1.0 - math.exp(-highest)
             expected = max(rate, 0.75 * rate + 0.25 * stress)
             assert with_stress.margin[rows[i], asset, 0] == pytest.approx(expected, rel=ROUNDING)
-            score_quantile = slow_score_quantile(-own, volatility, i) / volatility[i]
-            floor = 1.0 - math.exp(-score_quantile * float(np.std(own[:i])))
+            score_quantile = slow_score_quantile(own.long, volatility, i) / volatility[i]
+            floor = 1.0 - math.exp(-score_quantile * float(np.std(own.log_return[:i])))
             assert with_floor.margin[rows[i], asset, 0] == pytest.approx(max(rate, floor), rel=ROUNDING)
     ratio = base.shortfall / base.margin
     for other in (with_buffer, with_stress, with_floor):
@@ -243,6 +252,115 @@ def test_pooled_regression_finds_a_known_law() -> None:
     assert (found.shortfall[1000:] >= found.margin[1000:]).all()
 
 
+@BOTH
+def test_the_last_loss_is_that_of_the_side(market: Windows, loss: Loss) -> None:
+    known = inputs(market, OF_LOSS[loss])
+    for asset in range(2):
+        rows, own = series_of(market, asset, loss)
+        volatility = slow_volatility(own.log_return, 0.97)
+        week = sum(own.log_return[445:450]) / 5 / volatility[450]
+        expected = ((own.long[449] / volatility[450], -week), (own.short[449] / volatility[450], week))
+        for side, of_side in zip(expected, (known.long, known.short), strict=True):
+            np.testing.assert_allclose(of_side[rows[450], asset, -2:], side, rtol=1e-9)
+
+
+# ---- the adverse excursion -----------------------------------------------------------------------------------------
+
+
+def brownian(days: int, assets: int, *, seed: int, wick: float = 1.0) -> Windows:
+    """Days of Brownian log prices at 4 % volatility with their exact highs and lows; `wick` stretches the highs.
+
+    Given the end r of a path, its highest point is (r + sqrt(r^2 - 2 s^2 ln u)) / 2 with u uniform.
+    """
+    generator = np.random.default_rng(seed)
+    deviation = 0.04
+    returns = deviation * generator.standard_normal((days, assets))
+    highest, lowest = (
+        0.5 * (end + np.sqrt(end**2 - 2.0 * deviation**2 * np.log(generator.uniform(size=end.shape))))
+        for end in (returns, -returns)
+    )
+    close = np.exp(np.cumsum(returns, axis=0))
+    opened = close * np.exp(-returns)
+    given = panel(days, assets, seed=seed)
+    return given._replace(
+        close=close, open=opened, high=opened * np.exp(highest), low=opened * np.exp(-lowest),
+        simple_return=np.expm1(returns), adverse_long=-np.expm1(-lowest), adverse_short=np.expm1(wick * highest),
+    )  # fmt: skip
+
+
+DEGREES = {
+    "HS500": math.inf,
+    "EWMA97-N": math.inf,
+    "EWMA97-FHS": 1.97 / 0.03,
+    "EWMA94-FHS": 1.94 / 0.06,
+    "ACI-EWMA97": 1.97 / 0.03,
+    "QT-EWMA97": 1.97 / 0.03,
+    "HAR-QR-pooled": math.inf,
+}
+"""Of the baselines that aim at the level itself (the tools and the constant tier aim above it) the degrees of freedom
+of the scores that they take quantiles of: a normal variable over the root of an exponential average with decay d of its
+squares, worth (1 + d) / (1 - d) of them."""
+
+
+def medians_and_coverage(world: Windows, loss: Loss, names: tuple[str, ...]) -> dict[str, list[tuple[float, float]]]:
+    """By model, for long and short: the median log quantile of all days in deviations of 4 %, and the coverage."""
+    table = baseline_forecasts(
+        world, start=world.opening[0], end=world.opening[-1] + np.timedelta64(1, "D"), loss=loss, names=names
+    )
+    found: dict[str, list[tuple[float, float]]] = {}
+    for name in names:
+        for side in ("long", "short"):
+            own = table.filter(pc.and_(pc.equal(table["model"], name), pc.equal(table["side"], side)))
+            rate = own["margin_rate"].to_numpy()
+            days = np.searchsorted(world.opening, own["date"].to_numpy().astype("datetime64[us]"))
+            assets = np.searchsorted(world.assets, own["asset"].to_numpy(zero_copy_only=False))
+            loss_of = losses(world, side, loss)[days, assets]
+            log_rate = -np.log1p(-rate) if side == "long" else np.log1p(rate)
+            found.setdefault(name, []).append((float(np.median(log_rate)) / 0.04, float(np.mean(loss_of <= rate))))
+    return found
+
+
+def test_refitted_baselines_meet_a_known_quantile_of_the_excursion() -> None:
+    """The highest point of a Brownian day is distributed as the absolute value of its end: 2.576 deviations at 99 %."""
+    world = brownian(1600, 4, seed=21)
+    for name, sides in medians_and_coverage(world, "adverse", tuple(DEGREES)).items():
+        for median, _ in sides:
+            # a quantile of 1,000 days has a standard error of 4.3 % (of 500: 6 %), the mean of four assets half of that
+            assert median == pytest.approx(student_t.ppf(0.995, DEGREES[name]), rel=0.05), name
+        # 9,600 losses have a standard error of 0.001; quantiles from a sample fall short by up to 0.002
+        assert np.mean([cover for _, cover in sides]) == pytest.approx(0.989, abs=0.003), name
+
+
+def test_empirical_baselines_follow_each_side_of_the_excursion() -> None:
+    """Highs half as far again: what stands on excursions follows on the short side, a law of the returns does not."""
+    names = tuple(name for name in DEGREES if not name.startswith("HAR"))
+    for name, (long, short) in medians_and_coverage(brownian(1400, 4, seed=22, wick=1.5), "adverse", names).items():
+        quantile = student_t.ppf(0.995, DEGREES[name])
+        assert long[0] == pytest.approx(quantile, rel=0.05), name
+        assert short[0] == pytest.approx((1.0 if name == "EWMA97-N" else 1.5) * quantile, rel=0.05), name
+
+
+def test_closes_are_forecast_without_a_look_at_excursions(market: Windows) -> None:
+    span = {"start": market.opening[0], "end": market.opening[-1]}
+    other = market._replace(adverse_long=0.5 + 0.0 * market.close, adverse_short=2.0 + 0.0 * market.close)
+    names = WITHOUT_ARCH if importlib.util.find_spec("arch") is None else list(BASELINES)
+    assert baseline_forecasts(market, names=names, **span).equals(baseline_forecasts(other, names=names, **span))
+
+
+def test_an_unknown_low_counts_as_the_loss_to_the_close(market: Windows) -> None:
+    unknown = market.adverse_long.copy()
+    unknown[450, 0] = np.nan
+    at_least = market.adverse_long.copy()
+    at_least[450, 0] = -market.simple_return[450, 0]
+    names = ("HS500", "EWMA94-FHS", "QT-EWMA97")
+    span = {"start": market.opening[0], "end": market.opening[-1], "loss": "adverse", "names": names}
+    one = baseline_forecasts(market._replace(adverse_long=unknown), **span)
+    rates = baseline_forecasts(market._replace(adverse_long=at_least), **span)["margin_rate"].to_numpy()
+    np.testing.assert_allclose(one["margin_rate"].to_numpy(), rates, rtol=1e-9)
+    on_day = pc.equal(one["date"], pa.scalar(market.opening[450].item(), pa.timestamp("us", "UTC")))
+    assert one.filter(on_day).num_rows == len(names) * 2  # the other asset is too young
+
+
 # ---- GARCH ---------------------------------------------------------------------------------------------------------
 
 
@@ -258,27 +376,32 @@ def test_student_tail_has_unit_variance() -> None:
 def test_without_the_extra_the_error_names_it(market: Windows, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "arch", None)
     with pytest.raises(ConfigurationError, match="extra 'baselines'"):
-        student(log_returns(market), SETTINGS)
+        student(moves(market, "close"), SETTINGS)
 
 
-def test_garch_runs_on_between_fits_and_sees_no_future() -> None:
+@BOTH
+def test_garch_runs_on_between_fits_and_sees_no_future(loss: Loss) -> None:
     pytest.importorskip("arch", reason="the extra 'baselines' is not installed")
     given = panel(500, 1)
     names = ("GARCH-t", "GJR-FHS")
-    span = {"start": given.opening[0], "end": given.opening[-1] + np.timedelta64(1, "D")}
+    span = {"start": given.opening[0], "end": given.opening[-1] + np.timedelta64(1, "D"), "loss": loss}
     whole = baseline_forecasts(given, names=names, **span)
-    changed = given._replace(simple_return=np.where(np.arange(500)[:, None] >= 490, 0.5, given.simple_return))
-    later = baseline_forecasts(changed, names=names, workers=2, **span)
+    later = np.arange(500)[:, None] >= 490
+    changed = given._replace(
+        simple_return=np.where(later, 0.5, given.simple_return), adverse_short=np.where(later, 0.7, given.adverse_short)
+    )
+    other = baseline_forecasts(changed, names=names, workers=2, **span)
     before = pc.less(whole["date"], pa.scalar(given.opening[491].item(), pa.timestamp("us", "UTC")))
-    assert whole.filter(before).equals(later.filter(before))
+    assert whole.filter(before).equals(other.filter(before))
     assert whole.filter(before).num_rows == 2 * 2 * (491 - 465)
-    assert not whole.equals(later)
+    assert not whole.equals(other)
 
 
 # ---- the table -----------------------------------------------------------------------------------------------------
 
 
-def test_nothing_comes_from_the_future(market: Windows) -> None:
+@BOTH
+def test_nothing_comes_from_the_future(market: Windows, loss: Loss) -> None:
     first = 500
     generator = np.random.default_rng(9)
     later = np.arange(len(market.opening)) >= first
@@ -291,13 +414,16 @@ def test_nothing_comes_from_the_future(market: Windows) -> None:
             later[:, None], 0.1 * generator.standard_normal(market.close.shape), market.simple_return
         ),
         high=np.where(later[:, None], 2.0 * market.high, market.high),
+        adverse_long=np.where(later[:, None], 0.9, market.adverse_long),
+        adverse_short=np.where(later[:, None], 3.0, market.adverse_short),
         volume=disturbed(market.volume),
     )
     span = {"start": market.opening[0], "end": market.opening[first] + np.timedelta64(1, "D")}
-    one = baseline_forecasts(market, names=WITHOUT_ARCH, **span)
+    one = baseline_forecasts(market, names=WITHOUT_ARCH, loss=loss, **span)
     # the last forecasts are for the very window from which on everything is another
     assert pc.max(one["date"]).as_py().replace(tzinfo=None) == market.opening[first].item()
-    assert one.equals(baseline_forecasts(changed, names=WITHOUT_ARCH, **span))
+    assert one.equals(baseline_forecasts(changed, names=WITHOUT_ARCH, loss=loss, **span))
+    assert set(one["loss"].to_pylist()) == {loss}
     assert set(one["model"].to_pylist()) == set(WITHOUT_ARCH)
 
 
@@ -306,19 +432,16 @@ def test_forecasts_need_400_days_and_a_return(market: Windows) -> None:
     late = found.filter(pc.equal(found["asset"], "A1"))
     assert pc.min(late["date"]).as_py().replace(tzinfo=None) == market.opening[460].item()
     assert check_forecasts(found).equals(found)
-    adverse = baseline_forecasts(
-        market, start=market.opening[0], end=market.opening[-1], names=["HS500"], loss="adverse"
-    )
-    assert adverse["margin_rate"].equals(found["margin_rate"])
     with pytest.raises(ConfigurationError, match="did you mean 'HS500'"):
         baseline_forecasts(market, start=market.opening[0], end=market.opening[-1], names=["HS50"])
 
 
 def test_a_price_that_never_moves_has_the_smallest_margin(market: Windows) -> None:
     still = market._replace(simple_return=np.zeros_like(market.simple_return))
-    found = each_series(log_returns(still), lambda r: (trailing(r), trailing(r)))
+    own = moves(still, "close")
+    found = each_series(own, lambda of: (trailing(of.long), trailing(of.short)))
     assert np.nanmax(found.margin) == SMALLEST_RATE
-    for forecast in (filtered(log_returns(still), SETTINGS, decay=0.97), adaptive_level(log_returns(still), SETTINGS)):
+    for forecast in (filtered(own, SETTINGS, decay=0.97), adaptive_level(own, SETTINGS)):
         assert np.nanmax(forecast.margin) == SMALLEST_RATE
 
 

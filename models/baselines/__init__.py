@@ -27,7 +27,7 @@ from .ewma import filtered, normal
 from .garch import asymmetric_filtered, student
 from .har_quantile import pooled
 from .published import slow_to_fall, smoothed
-from .series import SIDES, Apply, Forecast, Settings, log_returns
+from .series import SIDES, Apply, Forecast, Moves, Settings, moves
 
 __all__ = ["BASELINES", "Baseline", "baseline_forecasts"]
 
@@ -36,7 +36,7 @@ class Source(NamedTuple):
     """What baselines are made from."""
 
     windows: Windows
-    log_return: np.ndarray
+    moves: Moves
     settings: Settings
     apply: Apply
 
@@ -48,23 +48,23 @@ class Baseline(NamedTuple):
     parts: tuple[str, ...] = ()
 
 
-def _of_returns(method: Callable[[np.ndarray, Settings], Forecast]) -> Baseline:
-    return Baseline(lambda source, _: method(source.log_return, source.settings))
+def _of_moves(method: Callable[[Moves, Settings], Forecast]) -> Baseline:
+    return Baseline(lambda source, _: method(source.moves, source.settings))
 
 
 BASELINES: Mapping[str, Baseline] = {
-    "HS500": _of_returns(historical_simulation),
-    "STATIC995": _of_returns(constant_tier),
-    "EWMA97-N": _of_returns(partial(normal, decay=0.97)),
-    "EWMA97-FHS": _of_returns(partial(filtered, decay=0.97)),
-    "EWMA94-FHS": _of_returns(partial(filtered, decay=0.94)),
-    "GARCH-t": Baseline(lambda source, _: student(source.log_return, source.settings, apply=source.apply)),
-    "GJR-FHS": Baseline(lambda source, _: asymmetric_filtered(source.log_return, source.settings, apply=source.apply)),
-    "ACI-EWMA97": _of_returns(adaptive_level),
-    "QT-EWMA97": _of_returns(tracked_quantile),
+    "HS500": _of_moves(historical_simulation),
+    "STATIC995": _of_moves(constant_tier),
+    "EWMA97-N": _of_moves(partial(normal, decay=0.97)),
+    "EWMA97-FHS": _of_moves(partial(filtered, decay=0.97)),
+    "EWMA94-FHS": _of_moves(partial(filtered, decay=0.94)),
+    "GARCH-t": Baseline(lambda source, _: student(source.moves, source.settings, apply=source.apply)),
+    "GJR-FHS": Baseline(lambda source, _: asymmetric_filtered(source.moves, source.settings, apply=source.apply)),
+    "ACI-EWMA97": _of_moves(adaptive_level),
+    "QT-EWMA97": _of_moves(tracked_quantile),
     "FHS+buffer25": Baseline(lambda _, parts: buffered(parts[0]), ("EWMA97-FHS",)),
-    "FHS+stress25": Baseline(lambda s, parts: stressed(parts[0], s.log_return, s.settings), ("EWMA97-FHS",)),
-    "FHS+floor10y": Baseline(lambda s, parts: floored(parts[0], s.log_return, s.settings, decay=0.97), ("EWMA97-FHS",)),
+    "FHS+stress25": Baseline(lambda s, parts: stressed(parts[0], s.moves, s.settings), ("EWMA97-FHS",)),
+    "FHS+floor10y": Baseline(lambda s, parts: floored(parts[0], s.moves, s.settings, decay=0.97), ("EWMA97-FHS",)),
     "HAR-QR-pooled": Baseline(lambda source, _: pooled(source.windows, source.settings)),
     "COMBO4": Baseline(lambda _, parts: geometric_mean(parts), ("HAR-QR-pooled", "GARCH-t", "GJR-FHS", "EWMA94-FHS")),
     "COMBO4-slow": Baseline(lambda source, parts: slow_to_fall(parts[0], source.settings), ("COMBO4",)),
@@ -89,10 +89,10 @@ def baseline_forecasts(
 ) -> pa.Table:
     """The forecast table of the baselines `names` for windows that open in [start, end).
 
-    All of them forecast the loss from close to close; `loss` = adverse puts the same rates up against the adverse
-    excursion. Forecasts exist where an asset has a return and 400 days of returns before it; the whole panel before
-    `start` is their history. `workers` processes share the GARCH fits, with the same result for any number; `progress`
-    is told the name of each forecast before it is made.
+    Each is made for `loss`: what it knows of tails, quantiles and breaches is of that loss. Forecasts exist where an
+    asset has a return and 400 days of returns before it; the whole panel before `start` is their history. `workers`
+    processes share the GARCH fits, with the same result for any number; `progress` is told the name of each forecast
+    before it is made.
 
     Raises ConfigurationError for an unknown name, and from the GARCH baselines without the extra `baselines`.
     """
@@ -100,7 +100,7 @@ def baseline_forecasts(
     for name in wanted:
         if name not in BASELINES:
             raise ConfigurationError(f"baseline {name!r} is unknown{nearest_name(name, BASELINES)}")
-    settings = Settings(level, 24 // HOURS[windows.horizon])
+    settings = Settings(level, 24 // HOURS[windows.horizon], loss)
     found: dict[str, Forecast] = {}
 
     def make(name: str, source: Source) -> Forecast:
@@ -113,10 +113,10 @@ def baseline_forecasts(
     if workers > 1:
         # spawned, not forked: a fork of a process with running threads may never come back
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            source = Source(windows, log_returns(windows), settings, pool.map)
+            source = Source(windows, moves(windows, loss), settings, pool.map)
             tables = [_table(name, make(name, source), windows, level, loss, start, end) for name in wanted]
     else:
-        source = Source(windows, log_returns(windows), settings, map)
+        source = Source(windows, moves(windows, loss), settings, map)
         tables = [_table(name, make(name, source), windows, level, loss, start, end) for name in wanted]
     return check_forecasts(pa.concat_tables(tables))
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from .ewma import ewma_volatility, residual_tail
 from .paths import each_path, with_margin
-from .series import Forecast, LogForecast, Settings, each_series
+from .series import Forecast, LogForecast, Moves, Settings, each_series
 from .tail import trailing_tail
 
 SHARE = 0.25
@@ -36,7 +36,7 @@ def buffered(base: Forecast) -> Forecast:
     return with_margin(base, each_path(base.margin, path))
 
 
-def stressed(base: Forecast, log_return: np.ndarray, settings: Settings) -> Forecast:
+def stressed(base: Forecast, moves: Moves, settings: Settings) -> Forecast:
     """max(m, 0.75 m + 0.25 s), s the highest empirical quantile of any 250 days so far."""
     length = STRESS_DAYS * settings.windows_per_day
 
@@ -45,23 +45,23 @@ def stressed(base: Forecast, log_return: np.ndarray, settings: Settings) -> Fore
         highest[length:] = np.maximum.accumulate(highest[length:])
         return LogForecast(highest, highest)
 
-    stress = each_series(log_return, lambda returns: (side(-returns), side(returns))).margin
+    stress = each_series(moves, lambda own: (side(own.long), side(own.short))).margin
     return with_margin(base, np.maximum(base.margin, (1.0 - SHARE) * base.margin + SHARE * stress))
 
 
-def floored(base: Forecast, log_return: np.ndarray, settings: Settings, *, decay: float) -> Forecast:
-    """max(m, f), f the quantile of the standardised losses times the standard deviation of the last 10 years."""
+def floored(base: Forecast, moves: Moves, settings: Settings, *, decay: float) -> Forecast:
+    """max(m, f), f the quantile of the standardised losses times the standard deviation of 10 years of returns."""
 
-    def both(returns: np.ndarray) -> tuple[LogForecast, LogForecast]:
-        volatility = ewma_volatility(returns, decay, settings)
-        long_run = _trailing_deviation(returns, LOOKBACK_DAYS * settings.windows_per_day)
+    def both(own: Moves) -> tuple[LogForecast, LogForecast]:
+        volatility = ewma_volatility(own.log_return, decay, settings)
+        long_run = _trailing_deviation(own.log_return, LOOKBACK_DAYS * settings.windows_per_day)
         found = []
-        for losses in (-returns, returns):
+        for losses in (own.long, own.short):
             score = residual_tail(losses / volatility, settings)
             found.append(LogForecast(score.quantile * long_run, score.quantile * long_run))
         return found[0], found[1]
 
-    floor = each_series(log_return, both).margin
+    floor = each_series(moves, both).margin
     return with_margin(base, np.maximum(base.margin, floor))
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from .ewma import BURN_IN_DAYS, RESIDUAL_DAYS, ewma_volatility
-from .series import Forecast, LogForecast, Settings, each_series
+from .series import Forecast, LogForecast, Moves, Settings, each_series
 from .tail import tail
 
 DECAY = 0.97
@@ -21,7 +21,7 @@ QUANTILE_STEP = 0.05
 SCORE_DAYS = 250
 
 
-def adaptive_level(log_return: np.ndarray, settings: Settings) -> Forecast:
+def adaptive_level(moves: Moves, settings: Settings) -> Forecast:
     """Empirical quantile at 1 - a of the last 1,000 days, a(t+1) = a(t) + 0.005 (target - breach) kept in a range.
 
     The expected shortfall is the mean of the standardised losses beyond that quantile.
@@ -38,10 +38,10 @@ def adaptive_level(log_return: np.ndarray, settings: Settings) -> Forecast:
             alpha = min(max(alpha, LEVEL_RANGE[0]), LEVEL_RANGE[1])
         return found
 
-    return _on_scores(log_return, settings, side)
+    return _on_scores(moves, settings, side)
 
 
-def tracked_quantile(log_return: np.ndarray, settings: Settings) -> Forecast:
+def tracked_quantile(moves: Moves, settings: Settings) -> Forecast:
     """A quantile that grows by 0.05 times the largest of the last 250 days of scores after a breach, and slowly falls.
 
     It starts at the empirical quantile of the scores before the first forecast; the expected shortfall keeps the ratio
@@ -64,13 +64,13 @@ def tracked_quantile(log_return: np.ndarray, settings: Settings) -> Forecast:
             quantile += QUANTILE_STEP * largest * (float(scores[i] > quantile) - target)
         return found
 
-    return _on_scores(log_return, settings, side)
+    return _on_scores(moves, settings, side)
 
 
-def _on_scores(log_return: np.ndarray, settings: Settings, side: Callable[[np.ndarray], np.ndarray]) -> Forecast:
-    def both(returns: np.ndarray) -> tuple[LogForecast, LogForecast]:
-        volatility = ewma_volatility(returns, DECAY, settings)
-        long, short = (LogForecast(*(side(losses / volatility) * volatility)) for losses in (-returns, returns))
+def _on_scores(moves: Moves, settings: Settings, side: Callable[[np.ndarray], np.ndarray]) -> Forecast:
+    def both(own: Moves) -> tuple[LogForecast, LogForecast]:
+        volatility = ewma_volatility(own.log_return, DECAY, settings)
+        long, short = (LogForecast(*(side(losses / volatility) * volatility)) for losses in (own.long, own.short))
         return long, short
 
-    return each_series(log_return, both)
+    return each_series(moves, both)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .series import Forecast, LogForecast, Settings, each_series
+from .series import Forecast, LogForecast, Moves, Settings, each_series
 from .tail import tail, trailing_tail
 
 HISTORY_DAYS = 500
@@ -15,17 +15,17 @@ STATIC_YEARS = 10
 REFRESH_DAYS = 30
 
 
-def historical_simulation(log_return: np.ndarray, settings: Settings) -> Forecast:
+def historical_simulation(moves: Moves, settings: Settings) -> Forecast:
     """Quantile and tail mean of the last 500 days of losses (fewer when there are not as many)."""
     length = HISTORY_DAYS * settings.windows_per_day
 
     def side(losses: np.ndarray) -> LogForecast:
         return LogForecast(*trailing_tail(losses, length=length, start=settings.start, level=settings.level))
 
-    return each_series(log_return, lambda returns: (side(-returns), side(returns)))
+    return each_series(moves, lambda own: (side(own.long), side(own.short)))
 
 
-def constant_tier(log_return: np.ndarray, settings: Settings) -> Forecast:
+def constant_tier(moves: Moves, settings: Settings) -> Forecast:
     """Quantile at half the exceedance probability of all losses so far (10 years at most), anew every 30 days."""
     longest = STATIC_YEARS * 365 * settings.windows_per_day
     level = 1.0 - STATIC_LEVEL_SHARE * (1.0 - settings.level)
@@ -37,4 +37,4 @@ def constant_tier(log_return: np.ndarray, settings: Settings) -> Forecast:
             found.quantile[i : i + step], found.shortfall[i : i + step] = tail(losses[max(0, i - longest) : i], level)
         return found
 
-    return each_series(log_return, lambda returns: (side(-returns), side(returns)))
+    return each_series(moves, lambda own: (side(own.long), side(own.short)))

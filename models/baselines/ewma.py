@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import ndtri
 
-from .series import Forecast, LogForecast, Settings, each_series
+from .series import Forecast, LogForecast, Moves, Settings, each_series
 from .tail import Tail, trailing_tail
 
 START_DAYS = 100
@@ -43,29 +43,32 @@ def residual_tail(scores: np.ndarray, settings: Settings) -> Tail:
     return Tail(*(np.concatenate([np.full(skipped, np.nan), values]) for values in found))
 
 
-def normal(log_return: np.ndarray, settings: Settings, *, decay: float) -> Forecast:
-    """Normal quantile and expected shortfall (density at the quantile over the tail probability) times volatility."""
-    score = float(ndtri(settings.level))
-    beyond = float(np.exp(-0.5 * score**2) / np.sqrt(2.0 * np.pi) / (1.0 - settings.level))
+def normal(moves: Moves, settings: Settings, *, decay: float) -> Forecast:
+    """Normal quantile and expected shortfall (density at the quantile over the tail probability) times volatility.
 
-    def both(returns: np.ndarray) -> tuple[LogForecast, LogForecast]:
-        volatility = ewma_volatility(returns, decay, settings)
+    For the adverse loss those of the highest point of a Brownian path (`Settings.law_level`).
+    """
+    score = float(ndtri(settings.law_level))
+    beyond = float(np.exp(-0.5 * score**2) / np.sqrt(2.0 * np.pi) / (1.0 - settings.law_level))
+
+    def both(own: Moves) -> tuple[LogForecast, LogForecast]:
+        volatility = ewma_volatility(own.log_return, decay, settings)
         volatility[: settings.start] = np.nan
         found = LogForecast(score * volatility, beyond * volatility)
         return found, found
 
-    return each_series(log_return, both)
+    return each_series(moves, both)
 
 
-def filtered(log_return: np.ndarray, settings: Settings, *, decay: float) -> Forecast:
+def filtered(moves: Moves, settings: Settings, *, decay: float) -> Forecast:
     """Volatility times quantile and tail mean of the last 1,000 days of standardised losses."""
 
-    def both(returns: np.ndarray) -> tuple[LogForecast, LogForecast]:
-        volatility = ewma_volatility(returns, decay, settings)
+    def both(own: Moves) -> tuple[LogForecast, LogForecast]:
+        volatility = ewma_volatility(own.log_return, decay, settings)
         found = []
-        for losses in (-returns, returns):
+        for losses in (own.long, own.short):
             residual = residual_tail(losses / volatility, settings)
             found.append(LogForecast(volatility * residual.quantile, volatility * residual.mean))
         return found[0], found[1]
 
-    return each_series(log_return, both)
+    return each_series(moves, both)

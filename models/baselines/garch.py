@@ -23,7 +23,7 @@ from scipy.stats import t as student_t
 
 from aggregator.errors import ConfigurationError
 
-from .series import Apply, Forecast, LogForecast, Settings, each_series
+from .series import Apply, Forecast, LogForecast, Moves, Settings, each_series
 from .tail import tail
 
 REFIT_DAYS = 30
@@ -32,7 +32,7 @@ PERCENT = 100.0
 
 
 class Fit(NamedTuple):
-    """Parameters in percent units; `variance` is that of the window after the sample, `residuals` [n] the sample's."""
+    """Parameters in percent units; `variance` is that of the window after the sample, `volatility` [n] the sample's."""
 
     omega: float
     alpha: float
@@ -40,17 +40,20 @@ class Fit(NamedTuple):
     beta: float
     degrees: float
     variance: float
-    residuals: np.ndarray
+    volatility: np.ndarray
 
 
-def student(log_return: np.ndarray, settings: Settings, *, apply: Apply = map) -> Forecast:
-    """GARCH(1,1) with the quantile and expected shortfall of the fitted Student-t law, the same on both sides."""
-    return each_series(log_return, partial(_forecast, settings=settings, asymmetry=0), apply=apply)
+def student(moves: Moves, settings: Settings, *, apply: Apply = map) -> Forecast:
+    """GARCH(1,1) with the quantile and expected shortfall of the fitted Student-t law, the same on both sides.
+
+    For the adverse loss those of the highest point of the path (`Settings.law_level`).
+    """
+    return each_series(moves, partial(_forecast, settings=settings, asymmetry=0), apply=apply)
 
 
-def asymmetric_filtered(log_return: np.ndarray, settings: Settings, *, apply: Apply = map) -> Forecast:
-    """GJR-GARCH(1,1,1) with the empirical quantile and tail mean of the residuals in the fitted window."""
-    return each_series(log_return, partial(_forecast, settings=settings, asymmetry=1), apply=apply)
+def asymmetric_filtered(moves: Moves, settings: Settings, *, apply: Apply = map) -> Forecast:
+    """GJR-GARCH(1,1,1) with the empirical quantile and tail mean of the standardised losses in the fitted window."""
+    return each_series(moves, partial(_forecast, settings=settings, asymmetry=1), apply=apply)
 
 
 def require_arch() -> Any:
@@ -77,7 +80,7 @@ def fit(returns: np.ndarray, *, asymmetry: int) -> Fit:
     gamma = float(found["gamma[1]"]) if asymmetry else 0.0
     parameters = (float(found["omega"]), float(found["alpha[1]"]), gamma, float(found["beta[1]"]))
     after = _next_variance(parameters, float(sample[-1]), float(volatility[-1] ** 2))
-    return Fit(*parameters, float(found["nu"]), after, sample / volatility)
+    return Fit(*parameters, float(found["nu"]), after, volatility)
 
 
 def _next_variance(parameters: tuple[float, float, float, float], value: float, variance: float) -> float:
@@ -85,14 +88,16 @@ def _next_variance(parameters: tuple[float, float, float, float], value: float, 
     return omega + (alpha + gamma * (value < 0.0)) * value**2 + beta * variance
 
 
-def _forecast(returns: np.ndarray, *, settings: Settings, asymmetry: int) -> tuple[LogForecast, LogForecast]:
+def _forecast(own: Moves, *, settings: Settings, asymmetry: int) -> tuple[LogForecast, LogForecast]:
+    returns = own.log_return
     step = REFIT_DAYS * settings.windows_per_day
     longest = LONGEST_DAYS * settings.windows_per_day
     found = np.full((2, 2, len(returns)), np.nan)
     for first in range(settings.start, len(returns), step):
-        fitted = fit(returns[max(0, first - longest) : first], asymmetry=asymmetry)
+        past = Moves(*(values[max(0, first - longest) : first] for values in own))
+        fitted = fit(past.log_return, asymmetry=asymmetry)
         tails = np.array(
-            _empirical_tail(fitted, settings.level) if asymmetry else _student_tail(fitted, settings.level)
+            _empirical_tail(fitted, past, settings.level) if asymmetry else _student_tail(fitted, settings.law_level)
         )
         parameters = fitted.omega, fitted.alpha, fitted.gamma, fitted.beta
         variance = fitted.variance
@@ -114,6 +119,6 @@ def _student_tail(fitted: Fit, level: float) -> tuple[tuple[float, float], tuple
     return side, side
 
 
-def _empirical_tail(fitted: Fit, level: float) -> tuple[tuple[float, float], tuple[float, float]]:
-    long, short = (tail(residuals, level) for residuals in (-fitted.residuals, fitted.residuals))
+def _empirical_tail(fitted: Fit, sample: Moves, level: float) -> tuple[tuple[float, float], tuple[float, float]]:
+    long, short = (tail(PERCENT * losses / fitted.volatility, level) for losses in (sample.long, sample.short))
     return (float(long[0]), float(long[1])), (float(short[0]), float(short[1]))

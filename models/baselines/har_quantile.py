@@ -2,11 +2,11 @@
 
     margin / s = exp(b0 + sum_k b_k x_k)      b minimises the mean pinball loss of loss / s over all assets
 
-s is the EWMA volatility with decay 0.97, the x are known before the window; returns among them turn their sign for the
-short side, so that one set of coefficients serves both. Fitted every 180 days on the past 2,000 days. The long memory
-of ranges comes from the heterogeneous autoregressive model: F. Corsi, "A simple approximate long-memory model of
-realized volatility", Journal of Financial Econometrics 7 (2009); the loss from R. Koenker, G. Bassett, "Regression
-quantiles", Econometrica 46 (1978).
+s is the EWMA volatility with decay 0.97, the x are known before the window; the last loss among them is that of the
+side, and the return of the week turns its sign for the short side, so that one set of coefficients serves both. Fitted
+every 180 days on the past 2,000 days. The long memory of ranges comes from the heterogeneous autoregressive model: F.
+Corsi, "A simple approximate long-memory model of realized volatility", Journal of Financial Econometrics 7 (2009); the
+loss from R. Koenker, G. Bassett, "Regression quantiles", Econometrica 46 (1978).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from scipy.optimize import minimize
 
 from ..market_history import Windows
 from .ewma import START_DAYS, ewma_volatility
-from .series import SIDES, Forecast, Settings, log_losses, log_returns, simple_rate
+from .series import SIDES, Forecast, Settings, log_returns, moves, simple_rate
 
 SCALE_DECAY = 0.97
 DECAYS = (0.80, 0.94, 0.985)
@@ -49,14 +49,15 @@ class Inputs(NamedTuple):
 
 
 def inputs(windows: Windows, settings: Settings) -> Inputs:
-    """What is known before each window in which an asset has a return; returns in units of s."""
-    returns = log_returns(windows)
+    """What is known before each window in which an asset has a return; losses and returns in units of s."""
+    of_all = moves(windows, settings.loss)
+    returns = of_all.log_return
     per_day = settings.windows_per_day
     parkinson = np.square(np.log(windows.high / windows.low)) / (4.0 * np.log(2.0))
     scale = np.full(returns.shape, np.nan)
     volatility = [np.full(returns.shape, np.nan) for _ in DECAYS]
     ranges = [np.full(returns.shape, np.nan) for _ in RANGE_DAYS]
-    last, week, turnover = (np.full(returns.shape, np.nan) for _ in range(3))
+    last_long, last_short, week, turnover = (np.full(returns.shape, np.nan) for _ in range(4))
     for asset in range(returns.shape[1]):
         rows = np.flatnonzero(np.isfinite(returns[:, asset]))
         own = returns[rows, asset]
@@ -65,7 +66,8 @@ def inputs(windows: Windows, settings: Settings) -> Inputs:
             column[rows, asset] = ewma_volatility(own, decay, settings)
         for days, column in zip(RANGE_DAYS, ranges, strict=True):
             column[rows, asset] = _trailing_mean(parkinson[rows, asset], days * per_day)
-        last[rows, asset] = _trailing_mean(own, 1) / scale[rows, asset]
+        for losses, column in ((of_all.long, last_long), (of_all.short, last_short)):
+            column[rows, asset] = _trailing_mean(losses[rows, asset], 1) / scale[rows, asset]
         week[rows, asset] = _trailing_mean(own, RETURN_DAYS * per_day) / scale[rows, asset]
         volume = windows.volume[rows, asset]
         latest, usual = _trailing_mean(volume, 1), _trailing_mean(volume, VOLUME_DAYS * per_day)
@@ -81,7 +83,8 @@ def inputs(windows: Windows, settings: Settings) -> Inputs:
         *(_of_all(_latest(_log_volatility(np.square(column[:, reference]))), returns) for column in volatility),
         _of_all(weekend.astype(np.float64), returns),
     ]
-    long, short = (np.stack([*unsigned, sign * last, sign * week], axis=-1) for sign in (-1.0, 1.0))
+    signed = ((last_long, -week), (last_short, week))
+    long, short = (np.stack([*unsigned, *of_side], axis=-1) for of_side in signed)
     return Inputs(long, short, scale)
 
 
@@ -98,7 +101,8 @@ def pooled(windows: Windows, settings: Settings) -> Forecast:
         return Forecast(margin, shortfall)
     step = REFIT_DAYS * settings.windows_per_day
     longest = LONGEST_DAYS * settings.windows_per_day
-    targets = [log_losses(returns, side) / known.scale for side in SIDES]
+    own = moves(windows, settings.loss)
+    targets = [losses / known.scale for losses in (own.long, own.short)]
     for first in range(int(np.flatnonzero(forecastable.any(axis=1))[0]), len(returns), step):
         past, now = slice(max(0, first - longest), first), slice(first, first + step)
         fitted = _fit(

@@ -1,8 +1,11 @@
-"""What a baseline gets and gives: log returns of every asset, margins and expected shortfalls of both sides.
+"""What a baseline gets and gives: log returns and losses of every asset, margins and expected shortfalls of both sides.
 
 Axes: T openings, A assets, 2 sides (`SIDES`: long, short). A baseline works on one series at a time: the N log losses
 of an asset and side, without gaps, in order of time. Entry i of what it returns is the forecast for loss i and uses
 losses 0 .. i-1 only; it is NaN before `Settings.start`.
+
+Volatilities are those of the returns from close to close whichever loss is forecast; tails, quantiles and breaches are
+those of the loss. Laws that are stated for the return alone are carried over by `Settings.law_level`.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from ..market_history import Side, Windows
+from ..market_history import Loss, Side, Windows, losses
 
 SMALLEST_RATE = 1e-6
 """A hundredth of a basis point: no margin is less, not even of an asset whose price has never moved."""
@@ -21,15 +24,35 @@ SIDES: tuple[Side, Side] = ("long", "short")
 
 
 class Settings(NamedTuple):
-    """Level of the margin and windows in a day; lengths that the methods state in days are multiplied by the latter."""
+    """Level of the margin, windows in a day, and the loss it is for; lengths that the methods state in days are
+    multiplied by the second."""
 
     level: float = 0.99
     windows_per_day: int = 1
+    loss: Loss = "close"
 
     @property
     def start(self) -> int:
         """Losses of a series before its first forecast: 400 days."""
         return 400 * self.windows_per_day
+
+    @property
+    def law_level(self) -> float:
+        """Level at which a symmetric law of the return has the quantile of the loss, and beyond it the mean.
+
+        For the adverse excursion half of the exceedance probability: by the reflection principle the highest point of
+        a Brownian path lies beyond q > 0 twice as often as its end. It holds for Student-t as well, as the law of such
+        a path whose variance is drawn anew in every window.
+        """
+        return self.level if self.loss == "close" else 0.5 * (1.0 + self.level)
+
+
+class Moves(NamedTuple):
+    """Log returns from close to close and log losses of both sides: of all assets [T, A], or of one series [N]."""
+
+    log_return: np.ndarray
+    long: np.ndarray
+    short: np.ndarray
 
 
 class Forecast(NamedTuple):
@@ -51,9 +74,17 @@ def log_returns(windows: Windows) -> np.ndarray:
     return np.log1p(windows.simple_return)
 
 
-def log_losses(log_return: np.ndarray, side: Side) -> np.ndarray:
-    """Log losses of a position: minus the log return when long, the log return when short."""
-    return -log_return if side == "long" else log_return
+def moves(windows: Windows, loss: Loss) -> Moves:
+    """The moves of all assets; NaN where there is no return.
+
+    Where a low is a fault of the record, the adverse loss is not known: the loss from close to close, which it was at
+    least, stands for it in the history of later forecasts.
+    """
+    returns = log_returns(windows)
+    if loss == "close":
+        return Moves(returns, -returns, returns)
+    long, short = -np.log1p(-losses(windows, "long", loss)), np.log1p(losses(windows, "short", loss))
+    return Moves(returns, np.fmax(long, -returns), np.fmax(short, returns))
 
 
 def simple_rate(log_loss: np.ndarray, side: Side) -> np.ndarray:
@@ -65,21 +96,21 @@ class Apply(Protocol):
     """`map`, or the same spread over processes: the results of a function of each series, in order."""
 
     def __call__(
-        self, function: Callable[[np.ndarray], tuple[LogForecast, LogForecast]], series: Iterable[np.ndarray], /
+        self, function: Callable[[Moves], tuple[LogForecast, LogForecast]], series: Iterable[Moves], /
     ) -> Iterable[tuple[LogForecast, LogForecast]]: ...
 
 
 def each_series(
-    log_return: np.ndarray,
-    forecast: Callable[[np.ndarray], tuple[LogForecast, LogForecast]],
+    moves: Moves,
+    forecast: Callable[[Moves], tuple[LogForecast, LogForecast]],
     *,
     apply: Apply = map,
 ) -> Forecast:
-    """`forecast` of the returns of every asset [N] (NaN left out) gives long and short; back in the panel [T, A, 2]."""
-    shape = (*log_return.shape, len(SIDES))
+    """`forecast` of the moves of every asset [N] (NaN left out) gives long and short; back in the panel [T, A, 2]."""
+    shape = (*moves.log_return.shape, len(SIDES))
     margin, shortfall = np.full(shape, np.nan), np.full(shape, np.nan)
-    present = [np.flatnonzero(np.isfinite(column)) for column in log_return.T]
-    found = apply(forecast, (log_return[rows, asset] for asset, rows in enumerate(present)))
+    present = [np.flatnonzero(np.isfinite(column)) for column in moves.log_return.T]
+    found = apply(forecast, (Moves(*(table[rows, asset] for table in moves)) for asset, rows in enumerate(present)))
     for asset, (rows, both) in enumerate(zip(present, found, strict=True)):
         for number, (side, law) in enumerate(zip(SIDES, both, strict=True)):
             for table, log_loss in ((margin, law.quantile), (shortfall, law.shortfall)):
