@@ -87,8 +87,13 @@ def tile_sum(values: Float[Array, "*rows scenarios"]) -> Float[Array, "*rows"]:
         width //= 2
         tiles = tiles[..., :width] + tiles[..., width:]
     in_order = jnp.moveaxis(tiles[..., 0], -1, 0)
-    total, _ = lax.scan(lambda carry, tile: (carry + tile, None), jnp.zeros_like(in_order[0]), in_order)
+    total, _ = lax.scan(_added, jnp.zeros_like(in_order[0]), in_order)
     return total
+
+
+# A function of the module and no lambda: outside of a compiled function each new one would be compiled again.
+def _added(total: Array, tile: Array) -> tuple[Array, None]:
+    return total + tile, None
 
 
 def _check_inputs(losses: Array, weights: Array, confidence: ArrayLike) -> None:

@@ -6,6 +6,7 @@ the checkout, unless the environment names another folder (JAX_COMPILATION_CACHE
 (JAX_ENABLE_COMPILATION_CACHE).
 """
 
+import gc
 import os
 from pathlib import Path
 
@@ -44,6 +45,12 @@ def pytest_configure(config: pytest.Config) -> None:
     # pytest-xdist hands out files by their number of tests, the fewest last, and those are the slowest ones.
     if hasattr(config.option, "loadscopereorder"):
         config.option.loadscopereorder = False
+
+
+def pytest_collection_finish() -> None:
+    """What was imported and collected stays to the end: the collector need not walk it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

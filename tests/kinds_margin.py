@@ -1,5 +1,6 @@
 """Checks of `margin.json`: requirement stack, add-ons, scenario grid, allocation, and collateral that has to travel."""
 
+import functools
 from typing import Any
 
 import jax
@@ -169,7 +170,7 @@ def _book(positions: Cases) -> scenario_grid.GridBook:
 
 
 def scenario_grid_losses(inputs: Cases) -> Cases:
-    rows = []
+    rows, losses = [], jax.jit(scenario_grid.book_losses)
     for case in inputs:
         rule = scenario_grid.GridVolRule(
             up=case["vol_up"],
@@ -178,7 +179,7 @@ def scenario_grid_losses(inputs: Cases) -> Cases:
             floor_days=case["dte_floor_days"],
             least_multiplier=case["vol_min_mult"],
         )
-        found = scenario_grid.book_losses(
+        found = losses(
             _book(case["book"]),
             spot_moves=jnp.asarray(case["spot_shocks"], jnp.float64),
             vol_steps=jnp.asarray(case["vol_dirs"], jnp.float64),
@@ -213,6 +214,15 @@ def transfer_uncovered(inputs: Cases) -> Cases:
     )
 
 
+@functools.partial(jax.jit, static_argnames="a")
+def _solved(losses: jax.Array, capacity: jax.Array, weights: jax.Array, *, a: float) -> dict[str, jax.Array]:
+    found = transfer_shortfall.transfer_shortfall(losses, capacity, weights, confidence=a)
+    siloed = transfer_shortfall.siloed_shortfall(losses, weights, confidence=a)
+    pooled = transfer_shortfall.pooled_shortfall(losses, weights, confidence=a)
+    share = transfer_shortfall.fungibility(found.value, siloed=siloed, fungible=pooled)
+    return {"requirement": found.value, "siloed": siloed, "unified": pooled, "fungibility": share}
+
+
 def tces(inputs: Cases) -> Cases:
     rows = []
     for case in inputs:
@@ -222,17 +232,7 @@ def tces(inputs: Cases) -> Cases:
         capacity = np.asarray(case.get("cap", uniform), np.float64)
         padded, weights = risk.padded_scenarios(losses.T, np.full(count, 1.0 / count))
 
-        @jax.jit
-        def solved(
-            losses: jax.Array, capacity: jax.Array, weights: jax.Array, a: float = case["alpha"]
-        ) -> dict[str, jax.Array]:
-            found = transfer_shortfall.transfer_shortfall(losses, capacity, weights, confidence=a)
-            siloed = transfer_shortfall.siloed_shortfall(losses, weights, confidence=a)
-            pooled = transfer_shortfall.pooled_shortfall(losses, weights, confidence=a)
-            share = transfer_shortfall.fungibility(found.value, siloed=siloed, fungible=pooled)
-            return {"requirement": found.value, "siloed": siloed, "unified": pooled, "fungibility": share}
-
-        found = solved(jnp.asarray(padded.T), jnp.asarray(capacity), jnp.asarray(weights))
+        found = _solved(jnp.asarray(padded.T), jnp.asarray(capacity), jnp.asarray(weights), a=case["alpha"])
         rows.append({key: float(value) for key, value in found.items()})
     return rows
 

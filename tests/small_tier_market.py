@@ -35,6 +35,7 @@ SETTINGS = TierModelSettings.model_validate(
             "weight_average": 0.9,
             "pinball_width": 0.05,
             "shortfall_weight": 0.1,
+            "smoothness_weight": 0.3,
             "smallest_volatility": 0.004,
             "largest_scaled_loss": 25.0,
         },

@@ -5,6 +5,7 @@ import pyarrow as pa
 import pytest
 
 from models.features import OLDEST_DAYS, FeaturePanel, feature_panel, side_inputs
+from models.features_cross_section import FALL, cross_section
 from models.features_market import CALENDAR
 from models.features_volatility import (
     PRIOR_QUANTILE,
@@ -79,6 +80,53 @@ def test_ranges_directions_and_activity_are_those_of_a_slow_loop(panel: FeatureP
     value = ours["volume"] * ours["close"]
     expected = np.log((quick * value).sum() / quick.sum()) - np.log((slow * value).sum() / slow.sum())
     assert column(panel, "volume_fast")[day, asset] == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize("horizon", ["1d", "8h"])
+def test_the_whole_market_is_that_of_a_slow_loop(horizon: Horizon) -> None:
+    """At an opening before NEW is there and while CCC is halted, so that only BTC, PEG and ZZZ have bars."""
+    panel = feature_panel(small_history(), horizon)
+    day = HALT[0] + 6
+    per_day = 3 if horizon == "8h" else 1
+    opening, opened = day * per_day, FIRST + np.timedelta64(day, "D")
+    returns = {
+        name: np.log(own["close"] / own["open"])[own["ts"] < opened]
+        for name, own in bars().items()
+        if name in ("BTC", "PEG", "ZZZ")
+    }
+    together = [float(np.mean([one[bar] for one in returns.values()]) ** 2) for bar in range(-18, 0)]
+    apart = [float(np.mean([one[bar] ** 2 for one in returns.values()])) for bar in range(-18, 0)]
+    fallen = [one[-30:].sum() < FALL for one in returns.values()]
+    ordinary = [ASSETS.index("BTC"), ASSETS.index("ZZZ")]
+    now, earlier = (panel.anchor[place, ordinary] for place in (opening, opening - 5 * per_day))
+    there = panel.usable[opening - 5 * per_day]
+    assert there[ASSETS.index("CCC")]  # its bars had ended a day before
+    earlier = np.append(earlier, panel.anchor[opening - 5 * per_day, ASSETS.index("CCC")])
+    expected = {
+        "market_together": np.log(sum(together) / sum(apart)),
+        "market_fallen": np.mean(fallen),
+        "market_dispersion": np.std(now),
+        "market_change": np.median(now) - np.median(earlier),
+    }
+    for name, value in expected.items():
+        found = column(panel, name)[opening]
+        assert found[ordinary] == pytest.approx(value, rel=STORED, abs=1e-6), name
+        assert np.isnan(found[ASSETS.index("NEW")])
+
+
+def test_all_assets_that_move_as_one_are_together_and_all_that_fall_have_fallen() -> None:
+    body = np.full((60, 3), -0.01)
+    body[:, 2] = np.nan
+    ended, anchor = np.arange(59), np.full((59, 3), -3.0)
+    found = cross_section(body, ended, anchor, np.ones((59, 3), dtype=bool), windows_per_day=6.0)
+    assert np.allclose(found["market_together"], 0.0)
+    assert (found["market_fallen"][30:] == 1.0).all()  # -0.30 over five days
+    assert (found["market_fallen"][14:19] == 0.0).all()
+    assert np.isnan(found["market_fallen"][:14]).all()  # fewer than half of the bars
+    assert (found["market_dispersion"] == 0.0).all()
+    still = cross_section(0.0 * body, ended, anchor - 9.0, np.ones((59, 3), dtype=bool), windows_per_day=6.0)
+    assert np.isfinite(still["market_together"]).all()
+    assert np.isnan(still["market_change"]).all()  # pegs are not the market
 
 
 @pytest.mark.parametrize("horizon", ["1d", "8h"])

@@ -163,7 +163,7 @@ def verdict_of(account_id: str) -> bool:
     return next(a.at_or_below for p in walked().portfolios for a in p.accounts if a.account_id == account_id)
 
 
-ACCOUNTS = [(p, n) for p in PORTFOLIOS for n in range(len(desk().portfolio(p).accounts))]
+ACCOUNTS = [(p, n) for p in PORTFOLIOS for n in range(len(desk_book(seed=2).portfolios[p]))]
 
 
 @pytest.mark.parametrize(("portfolio_id", "number"), ACCOUNTS)

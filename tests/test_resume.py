@@ -20,7 +20,7 @@ from tests.sample_desk import ROOT, Desk, Run, command, comparable, subprocess_e
 
 pytestmark = pytest.mark.slow
 
-PORTFOLIOS = 60
+PORTFOLIOS = 32
 PER_SHARD = 4
 SHARDS = PORTFOLIOS // PER_SHARD + 1
 # A warm start takes seconds; on a machine that compiles everything anew and is busy, minutes.
@@ -29,7 +29,7 @@ POLL_S = 0.02
 
 
 def many_traders(folder: Path) -> Desk:
-    """Sixty portfolios of the same small account in sixteen shards, the last of them the detail."""
+    """32 portfolios of the same small account in nine shards, the last of them the detail."""
     desk = Desk(folder)
     desk.add_market("hyperliquid")
     for number in range(PORTFOLIOS):

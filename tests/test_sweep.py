@@ -162,6 +162,7 @@ def test_the_number_of_devices_changes_no_bit(tmp_path: Path, undisturbed: Run) 
 
 def test_figures_of_one_do_not_depend_on_who_else_is_there(tmp_path: Path, undisturbed: Run) -> None:
     desk = sample_desk(tmp_path / "desk")
+    desk.document["run"]["detail_top"] = 0
     del desk.document["portfolios"]["fund"]
     desk.document["sources"] = [s for s in desk.document["sources"] if s.get("owner", "south") == "south"]
     alone = desk.sweep()

@@ -10,10 +10,12 @@ from models.tier_model_settings import Network, Training
 from models.training import (
     LARGEST_INPUT,
     Fit,
+    Pairs,
     fit,
     forecast,
     input_moments,
     pooled_start,
+    roughness,
     row_cost,
     standardised,
 )
@@ -33,15 +35,25 @@ def sample(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return inputs, (np.exp(0.5 * inputs[:, 0]) * generator.standard_normal(ROWS)).astype(np.float32)
 
 
-def fitted(inputs: np.ndarray, loss: np.ndarray, count: int) -> Fit:
+def pairs(before: np.ndarray | None = None, log_scale: np.ndarray | None = None) -> Pairs:
+    """Rows without one before, or with those of `before`; scales of one unless given; no input follows the clock."""
+    none = np.full(ROWS, -1) if before is None else before
+    scale = np.zeros(ROWS) if log_scale is None else log_scale
+    return Pairs(jnp.asarray(scale, jnp.float32), jnp.asarray(none, jnp.int32), jnp.ones(2, jnp.float32))
+
+
+def fitted(
+    inputs: np.ndarray, loss: np.ndarray, count: int, paired: Pairs | None = None, training: Training = TRAINING
+) -> Fit:
     return fit(
         jnp.asarray(inputs),
         jnp.asarray(loss),
         count,
+        pairs=pairs() if paired is None else paired,
         moments=input_moments(inputs[:count]),
         start=pooled_start(loss[:count], NETWORK.levels),
         network=NETWORK,
-        training=TRAINING,
+        training=training,
     )
 
 
@@ -133,3 +145,41 @@ def test_the_shortfall_term_moves_the_shortfall_alone(made: Fit) -> None:
     assert np.allclose(plain[:2], both[:2], rtol=1e-5)
     assert np.allclose(plain[2:], 0.0)
     assert np.all(np.abs(both[2:]) > 0.0)
+
+
+def test_roughness_is_the_mean_squared_change_of_the_log_rates(made: Fit) -> None:
+    """Against the two forecasts taken one by one; a row beside itself, at the same scale, is not rough at all."""
+    network = jax.tree.map(lambda leaf: leaf[0], made.networks)
+    now, before = jnp.array([0.5, -1.0], jnp.float32), jnp.array([-0.5, 2.0], jnp.float32)
+    change = np.asarray(network(now).log_margin) + 0.3 - np.asarray(network(before).log_margin)
+    steady, moved = jnp.ones(2, jnp.float32), jnp.asarray(0.3, jnp.float32)
+    found = roughness(network, now, before, moved, steady, None)
+    assert float(found) == pytest.approx(float(np.mean(change**2)), rel=1e-5)
+    # what follows the clock is no roughness, and both of a pair lose the same hidden values
+    clock = jnp.array([1.0, 0.0], jnp.float32)
+    other, still = now.at[1].set(7.0), jnp.asarray(0.0, jnp.float32)
+    assert float(roughness(network, now, other, still, clock, jax.random.key(1))) == 0.0
+
+
+def test_smoothness_calms_an_input_that_comes_and_goes_and_leans_against_a_scale_that_jumps() -> None:
+    """The anchor jumps by 0.4 from row to row and the losses with it, which the first input tells; by the second,
+    which lasts, losses are larger still. A fit that pays for changes takes the jumps out again and keeps what lasts;
+    one whose rows have none before them is the same to the bit whatever the weight."""
+    generator = np.random.default_rng(2)
+    jump = 0.2 * generator.choice([-1.0, 1.0], ROWS)
+    lasting = np.repeat(generator.choice([-1.0, 1.0], ROWS // 100), 100)
+    inputs = np.stack([jump / 0.2, lasting], axis=1).astype(np.float32)
+    loss = (np.exp(0.3 * lasting) * generator.standard_normal(ROWS)).astype(np.float32)
+    chain = pairs(np.arange(ROWS) - 1, jump)
+    rows = np.array([[-1.0, 0.0], [1.0, 0.0], [0.0, -1.0], [0.0, 1.0]], dtype=np.float32)
+
+    def effects(weight: float, paired: Pairs) -> np.ndarray:
+        training = Training.model_validate(TRAINING.model_dump() | {"smoothness_weight": weight, "steps": 200})
+        log_margin = forecast(fitted(inputs, loss, ROWS, paired, training).networks, rows).log_margin.mean(axis=-1)
+        return np.array([log_margin[1] - log_margin[0] + 0.4, log_margin[3] - log_margin[2]])
+
+    free, paid = effects(0.0, chain), effects(30.0, chain)
+    assert abs(free[0] - 0.4) < 0.15
+    assert abs(paid[0]) < 0.1
+    assert paid[1] > 0.6 * free[1] > 0.2
+    assert np.array_equal(effects(0.0, pairs()), effects(30.0, pairs()))

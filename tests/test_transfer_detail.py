@@ -268,9 +268,6 @@ def test_prefunding_is_found_and_split_by_what_nodes_need_alone() -> None:
     assert 0.0 < found.total < math.inf
     assert found.probability <= 1.0 - of.law.market.levels[0] + 1e-9
     assert found.total <= min(found.totals) * (1.0 + 1e-2)
-    fixed = transfer_desk("fixed")
-    none = transfer_detail(fixed.desk.evaluated, fixed.found, fixed.nodes, fixed.law, fixed.rules).prefunding
-    assert none is None, "there are no paths to walk"
 
 
 def test_a_small_line_that_is_quick_asks_for_no_more_prefunding() -> None:

@@ -115,6 +115,11 @@ def test_pooled_and_siloed_are_the_headlines_in_the_same_scenarios() -> None:
         np.testing.assert_allclose(own, headline, rtol=FLOAT32)
 
 
+def test_without_paths_to_walk_there_is_no_prefunding() -> None:
+    of = transfer_desk("fixed")
+    assert transfer_detail(of.desk.evaluated, of.found, of.nodes, of.law, of.rules).prefunding is None
+
+
 def test_what_the_model_finds_is_what_its_network_gives() -> None:
     of = transfer_desk("path")
     network = network_of(of.desk.portfolio, of.law)

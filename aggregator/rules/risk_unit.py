@@ -32,7 +32,12 @@ def ordered_sum(values: Float[Array, "*rest n"]) -> Float[Array, " *rest"]:
     A loop and not a reduction, because the order of a reduction is the compiler's choice.
     """
     start = jnp.zeros(values.shape[:-1], values.dtype)
-    return lax.scan(lambda total, value: (total + value, None), start, jnp.moveaxis(rounded(values), -1, 0))[0]
+    return lax.scan(_added, start, jnp.moveaxis(rounded(values), -1, 0))[0]
+
+
+# A function of the module and no lambda: outside of a compiled function each new one would be compiled again.
+def _added(total: Array, value: Array) -> tuple[Array, None]:
+    return total + value, None
 
 
 def expiry_sums(values: Float[Array, "*rest O"], unit: RiskUnit) -> Float[Array, "*rest X"]:
