@@ -35,7 +35,7 @@ LARGEST_FILE = 16 * 2**20
 
 
 class Header(Section):
-    """What a fit is. `refit` is an ISO date; `rows_sha256` of the inputs and scaled losses that it was fitted to.
+    """What a fit is. `refit` is an ISO date; `rows_sha256` of the rows that it was fitted to.
 
     `guard_log_factors`, one per level, are the coverage guard's on that date where a fit is to be used by itself; empty
     in a walk-forward, which measures its own.
@@ -53,10 +53,10 @@ class Header(Section):
     guard_log_factors: tuple[float, ...] = ()
 
 
-def rows_digest(inputs: np.ndarray, scaled_loss: np.ndarray) -> str:
-    """SHA-256 of the rows [rows, inputs] and [rows] in their order, both as little-endian numbers."""
+def rows_digest(*columns: np.ndarray) -> str:
+    """SHA-256 of the arrays [rows, ...] that a fit is made of, in their order, as little-endian numbers."""
     digest = hashlib.sha256()
-    for values in (inputs, scaled_loss):
+    for values in columns:
         digest.update(f"{values.shape}{values.dtype.name}".encode())
         digest.update(np.ascontiguousarray(values).astype(values.dtype.newbyteorder("<"), copy=False).data)
     return digest.hexdigest()

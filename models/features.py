@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .features_cross_section import cross_section
 from .features_market import CALENDAR, activity, age, calendar, direction, market_mood, tail_shape
 from .features_volatility import ANCHOR_SQUARE, PRIOR_QUANTILE, bars_ended, volatilities
 from .market_history import (
@@ -85,6 +86,7 @@ def feature_panel(history: MarketHistory, horizon: Horizon, panel: Windows | Non
     even |= activity(bars, body, ended, anchor)
     even |= tail_shape(log_return, volatility, windows_per_day=per_day)
     even |= age(traded, windows_per_day=per_day)
+    even |= cross_section(body, ended, anchor, usable, windows_per_day=per_day)
     signed = direction(bars, body, ended, anchor)
     even_mood, signed_mood = market_mood(
         context_series(history, "BTC", "funding_daily_mean", opening),

@@ -36,8 +36,9 @@ class Training(Section):
     """One fit: `steps` of AdamW on `batch` rows for each of `seeds` networks.
 
     `weight_decay` is per unit of learning rate, `weight_average` the decay per step of the averaged weights that are
-    kept, `pinball_width` in units of the scaled loss. Rows of assets whose anchor is below `smallest_volatility` (per
-    day) are left out, losses above `largest_scaled_loss` anchors are cut there: pegs jump by more than scales can say.
+    kept, `pinball_width` in units of the scaled loss, `smoothness_weight` the cost of a squared change of the log
+    margin from one window to the next. Rows of assets whose anchor is below `smallest_volatility` (per day) are left
+    out, losses above `largest_scaled_loss` anchors are cut there: pegs jump by more than scales can say.
     """
 
     seed: int = Field(ge=0, lt=2**31)
@@ -50,6 +51,7 @@ class Training(Section):
     weight_average: float = Field(ge=0.0, lt=1.0)
     pinball_width: float = Field(ge=0.0)
     shortfall_weight: float = Field(ge=0.0)
+    smoothness_weight: float = Field(ge=0.0)
     smallest_volatility: float = Field(ge=0.0)
     largest_scaled_loss: float = Field(gt=0.0)
 

@@ -3,6 +3,9 @@
 Rows are sorted by time, so what a fit may see are the first `count` rows of one array: every refit of a walk-forward
 runs the same compiled program, and no later row can be drawn. Batches come from a counter-based generator: same rows,
 settings and seed, same weights.
+
+Smoothness is part of what is minimised: rows know the row of the same asset and side one window before, and a change of
+the log margin from there costs. A scale that jumps is what a network then leans against.
 """
 
 from __future__ import annotations
@@ -47,6 +50,20 @@ class Moments(NamedTuple):
     spread: np.ndarray
     edges: np.ndarray
     shares: np.ndarray
+
+
+PAIRED = 4
+"""One row of a batch in so many is compared with the one before it: smoothness takes fewer rows than a tail does."""
+
+
+class Pairs(NamedTuple):
+    """What tells how a forecast moves: `log_scale` [rows] float32, the anchor that margins are relative to; `before`
+    [rows] int32, the row of the same asset and side one window before, -1 for none; `steady` [inputs] float32, 0 for
+    inputs that follow the clock and 1 for all others: a weekend that comes and goes is no roughness."""
+
+    log_scale: Float[Array, " rows"]
+    before: Int[Array, " rows"]
+    steady: Float[Array, " inputs"]
 
 
 class Fit(NamedTuple):
@@ -108,6 +125,7 @@ def fit(
     scaled_loss: Float[Array, " rows"],
     count: int,
     *,
+    pairs: Pairs,
     moments: Moments,
     start: tuple[np.ndarray, np.ndarray],
     network: Network,
@@ -116,12 +134,14 @@ def fit(
     """Networks fitted to the first `count` rows; `inputs` standardised (float32), losses over exp(anchor) (float32).
 
     `start` is `pooled_start` of those rows. Minimises the smoothed pinball, every level weighted by 1 / (1 - p), plus
-    `shortfall_weight` times FZ0 with the margin held fixed, so that it moves the expected shortfall alone. Raises
-    FloatingPointError when the weights are not finite at the end.
+    `shortfall_weight` times FZ0 with the margin held fixed, so that it moves the expected shortfall alone, plus
+    `smoothness_weight` times `roughness`. Rows must come after the rows before them. Raises FloatingPointError when the
+    weights are not finite at the end.
     """
     networks, history = _fit(
         inputs,
         scaled_loss,
+        pairs,
         jnp.asarray(count, jnp.int32),
         jnp.asarray(start[0], jnp.float32),
         jnp.asarray(start[1], jnp.float32),
@@ -176,10 +196,29 @@ def row_cost(
     return jnp.mean(pinball) + training.shortfall_weight * jnp.mean(fissler_ziegel(loss, fixed, shortfall, levels))
 
 
+def roughness(
+    network: TailNetwork,
+    inputs: Float[Array, " inputs"],
+    inputs_before: Float[Array, " inputs"],
+    scale_change: Float[Array, ""],
+    steady: Float[Array, " inputs"],
+    key: Key[Array, ""] | None,
+) -> Float[Array, ""]:
+    """Mean over the levels of the squared change of the log margin rate between two windows of one asset and side.
+
+    `scale_change` is that of the log scale; inputs that are not `steady` are taken at their mean. With a `key` both
+    forecasts drop the same hidden values.
+    """
+    now, before = network(steady * inputs, key), network(steady * inputs_before, key)
+    change = now.log_margin - before.log_margin + scale_change
+    return jnp.mean(change**2)
+
+
 @eqx.filter_jit
 def _fit(
     inputs: Float[Array, "rows inputs"],
     scaled_loss: Float[Array, " rows"],
+    pairs: Pairs,
     count: Int[Array, ""],
     log_margin: Float[Array, " levels"],
     log_shortfall: Float[Array, " levels"],
@@ -213,8 +252,19 @@ def _fit(
         def batch_cost(weights: TailNetwork, drawn: Int[Array, " batch"], key: Key[Array, ""]) -> Float[Array, ""]:
             keys = jax.random.split(key, training.batch)
             network = eqx.combine(weights, rest)
-            costs = jax.vmap(cost_of_row, in_axes=(None, 0, 0, 0))(network, inputs[drawn], scaled_loss[drawn], keys)
-            return jnp.mean(costs)
+            rows = inputs[drawn]
+            costs = jax.vmap(cost_of_row, in_axes=(None, 0, 0, 0))(network, rows, scaled_loss[drawn], keys)
+            if training.smoothness_weight == 0.0:
+                return jnp.mean(costs)
+            paired = -(-training.batch // PAIRED)
+            now, before = drawn[:paired], pairs.before[drawn[:paired]]
+            known = before >= 0
+            before = jnp.maximum(before, 0)
+            moved = pairs.log_scale[now] - pairs.log_scale[before]
+            rough = jax.vmap(roughness, in_axes=(None, 0, 0, 0, None, 0))(
+                network, rows[:paired], inputs[before], moved, pairs.steady, keys[:paired]
+            )
+            return jnp.mean(costs) + training.smoothness_weight * jnp.mean(jnp.where(known, rough, 0.0))
 
         def step(
             state: tuple[TailNetwork, optax.OptState, TailNetwork], number: Int[Array, ""]

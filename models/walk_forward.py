@@ -18,10 +18,11 @@ from aggregator.errors import ConfigurationError
 from .checkpoint import SUFFIX, Header, read_checkpoint, read_header, rows_digest, write_checkpoint
 from .classical_margin import SIDES, TailRates
 from .features import HOURS, FeaturePanel, side_inputs, windows_per_day
+from .features_market import CALENDAR
 from .market_history import NOTHING, Loss, Side, Windows, losses
 from .offset_windows import OffsetWindows
 from .tier_model_settings import TierModelSettings, Training
-from .training import Fit, fit, forecast, input_moments, pooled_start, standardised
+from .training import Fit, Pairs, fit, forecast, input_moments, pooled_start, standardised
 
 Progress = Callable[[str, int, int], None]
 """Told the stage, how much of it is done, and how much there is."""
@@ -31,11 +32,14 @@ DAY = np.timedelta64(1, "D")
 
 class Rows(NamedTuple):
     """Rows of training sorted by time: `ended` [rows] datetime64, when the loss was known; `inputs` [rows, features] as
-    they are; `scaled_loss` [rows] (float32) the loss over exp(anchor)."""
+    they are; `scaled_loss` [rows] (float32) the loss over exp(anchor), `log_scale` [rows] (float32) the anchor;
+    `before` [rows] (int32) the row of the same asset and side whose window ended where this one opened, -1 for none."""
 
     ended: np.ndarray
     inputs: np.ndarray
     scaled_loss: np.ndarray
+    log_scale: np.ndarray
+    before: np.ndarray
 
 
 class Walked(NamedTuple):
@@ -78,9 +82,18 @@ def training_rows(
         if offsets.panel.names != panel.names:
             raise ValueError(f"offset windows have other inputs: {offsets.panel.names}")
         parts += [_rows_of(offsets.panel, offsets.losses(side), side, training, assets=assets) for side in SIDES]
-    ended, inputs, scaled_loss = (np.concatenate(values) for values in zip(*parts, strict=True))
-    order = np.argsort(ended, kind="stable")
-    return Rows(ended[order], inputs[order], scaled_loss[order])
+    first = np.cumsum([0, *(len(part.ended) for part in parts)])
+    parts = [
+        part._replace(before=np.where(part.before >= 0, part.before + begin, -1))
+        for part, begin in zip(parts, first, strict=False)
+    ]
+    joined = Rows(*(np.concatenate(values) for values in zip(*parts, strict=True)))
+    order = np.argsort(joined.ended, kind="stable")
+    place = np.empty(len(order), dtype=np.int32)
+    place[order] = np.arange(len(order), dtype=np.int32)
+    before = np.where(joined.before >= 0, place[joined.before], -1)
+    joined = joined._replace(before=before.astype(np.int32))
+    return Rows(*(values[order] for values in joined))
 
 
 def _rows_of(
@@ -92,8 +105,18 @@ def _rows_of(
         wanted &= np.isin(panel.assets, sorted(assets))[None, :]
     time, asset = np.nonzero(wanted)
     scaled = np.minimum(loss_of_side[time, asset] / scale[time, asset], training.largest_scaled_loss)
-    ended = panel.opening[time] + np.timedelta64(HOURS[panel.horizon], "h")
-    return Rows(ended, side_inputs(panel, side, time, asset), scaled.astype(np.float32))
+    width = np.timedelta64(HOURS[panel.horizon], "h")
+    row = np.full(wanted.shape, -1)
+    row[time, asset] = np.arange(len(time))
+    # windows of a day may open every eight hours: the one before is the one that ended at the opening
+    earlier = time - int(width // (panel.opening[1] - panel.opening[0]))
+    return Rows(
+        panel.opening[time] + width,
+        side_inputs(panel, side, time, asset),
+        scaled.astype(np.float32),
+        panel.anchor[time, asset].astype(np.float32),
+        np.where(earlier >= 0, row[np.maximum(earlier, 0), asset], -1),
+    )
 
 
 def fit_until(
@@ -123,7 +146,7 @@ def fit_until(
         training=settings.training,
         refit=str(date.astype("datetime64[D]")),
         rows=count,
-        rows_sha256=rows_digest(rows.inputs[:count], rows.scaled_loss[:count]),
+        rows_sha256=rows_digest(*(values[:count] for values in rows[1:])),
         guard_log_factors=guard_log_factors,
     )
     if checkpoint is not None and checkpoint.exists():
@@ -135,10 +158,16 @@ def fit_until(
     moments = input_moments(rows.inputs[:count])
     # rows that are never drawn fill up to a power of two, so that a longer history runs the same program
     spare = (1 << (len(rows.ended) - 1).bit_length()) - len(rows.ended)
+    steady = np.array([name not in CALENDAR for name in panel.names], dtype=np.float32)
     made = fit(
         jnp.asarray(np.pad(standardised(rows.inputs, moments), ((0, spare), (0, 0)))),
         jnp.asarray(np.pad(rows.scaled_loss, (0, spare))),
         count,
+        pairs=Pairs(
+            jnp.asarray(np.pad(rows.log_scale, (0, spare))),
+            jnp.asarray(np.pad(rows.before, (0, spare), constant_values=-1)),
+            jnp.asarray(steady),
+        ),
         moments=moments,
         start=pooled_start(rows.scaled_loss[:count], settings.network.levels),
         network=settings.network,
