@@ -4,8 +4,8 @@ XLA makes machine code of every fusion of a program by one of two emitters. The 
 its own for each of them, which is a third of all processor time that our programs, of many small fusions, take to
 compile. Without it the program of a portfolio in detail, with stresses, compiles in 11.3 and 12.8 s instead of 18.9 and
 17.1 s of processor time, all programs of its sweep in 26 s instead of 43 s; a run takes 1.3 s either way (2 cores, two
-runs each, alternating, jaxlib 0.10.2). The price: a headline sweep of 4,096 portfolios in 10,000 scenarios, from tables
-to tables, takes 0.74 s instead of 0.60 s; a run compiles for longer than it loses there.
+runs each, alternating, jaxlib 0.10.2). A headline sweep of 4,096 portfolios in 10,000 scenarios, from tables to tables,
+takes 0.37 and 0.39 s with the flag, 0.38 and 0.34 s without.
 """
 
 from __future__ import annotations
