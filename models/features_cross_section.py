@@ -13,6 +13,9 @@ from .features_volatility import BARS_PER_DAY, at_bars
 LEAST_VOLATILITY = 0.004
 """Per day: what moves less is pegged and says nothing of the market."""
 
+LEAST_ASSETS = 8
+"""Fewer than these make no market: two coins move together more than fifty do, and lie less far apart."""
+
 CHANGE_DAYS = 5
 TOGETHER_DAYS = 3
 FALL_DAYS = 5
@@ -31,11 +34,15 @@ def cross_section(
     `body` [bars, assets] are log returns of 4-hour bars, `anchor` [windows + 1, assets] log volatilities per day and
     `usable` whether they are an asset's own. "market_together" is the log of the squared mean return over the mean
     squared return, both summed over bars: 0 when all assets move as one.
+
+    All four are missing at an opening where fewer than `LEAST_ASSETS` assets are usable and no pegs, the change also
+    where that was so `CHANGE_DAYS` before.
     """
     wild = np.where(usable & (anchor >= np.log(LEAST_VOLATILITY)), anchor, np.nan)
+    market = np.isfinite(wild).sum(axis=1) >= LEAST_ASSETS
     median = np.full(len(wild), np.nan)
     dispersion = np.full(len(wild), np.nan)
-    for time in np.flatnonzero(np.isfinite(wild).any(axis=1)):
+    for time in np.flatnonzero(market):
         row = wild[time][np.isfinite(wild[time])]
         median[time], dispersion[time] = np.median(row), np.std(row)
     steps = round(CHANGE_DAYS * windows_per_day)
@@ -54,7 +61,7 @@ def cross_section(
     fallen = (enough & (_trailing_sum(known, bars) < FALL)).sum(axis=1)
     share = np.where(enough.any(axis=1), fallen / np.maximum(enough.sum(axis=1), 1), np.nan)
 
-    of_bars = at_bars(np.stack([together, share], axis=1), ended)
+    of_bars = np.where(market[:, None], at_bars(np.stack([together, share], axis=1), ended), np.nan)
     found = {
         "market_change": change,
         "market_dispersion": dispersion,

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 from models.features import OLDEST_DAYS, FeaturePanel, feature_panel, side_inputs
-from models.features_cross_section import FALL, cross_section
+from models.features_cross_section import FALL, LEAST_ASSETS, cross_section
 from models.features_market import CALENDAR
 from models.features_volatility import (
     PRIOR_QUANTILE,
@@ -83,8 +83,9 @@ def test_ranges_directions_and_activity_are_those_of_a_slow_loop(panel: FeatureP
 
 
 @pytest.mark.parametrize("horizon", ["1d", "8h"])
-def test_the_whole_market_is_that_of_a_slow_loop(horizon: Horizon) -> None:
+def test_the_whole_market_is_that_of_a_slow_loop(horizon: Horizon, monkeypatch: pytest.MonkeyPatch) -> None:
     """At an opening before NEW is there and while CCC is halted, so that only BTC, PEG and ZZZ have bars."""
+    monkeypatch.setattr("models.features_cross_section.LEAST_ASSETS", 2)
     panel = feature_panel(small_history(), horizon)
     day = HALT[0] + 6
     per_day = 3 if horizon == "8h" else 1
@@ -115,18 +116,43 @@ def test_the_whole_market_is_that_of_a_slow_loop(horizon: Horizon) -> None:
 
 
 def test_all_assets_that_move_as_one_are_together_and_all_that_fall_have_fallen() -> None:
-    body = np.full((60, 3), -0.01)
+    body = np.full((60, LEAST_ASSETS), -0.01)
     body[:, 2] = np.nan
-    ended, anchor = np.arange(59), np.full((59, 3), -3.0)
-    found = cross_section(body, ended, anchor, np.ones((59, 3), dtype=bool), windows_per_day=6.0)
+    ended, anchor = np.arange(59), np.full((59, LEAST_ASSETS), -3.0)
+    found = cross_section(body, ended, anchor, np.ones(anchor.shape, dtype=bool), windows_per_day=6.0)
     assert np.allclose(found["market_together"], 0.0)
     assert (found["market_fallen"][30:] == 1.0).all()  # -0.30 over five days
     assert (found["market_fallen"][14:19] == 0.0).all()
     assert np.isnan(found["market_fallen"][:14]).all()  # fewer than half of the bars
     assert (found["market_dispersion"] == 0.0).all()
-    still = cross_section(0.0 * body, ended, anchor - 9.0, np.ones((59, 3), dtype=bool), windows_per_day=6.0)
+    still = cross_section(0.0 * body, ended, anchor, np.ones(anchor.shape, dtype=bool), windows_per_day=6.0)
     assert np.isfinite(still["market_together"]).all()
-    assert np.isnan(still["market_change"]).all()  # pegs are not the market
+
+
+def test_fewer_than_eight_assets_are_no_market() -> None:
+    """Eight that are usable and no pegs at first, seven from some opening on: one has gone, or is pegged."""
+    body = np.random.default_rng(3).normal(0.0, 0.01, (90, 10))
+    ended, anchor = np.arange(89), np.random.default_rng(4).normal(-3.0, 0.3, (89, 10))
+    usable = np.ones(anchor.shape, dtype=bool)
+    usable[:, 0] = False  # never usable
+    anchor[:, 9] = -6.0  # always pegged
+    gone, back, pegged = 40, 45, 80
+    usable[gone:back, 4] = False
+    anchor[pegged:, 5] = -6.0
+    found = cross_section(body, ended, anchor, usable, windows_per_day=6.0)
+    missing = np.zeros(len(ended), dtype=bool)
+    missing[gone:back] = missing[pegged:] = True
+    bars_of_five_days = 30
+    before = {
+        "market_together": missing,
+        "market_dispersion": missing,
+        "market_fallen": missing | (ended < bars_of_five_days / 2 - 1),
+        "market_change": missing
+        | np.concatenate([np.ones(bars_of_five_days, dtype=bool), missing[:-bars_of_five_days]]),
+    }
+    assert set(found) == set(before)
+    for name, expected in before.items():
+        assert (np.isnan(found[name]) == expected[:, None]).all(), name
 
 
 @pytest.mark.parametrize("horizon", ["1d", "8h"])
