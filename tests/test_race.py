@@ -275,7 +275,7 @@ def test_the_plot_is_well_formed_and_shows_every_ratio() -> None:
     assert race_plot([{"book": "b", "ratios": []}], []) == race_plot([{"book": "b", "ratios": []}], [])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_memory_does_not_grow_with_portfolios_times_scenarios() -> None:
     """Each size in a process of its own: what the fourth adds is what the second and the third do."""
     if not Path("/proc/self/clear_refs").exists():

@@ -98,7 +98,6 @@ def read_rows(
     balance_asset = _places(tables["balances"]["asset_id"], asset_id, "asset")
     balance_row = price_rows.of_assets(balance_asset)
     underlying_row = price_rows.of_assets(underlying)
-    option_row = len(price_rows) + np.cumsum(is_option) - 1
 
     # Balances: a weight in the venue's equity less what the haircut requires.
     owed = _numpy(pc.equal(tables["balances"]["side"], "liability"))
@@ -140,8 +139,10 @@ def read_rows(
     cube = _cube_terms(
         instruments, is_option, price_rows, forward, implied_vol, underlying_row, settled_row, factors, as_of
     )
-    option_price = np.zeros(is_option.size)
-    option_price[is_option] = black(cube.forward, cube.strike, cube.years, cube.vol, cube.is_call)
+    cube, of_option = _distinct_options(cube)
+    option_row, option_price = np.zeros(is_option.size, np.int64), np.zeros(is_option.size)
+    option_row[is_option] = len(price_rows) + of_option
+    option_price[is_option] = black(cube.forward, cube.strike, cube.years, cube.vol, cube.is_call)[of_option]
     today = np.where(option, size * option_price[instrument] * settled, worth)
 
     position_row = np.where(option, option_row[instrument], linear_row[instrument])
@@ -412,6 +413,17 @@ def _cube_terms(
         vol_factor=vol_of_price[price_factor],
         conversion=settled_row[is_option],
     )
+
+
+def _distinct_options(cube: CubeTerms) -> tuple[CubeTerms, np.ndarray]:
+    """(the options without those of equal terms, in the order in which they come first; the row of each option)."""
+    columns = cube[1:]
+    table = np.stack([column.astype(np.float64) for column in columns], axis=1)
+    _, first, same = np.unique(table, axis=0, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    place = np.empty(len(order), np.int64)
+    place[order] = np.arange(len(order))
+    return CubeTerms(cube.factors, *(column[first[order]] for column in columns)), place[same.reshape(-1)]
 
 
 def _runs(owners: pa.Array) -> tuple[pa.Array, np.ndarray]:
