@@ -84,13 +84,14 @@ def sweep_scenarios(source: ScenarioGenerator | ScenarioSet, *, seed: int, scena
     parts = []
     for first in range(0, total, chunk):
         if isinstance(source, ScenarioSet):
-            given = np.zeros((chunk, source.shocks.shape[1]))
-            rows = source.shocks[first : first + chunk]
+            given = np.zeros((chunk, len(source.factors)))
+            rows = np.asarray(source.shocks)[first : first + chunk]
             given[: len(rows)] = rows
             parts.append(_given(jnp.asarray(given), devices))
         else:
             parts.append(_drawn(source, key, jnp.uint32(first), chunk, devices))
-    size, change = (np.concatenate([part[k] for part in parts])[:total] for k in (2, 1))
+    size = np.concatenate([part.size for part in parts])[:total]
+    change = np.concatenate([part.total for part in parts])[:total]
     real = weights > 0
     order = np.lexsort((size, ~real))
     order = order[np.lexsort((change[order], np.arange(total) // _ONE_SIZE, ~real[order]))]

@@ -35,7 +35,7 @@ from tests.payload_mutations import AS_OF, GONE, Mutation, Place, has_sample, mu
 
 pytestmark = pytest.mark.slow
 
-CASES = int(os.environ.get("CROSSMARGIN_FUZZ_CASES", "100"))
+CASES = int(os.environ.get("CROSSMARGIN_FUZZ_CASES", "200"))
 FIRST = int(os.environ.get("CROSSMARGIN_FUZZ_FIRST", "0"))
 SHOWN = 25
 
