@@ -9,6 +9,7 @@ cancellation: `expm1`).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -19,7 +20,15 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from .pricing import DAYS_PER_YEAR, black76_price, discount_at_horizon, term_scaled_log_vol_change
+from .one_kernel import one_kernel
+from .pricing import (
+    DAYS_PER_YEAR,
+    LARGEST_LOG_VOL_CHANGE,
+    black76_price,
+    discount_at_horizon,
+    log_moneyness,
+    vol_term_scale,
+)
 from .rounding import rounded
 
 TERMS = 4
@@ -80,21 +89,101 @@ class CubeRows(eqx.Module):
 
         Options at T - h with their own vol moved by their underlying's (sticky strike); expired inside h: intrinsic.
         """
-        factor = jnp.expm1(jax.vmap(lambda f, w: _power_sum(shocks, f, w))(self.exponent_factor, self.exponent_weight))
-        option = jax.vmap(lambda *terms: _option_change(shocks, horizon_years, *terms))(
-            self.forward,
-            self.strike,
-            self.years,
-            self.vol,
-            self.discount,
-            self.is_call,
-            self.price_factor,
-            self.vol_factor,
-            self.conversion_factor,
-            self.conversion_weight,
-            self.conversion_today,
+        return self._changes(self._moves(shocks[:, None]), horizon_years)[:, 0].astype(dtype)
+
+    def changes_in_tile(
+        self, shocks: Float[Array, "tile factors"], *, horizon_years: float
+    ) -> Float[Array, "rows tile"]:
+        """`changes` in the scenarios of a tile, float32."""
+        # What the rows take from the factors is written down before it is computed with: read in the midst of a
+        # formula, a factor of each row's own keeps the compiler from computing several scenarios at a time.
+        written_down = one_kernel(lambda moves: moves)
+        return self._changes(written_down(self._moves(shocks.T)), horizon_years).astype(jnp.float32)
+
+    def _moves(self, by_factor: Float[Array, "factors tile"]) -> _Moves:
+        powers = jax.vmap(functools.partial(_power_sum, by_factor))
+        return _Moves(
+            product=powers(self.exponent_factor, self.exponent_weight),
+            price=by_factor[self.price_factor],
+            vol=by_factor[self.vol_factor],
+            conversion=powers(self.conversion_factor, self.conversion_weight),
         )
-        return jnp.concatenate([factor, option]).astype(dtype)
+
+    def _changes(self, moves: _Moves, horizon_years: float) -> Float[Array, "rows tile"]:
+        def of_option(option: _Option, *moves: Array) -> Array:
+            return jax.vmap(option.change)(*moves)
+
+        options = jax.vmap(of_option)(self._options(horizon_years), moves.price, moves.vol, moves.conversion)
+        return jnp.concatenate([jnp.expm1(moves.product), options])
+
+    def _options(self, horizon_years: float) -> _Option:
+        def of(*terms: Array) -> tuple[Array, ...]:
+            forward, strike, years, vol, discount, is_call, conversion_today = terms
+            today = black76_price(forward, strike, years=years, vol=vol, is_call=is_call, discount=discount)
+            return (
+                rounded(today * conversion_today),
+                log_moneyness(forward, strike),
+                jnp.maximum(years - horizon_years, 0.0),
+                discount_at_horizon(discount, years, horizon_years=horizon_years),
+                vol_term_scale(years),
+            )
+
+        terms = (self.forward, self.strike, self.years, self.vol, self.discount, self.is_call, self.conversion_today)
+        today, moneyness, years, discount, vol_scale = jax.vmap(of)(*terms)
+        return _Option(
+            today=today,
+            forward=self.forward,
+            strike=self.strike,
+            moneyness=moneyness,
+            years=years,
+            vol=self.vol,
+            vol_scale=vol_scale,
+            discount=discount,
+            is_call=self.is_call,
+            conversion_today=self.conversion_today,
+        )
+
+
+class _Moves(NamedTuple):
+    """Log changes that the rows take from the factors: of factor rows (K), of the options' forwards, of their
+    underlyings' volatilities, of their conversions (I).
+    """
+
+    product: Float[Array, "K tile"]
+    price: Float[Array, "I tile"]
+    vol: Float[Array, "I tile"]
+    conversion: Float[Array, "I tile"]
+
+
+class _Option(NamedTuple):
+    """An option row with all that is the same in every scenario: its value today in the row's money, ln(F/K), years and
+    discount that are left at the horizon, and how much its log volatility moves with its underlying's.
+    """
+
+    today: Float[Array, ""]
+    forward: Float[Array, ""]
+    strike: Float[Array, ""]
+    moneyness: Float[Array, ""]
+    years: Float[Array, ""]
+    vol: Float[Array, ""]
+    vol_scale: Float[Array, ""]
+    discount: Float[Array, ""]
+    is_call: Bool[Array, ""]
+    conversion_today: Float[Array, ""]
+
+    def change(self, price: Float[Array, ""], vol: Float[Array, ""], conversion: Float[Array, ""]) -> Float[Array, ""]:
+        """Change in the row's money in one scenario, from the log changes of `_Moves`."""
+        vol_change = vol * self.vol_scale
+        moved = black76_price(
+            self.forward * jnp.exp(price),
+            self.strike,
+            years=self.years,
+            vol=self.vol * jnp.exp(jnp.clip(vol_change, -LARGEST_LOG_VOL_CHANGE, LARGEST_LOG_VOL_CHANGE)),
+            is_call=self.is_call,
+            discount=self.discount,
+            moneyness=self.moneyness + price,
+        )
+        return rounded(moved * rounded(self.conversion_today * jnp.exp(conversion))) - self.today
 
 
 def _power_sum(
@@ -105,34 +194,6 @@ def _power_sum(
     for term in range(1, TERMS):
         total = total + rounded(weight[term] * shocks[factor[term]])
     return total
-
-
-def _option_change(
-    shocks: Float[Array, " factors"],
-    horizon_years: float,
-    forward: Float[Array, ""],
-    strike: Float[Array, ""],
-    years: Float[Array, ""],
-    vol: Float[Array, ""],
-    discount: Float[Array, ""],
-    is_call: Bool[Array, ""],
-    price_factor: Int[Array, ""],
-    vol_factor: Int[Array, ""],
-    conversion_factor: Int[Array, " terms"],
-    conversion_weight: Float[Array, " terms"],
-    conversion_today: Float[Array, ""],
-) -> Float[Array, ""]:
-    today = black76_price(forward, strike, years=years, vol=vol, is_call=is_call, discount=discount)
-    moved = black76_price(
-        forward * jnp.exp(shocks[price_factor]),
-        strike,
-        years=jnp.maximum(years - horizon_years, 0.0),
-        vol=vol * jnp.exp(term_scaled_log_vol_change(shocks[vol_factor], years)),
-        is_call=is_call,
-        discount=discount_at_horizon(discount, years, horizon_years=horizon_years),
-    )
-    conversion = rounded(conversion_today * jnp.exp(_power_sum(shocks, conversion_factor, conversion_weight)))
-    return rounded(moved * conversion) - rounded(today * conversion_today)
 
 
 class CubeBuilder:

@@ -82,8 +82,8 @@ def price_rows(
     The number of scenarios is a multiple of the tile.
     """
     tiles = shocks.reshape(-1, TILE, shocks.shape[1])
-    changes = lax.map(jax.vmap(lambda s: rows.changes(s, horizon_years=horizon_years)), tiles)
-    return changes.reshape(shocks.shape[0], -1).T
+    changes = lax.map(lambda tile: rows.changes_in_tile(tile, horizon_years=horizon_years), tiles)
+    return changes.transpose(1, 0, 2).reshape(-1, shocks.shape[0])
 
 
 @eqx.filter_jit

@@ -16,7 +16,8 @@ from jax import lax
 from jaxtyping import Array
 
 from .netted_arrays import KNEES_TOGETHER, ROWS_TOGETHER, ShardArrays
-from .netted_kernel import LEVELS, Figures
+from .netted_kernel import Figures
+from .netted_losses import LEVELS
 from .risk import tail_rows
 from .weighted_tail import NO_LOSS, equal_tails
 

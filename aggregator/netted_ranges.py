@@ -1,13 +1,11 @@
 """What the ranges of the rows in a tile of scenarios decide before anything is computed in each of them.
 
-In most tiles most accounts stay far from their limits whatever its scenarios combine: then only the loss is needed. The
+In most tiles most accounts stay far from their limits whatever its scenarios combine: nothing is computed there. The
 calmer the scenarios of a tile, the more is decided, so it pays to put calm scenarios together. A decision hangs on the
 account, its portfolio and the tile alone, so it is the same in every shard.
 """
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
@@ -16,28 +14,10 @@ from jaxtyping import Array, Float, Int
 from .netted_arrays import KNEES_TOGETHER, ROWS_TOGETHER, Block, Entries
 from .weighted_tail import larger
 
-HEADROOM = 1
-"""The account's headroom is needed: for what follows, or because its portfolio may be short as a whole."""
-VERDICT = 2
-"""It may be liquidated."""
-DEBT = 4
+VERDICT = 1
+"""The account may be liquidated."""
+DEBT = 2
 """It may owe more than it has."""
-
-
-class TileRanges(NamedTuple):
-    """The least and the largest change of every row in the scenarios of each tile."""
-
-    lowest: Float[Array, "rows tiles"]
-    highest: Float[Array, "rows tiles"]
-
-
-def tile_ranges(tiles: Float[Array, "tiles rows tile"]) -> TileRanges:
-    """Elementwise from step to step, because a library reduction goes through one number after the other."""
-    low = high = tiles
-    while (width := low.shape[2] // 2) > 0:
-        low = -larger(-low[..., :width], -low[..., width:])
-        high = larger(high[..., :width], high[..., width:])
-    return TileRanges(low[..., 0].T, high[..., 0].T)
 
 
 def charged_today(distance: Array, slope: Array, jump: Array) -> Array:
@@ -55,12 +35,14 @@ def moved_range(
     return n * notional[0] - f * rises, n * notional[1] - f * falls
 
 
-def tiles_in_doubt(ranges: TileRanges, real: Array, block: Block, flat: Entries) -> Int[Array, "tiles P A1"]:
-    """What the ranges of the rows leave open of each account in some scenario of a tile, as bits (`HEADROOM` ...); 0
-    where only its loss is to be computed. The last slot is the pooled portfolio: 1 where it may be short.
+def tiles_in_doubt(
+    lowest: Float[Array, "rows tiles"], highest: Float[Array, "rows tiles"], real: Array, block: Block, flat: Entries
+) -> Int[Array, "tiles P A1"]:
+    """What the ranges of the rows leave open of each account in some scenario of a tile, as bits (`VERDICT`, `DEBT`).
+    The last slot is the pooled portfolio: 1 where it may be short.
     """
     size, slots = block.first.shape
-    count = ranges.lowest.shape[1]
+    ranges, count = (lowest, highest), lowest.shape[1]
 
     def portfolio(p: Array, doubts: Array) -> Array:
         def account(slot: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -104,8 +86,8 @@ def tiles_in_doubt(ranges: TileRanges, real: Array, block: Block, flat: Entries)
             room = lax.fori_loop(knees, knees + block.knee_groups[at], subtract, room)
             room = lax.fori_loop(hinges, hinges + block.hinge_count[at], charge, room)
             # Not "below": NaN is in doubt.
-            verdict = jnp.where(room >= block.limit[at], jnp.int32(0), jnp.int32(VERDICT | HEADROOM))
-            debt = jnp.where(market >= -block.equity[at], jnp.int32(0), jnp.int32(DEBT | HEADROOM))
+            verdict = jnp.where(room >= block.limit[at], jnp.int32(0), jnp.int32(VERDICT))
+            debt = jnp.where(market >= -block.equity[at], jnp.int32(0), jnp.int32(DEBT))
             doubt = verdict | debt
             return lax.dynamic_update_slice(doubts, doubt[None, None], (*at, jnp.int32(0))), pooled + room
 
@@ -114,8 +96,7 @@ def tiles_in_doubt(ranges: TileRanges, real: Array, block: Block, flat: Entries)
         doubts, pooled = lax.fori_loop(jnp.int32(0), accounts, account, (doubts, nothing))
         short = jnp.where(pooled >= block.unified_limit[p], jnp.int32(0), jnp.int32(1))
         of = lax.dynamic_slice_in_dim(doubts, p, 1)
-        # The last slot is the pooled portfolio, which needs the headroom of all accounts.
-        of = jnp.where((jnp.arange(slots + 1) == slots)[None, :, None], jnp.int32(0), of) | short[None, None]
+        of = jnp.where((jnp.arange(slots + 1) == slots)[None, :, None], short[None, None], of)
         return lax.dynamic_update_slice_in_dim(doubts, of, p, 0)
 
     doubts = jnp.zeros((size, slots + 1, count), jnp.int32)

@@ -63,7 +63,7 @@ def _knees(hinges: Hinges, *, accounts: int) -> tuple[_Groups, Hinges]:
 
 
 def _pooled(rows: Rows, portfolio: np.ndarray) -> _Groups:
-    """Rows of all accounts of a portfolio together; the second figure is always zero."""
+    """Rows of all accounts of a portfolio together, as losses; the second figure is always zero."""
     width = int(rows.row.max(initial=0)) + 1
     # Runs that are sorted already, account by account: a stable sort merges them.
     key = portfolio[rows.account].astype(np.int64) * width + rows.row
@@ -73,7 +73,7 @@ def _pooled(rows: Rows, portfolio: np.ndarray) -> _Groups:
     first = np.flatnonzero(is_first)
     summed = np.add.reduceat(market, first) if len(first) else market
     portfolios = int(portfolio[-1]) + 1
-    figures = (summed, np.zeros(len(first)))
+    figures = (-summed, np.zeros(len(first)))
     owner, row = np.divmod(key[first], width)
     return _groups(owner, row, figures, accounts=portfolios, together=ROWS_TOGETHER, least=1)
 
@@ -197,7 +197,7 @@ def buckets(netted: NettedBook, portfolio: np.ndarray, *, devices: int) -> Itera
             "row": stacked([groups.row[p.groups.taken] for p in of_part], group_size, np.int32),
             "coefficient": stacked([groups.figures[p.groups.taken] for p in of_part], group_size, np.float32),
             "pooled_row": stacked([pooled.row[p.pooled.taken] for p in of_part], pooled_size, np.int32),
-            "pooled": stacked([pooled.figures[p.pooled.taken] for p in of_part], pooled_size, np.float32),
+            "pooled": stacked([pooled.figures[p.pooled.taken, 0] for p in of_part], pooled_size, np.float32),
             "knee_row": stacked([knees.row[p.knees.taken] for p in of_part], knee_size, np.int32),
             "knee": stacked([knees.figures[p.knees.taken] for p in of_part], knee_size, np.float32),
             "hinge_rows": stacked(

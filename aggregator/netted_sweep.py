@@ -21,8 +21,9 @@ import pyarrow as pa
 from .book_columns import NOT_COVERED, BookColumns, columns_of, read_book
 from .cube_prices import PricedCube, priced_cube
 from .errors import ConfigurationError
+from .netted_arrays import tiled_cube
 from .netted_dense import evaluate_dense
-from .netted_kernel import Figures, evaluate_shard, tiles_of
+from .netted_kernel import Figures, evaluate_shard
 from .netted_shards import Bucket, buckets
 from .netting import NettedBook, netted_book
 from .scenarios import ScenarioGenerator
@@ -99,14 +100,14 @@ def sweep_columns(
         netted = netted_book(part, priced.today, priced.lowest, priced.highest)
         return part, netted, list(buckets(netted, part.accounts.portfolio, devices=devices))
 
-    change = jnp.asarray(priced.change if dense else np.ascontiguousarray(tiles_of(priced.change)))
+    cube = jax.tree.map(jnp.asarray, priced.change if dense else tiled_cube(priced.change))
     weights = jnp.asarray(priced.weights)
 
     def evaluated(bucket: Bucket) -> Figures:
         scenarios, equal = priced.scenarios, priced.equal
         if dense:
-            return evaluate_dense(bucket.arrays, change, weights, scenarios=scenarios, equal=equal)
-        return evaluate_shard(bucket.arrays, change, weights, scenarios=scenarios, equal=equal, devices=devices)
+            return evaluate_dense(bucket.arrays, cube, weights, scenarios=scenarios, equal=equal)
+        return evaluate_shard(bucket.arrays, cube, weights, scenarios=scenarios, equal=equal, devices=devices)
 
     found: list[SweepTables] = []
     running: list[tuple[BookColumns, NettedBook, list[Bucket], list[Figures]]] = []

@@ -24,6 +24,7 @@ from jaxtyping import Array, Bool, Float, Int
 from .batch import PortfolioArrays, bucketed
 from .config import TILE
 from .cube import TERMS, CubeRows, Exponents
+from .cube_prices import rows_today
 from .engine import map_bucket, native_of_bucket
 from .margin import (
     NativeMargin,
@@ -209,18 +210,16 @@ def path_figures(
     # Streams of their own: paths are not the run's scenarios over again, but further evidence beside them.
     key = jax.random.fold_in(jax.random.key(law.seed), stream_number("paths"))
     elapsed = jnp.arange(1, law.steps + 1, dtype=jnp.float64) * (law.step_days / _DAYS_PER_YEAR)
-    today = rows.today()
+    today = rows_today(rows)
     buckets = bucketed(portfolios, factors, multiple=devices)
-    # From the host: splitting what lies on one device takes a small program for every shape of an array.
-    arrays = [jax.tree.map(np.asarray, bucket.arrays) for bucket in buckets]
     members = [
         _Member(
-            of_bucket,
-            native_of_bucket(of_bucket, rows, factors=len(factors), devices=devices),
+            bucket.arrays,
+            native_of_bucket(bucket.arrays, rows, factors=len(factors), devices=devices, count=len(bucket.members)),
             _funding_arrays([funding[at] for at in bucket.members], len(bucket.arrays.trigger), factors),
             None if nodes is None else node_rows(bucket, portfolios, factors, nodes),
         )
-        for bucket, of_bucket in zip(buckets, arrays, strict=True)
+        for bucket in buckets
     ]
     totals: list[Any] = [None] * len(buckets)
     traces: list[list[Any]] = [[] for _ in buckets]
@@ -238,8 +237,8 @@ def path_figures(
             step_hours=jnp.asarray(law.step_hours, jnp.float64),
             weights=weights[first : first + TILE],
         )
-        for number, member in enumerate(members):
-            *found, trace = jax.device_get(map_bucket(member, chunk, _walk, devices))
+        for number, (bucket, member) in enumerate(zip(buckets, members, strict=True)):
+            *found, trace = jax.device_get(map_bucket(member, chunk, _walk, devices, len(bucket.members)))
             traces[number].append(trace)
             totals[number] = found if totals[number] is None else _added(totals[number], found)
     out: list[PathFigures | None] = [None] * len(portfolios)
@@ -292,7 +291,7 @@ def priced_steps(
     def advance(total: Array, step: tuple[Array, Any]) -> tuple[Array, tuple[Array, Array]]:
         move, years = step
         total = total + move
-        return total, (total, jax.vmap(lambda s: rows.changes(s, horizon_years=years))(total).T)
+        return total, (total, rows.changes_in_tile(total, horizon_years=years))
 
     start = jnp.zeros((moves.shape[0], moves.shape[2]), jnp.float64)
     return lax.scan(advance, start, (jnp.moveaxis(moves, 1, 0), elapsed_years))[1]

@@ -21,6 +21,9 @@ from .rounding import rounded
 
 DAYS_PER_YEAR = 365.0
 
+LARGEST_LOG_VOL_CHANGE = 2.0
+"""Most that a scenario moves the logarithm of an option's volatility, either way: a factor of 7.4."""
+
 # Below this total volatility (sigma sqrt(T)) the time value, at most 0.4 F v, is under half a unit in the last place of
 # the forward: the price equals the intrinsic to rounding, while d1 = ln(F/K)/v would begin to overflow.
 _LEAST_TOTAL_VOL = 1e-16
@@ -103,6 +106,13 @@ class _BlackTerms(NamedTuple):
     d2: Float[Array, ""]
 
 
+def log_moneyness(forward: ArrayLike, strike: ArrayLike) -> Float[Array, ""]:
+    """ln(F/K), 0 where one of them is no price that an option can be valued at."""
+    forward, strike = (jnp.asarray(x, dtype=jnp.float64) for x in (forward, strike))
+    positive = _is_price(forward) & _is_price(strike)
+    return jnp.log(jnp.where(positive, forward, 1.0) / jnp.where(positive, strike, 1.0))
+
+
 def normal_cdf(x: ArrayLike) -> Float[Array, "..."]:
     """Standard normal distribution function, by `erfc`: keeps its relative precision in the lower tail.
 
@@ -121,7 +131,9 @@ def _is_price(value: Array) -> Array:
     return (value > _LEAST_PRICE) & (value < 1.0 / _LEAST_PRICE)
 
 
-def _black_terms(forward: ArrayLike, strike: ArrayLike, years: ArrayLike, vol: ArrayLike) -> _BlackTerms:
+def _black_terms(
+    forward: ArrayLike, strike: ArrayLike, years: ArrayLike, vol: ArrayLike, moneyness: ArrayLike | None = None
+) -> _BlackTerms:
     forward, strike, years, vol = (jnp.asarray(x, dtype=jnp.float64) for x in (forward, strike, years, vol))
     positive = _is_price(forward) & _is_price(strike) & (years > 0) & (vol > 0)
     safe_years = jnp.where(positive, years, 1.0)
@@ -132,7 +144,8 @@ def _black_terms(forward: ArrayLike, strike: ArrayLike, years: ArrayLike, vol: A
     safe_vol = jnp.where(alive, safe_vol, 1.0)
     sqrt_years = jnp.sqrt(jnp.where(alive, safe_years, 1.0))
     total_vol = rounded(safe_vol * sqrt_years)
-    d1 = jnp.log(safe_forward / safe_strike) / total_vol + 0.5 * total_vol
+    log_ratio = jnp.log(safe_forward / safe_strike) if moneyness is None else jnp.where(alive, moneyness, 0.0)
+    d1 = log_ratio / total_vol + 0.5 * total_vol
     return _BlackTerms(alive, safe_forward, safe_strike, sqrt_years, safe_vol, d1, d1 - total_vol)
 
 
@@ -164,17 +177,19 @@ def black76_price(
     vol: ArrayLike,
     is_call: ArrayLike,
     discount: ArrayLike = 1.0,
+    moneyness: ArrayLike | None = None,
 ) -> Float[Array, ""]:
     """Price in USD per unit of a European option on `forward`.
 
         v = sigma sqrt(T);  d1 = ln(F/K)/v + v/2;  d2 = d1 - v;  C = df (F N(d1) - K N(d2));  C - P = df (F - K)
 
     The out-of-the-money one of the pair is computed, the other follows by parity, so that a deep in-the-money option
-    keeps its small time value. `years` <= 0 or `vol` <= 0: the discounted intrinsic.
+    keeps its small time value. `years` <= 0 or `vol` <= 0: the discounted intrinsic. `moneyness` is ln(F/K) for a
+    caller that has it without taking a logarithm, which XLA calls once for every number on the CPU.
 
     Source: F. Black, "The pricing of commodity contracts", Journal of Financial Economics 3 (1976).
     """
-    terms = _black_terms(forward, strike, years, vol)
+    terms = _black_terms(forward, strike, years, vol, moneyness)
     return rounded(jnp.asarray(discount, dtype=jnp.float64) * _undiscounted_price(terms, forward, strike, is_call))
 
 
@@ -234,19 +249,24 @@ def discount_at_horizon(discount: ArrayLike, years: ArrayLike, *, horizon_years:
     return jnp.where(left, jnp.exp(share * jnp.log(jnp.asarray(discount, dtype=jnp.float64))), 1.0)
 
 
+def vol_term_scale(years: ArrayLike, *, power: ArrayLike = 0.5) -> Float[Array, ""]:
+    """How much an option's log volatility moves with the 30-day one: (30 / max(DTE, 1))^power, DTE = 365 `years`."""
+    days = jnp.maximum(jnp.asarray(years, dtype=jnp.float64) * DAYS_PER_YEAR, 1.0)
+    return (30.0 / days) ** jnp.asarray(power, dtype=jnp.float64)
+
+
 def term_scaled_log_vol_change(
-    log_vol_change: ArrayLike, years: ArrayLike, *, power: ArrayLike = 0.5, limit: ArrayLike = 2.0
+    log_vol_change: ArrayLike, years: ArrayLike, *, power: ArrayLike = 0.5, limit: ArrayLike = LARGEST_LOG_VOL_CHANGE
 ) -> Float[Array, ""]:
     """Change of the log implied volatility of one option, from that of its underlying's 30-day volatility.
 
-        clip( dlnsigma * (30 / max(DTE, 1))^power, -limit, +limit ),  DTE = 365 `years`
+        clip( dlnsigma * `vol_term_scale`, -limit, +limit )
 
     Short-dated volatilities move more than the 30-day one and long-dated less. The clip keeps an option of one day
-    (factor 5.5) from being valued at absurd volatilities; `limit` = 2 is a factor of 7.4 either way.
+    (factor 5.5) from being valued at absurd volatilities.
     """
-    days = jnp.maximum(jnp.asarray(years, dtype=jnp.float64) * DAYS_PER_YEAR, 1.0)
     limit = jnp.asarray(limit, dtype=jnp.float64)
-    change = jnp.asarray(log_vol_change, dtype=jnp.float64) * (30.0 / days) ** jnp.asarray(power, dtype=jnp.float64)
+    change = jnp.asarray(log_vol_change, dtype=jnp.float64) * vol_term_scale(years, power=power)
     return jnp.clip(change, -limit, limit)
 
 

@@ -162,17 +162,17 @@ _LAYERS = 4
 
 
 def highest_tails(
-    losses: Float[Array, "tiles P lanes"], p: Array, *, scenarios: int, levels: Sequence[float]
+    losses: Float[Array, "rows lanes"], *, scenarios: int, levels: Sequence[float]
 ) -> tuple[Float[Array, " levels"], Float[Array, " levels"], Float[Array, ""]]:
-    """As `equal_tails` of all losses of portfolio `p`, read once: only the largest of each lane are searched.
+    """As `equal_tails` of all losses together, read once: only the largest of each lane are searched.
 
     A lane rarely holds more than a few losses of the tail. Where one may, which its smallest kept loss tells, all are
     searched: the same values, only slower.
     """
-    tiles, _, lanes = losses.shape
+    rows, lanes = losses.shape
 
-    def insert(tile: Array, kept: tuple[Array, ...]) -> tuple[Array, ...]:
-        more = lax.dynamic_slice(losses, (tile, p, jnp.int32(0)), (1, 1, lanes))[0, 0]
+    def insert(row: Array, kept: tuple[Array, ...]) -> tuple[Array, ...]:
+        more = lax.dynamic_index_in_dim(losses, row, keepdims=False)
         out = []
         for of in kept:
             out.append(larger(of, more))
@@ -180,13 +180,12 @@ def highest_tails(
         return tuple(out)
 
     nothing = (jnp.full(lanes, NO_LOSS, jnp.float32),) * _LAYERS
-    kept = lax.fori_loop(jnp.int32(0), jnp.int32(tiles), insert, nothing)
+    kept = lax.fori_loop(jnp.int32(0), jnp.int32(rows), insert, nothing)
     found = equal_tails(jnp.concatenate(kept), scenarios=scenarios, levels=levels)
     left_out = folded(jnp.pad(kept[-1], (0, -lanes % LANES), constant_values=NO_LOSS), larger)
 
     def of_all() -> tuple[Array, Array, Array]:
-        row = lax.dynamic_slice_in_dim(losses, p, 1, axis=1).reshape(-1)
-        return equal_tails(row, scenarios=scenarios, levels=levels)
+        return equal_tails(losses.reshape(-1), scenarios=scenarios, levels=levels)
 
     return lax.cond(left_out.astype(jnp.float64) <= found[0][0], lambda: found, of_all)
 

@@ -73,16 +73,15 @@ def test_the_highest_of_each_lane_suffice_or_all_are_searched(law: str, in_one_l
     values = np.sort(losses_of(law, scenarios)) if in_one_lane else losses_of(law, scenarios)
     row = np.pad(values, (0, tiles * lanes - scenarios), constant_values=NO_LOSS)
     by_lane = row.reshape(lanes, tiles).T if in_one_lane else row.reshape(tiles, lanes)
-    losses = jnp.asarray(np.stack([np.zeros_like(by_lane), by_lane], axis=1))
-    got = both(losses, jnp.int32(1), scenarios)
+    got = both(jnp.asarray(by_lane), scenarios)
     expected = equal_tails(jnp.asarray(row), scenarios=scenarios, levels=LEVELS)
     assert np.array_equal(got[0], expected[0])
     np.testing.assert_allclose(got[1], expected[1], rtol=1e-12, atol=0)
     assert float(got[2]) == values.max()
 
 
-both = functools.partial(jax.jit, static_argnums=2)(
-    lambda losses, p, scenarios: highest_tails(losses, p, scenarios=scenarios, levels=LEVELS)
+both = functools.partial(jax.jit, static_argnums=1)(
+    lambda losses, scenarios: highest_tails(losses, scenarios=scenarios, levels=LEVELS)
 )
 
 
