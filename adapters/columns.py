@@ -28,7 +28,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from aggregator.schema import CANONICAL, DECIMAL, TIME, cast_table
+from aggregator.schema.canonical import CANONICAL
+from aggregator.schema.casting import cast_table
+from aggregator.schema.fields import DECIMAL, TIME
 
 Flags = npt.NDArray[np.bool_]
 Numbers = npt.NDArray[np.int64]

@@ -15,12 +15,13 @@ from typing import Any
 import pyarrow as pa
 
 from aggregator.errors import DataError, Failure, FailureReason
-from aggregator.schema import CANONICAL, cast_table, table_from_rows
+from aggregator.schema.canonical import CANONICAL
+from aggregator.schema.casting import cast_table, table_from_rows
 
 from .amounts import FieldError
 
 Batches = dict[str, pa.Table]
-"""Canonical tables by name; every name of `aggregator.schema.CANONICAL` but `failures` is present."""
+"""Canonical tables by name; every name of `aggregator.schema.canonical.CANONICAL` but `failures` is present."""
 
 LONGEST_MESSAGE = 500
 """Characters of a failure's message; what a longer one says behind them is cut off."""

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Protocol
 import pyarrow as pa
 
 from aggregator.errors import Failure, FailureReason
-from aggregator.schema import table_version
+from aggregator.schema.fields import table_version
 
 from .amounts import FieldError, parse_json, time_of
 

@@ -41,7 +41,7 @@ from .book_tiers import CollateralWeights, TierTables
 from .column_codes import Codes, encoded, order_by, whole
 from .cube import CubeBuilder
 from .errors import ConfigurationError
-from .schema import cast_table
+from .schema.casting import cast_table
 
 __all__ = ["NOT_COVERED", "Accounts", "BookColumns", "Legs", "TierEntries", "TierTables", "book_columns"]
 

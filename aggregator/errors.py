@@ -74,6 +74,14 @@ class Failure:
     account_id: str | None = None
 
 
+def ordered_failures(failures: Iterable[Failure]) -> list[Failure]:
+    """Sorted and without exact repeats (a payload read for two accounts fails once for each)."""
+    return sorted(
+        dict.fromkeys(failures),
+        key=lambda f: (f.venue, f.payload, f.path, f.subject, f.reason, f.message, f.account_id or ""),
+    )
+
+
 class CrossmarginError(Exception):
     """Root of every error that this project raises on purpose."""
 

@@ -16,15 +16,17 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
+from .conditions import Condition, exit_code
 from .config import Resolved
 from .differences import Native, reconciliation_rows
-from .errors import PRECEDENCE, ConfigurationError, ExitCode, FailureReason
+from .errors import ConfigurationError, ExitCode, FailureReason
 from .evidence import Evidence
 from .headline import plain_text
 from .native import native_today
 from .portfolio import pack_book
+from .progress import Progress, silent
 from .reconciliation import Status, by_size, worth_showing
-from .sweep import Condition, Progress, read_inputs
+from .run_inputs import read_inputs
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,7 @@ class Reconciled:
     @property
     def exit_code(self) -> ExitCode:
         """The first code of the precedence that some condition carries; OK when none does."""
-        codes = {condition.code for condition in self.conditions}
-        return next((code for code in PRECEDENCE if code in codes), ExitCode.OK)
+        return exit_code(self.conditions)
 
 
 def run_reconcile(resolved: Resolved, *, progress: Progress | None = None) -> Reconciled:
@@ -53,7 +54,7 @@ def run_reconcile(resolved: Resolved, *, progress: Progress | None = None) -> Re
 
     Raises `ConfigurationError` when the configuration cannot be run; a problem with data becomes a row and a condition.
     """
-    say = progress or (lambda stage, done, total: None)
+    say = progress or silent
     configuration = resolved.configuration
     inputs = read_inputs(resolved, say)
     say("accounts", 0, 1)

@@ -59,7 +59,7 @@ from .report_words import (
     words,
     words_with_error,
 )
-from .schema import RESULTS
+from .schema.results import RESULTS
 
 Row = Mapping[str, Any]
 

@@ -22,7 +22,7 @@ from .errors import Failure, FailureReason
 from .liquidation_price import Moves, Subject
 from .margin import NativeMargin, is_liquidated
 from .portfolio import PackedPortfolio
-from .schema import RESULTS
+from .schema.results import RESULTS
 
 Row = dict[str, Any]
 

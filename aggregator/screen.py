@@ -7,7 +7,6 @@ own engine: every portfolio of the configuration has a row that names its engine
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -19,33 +18,22 @@ import pyarrow.compute as pc
 
 from .book_columns import BookColumns, book_columns
 from .column_codes import places
+from .conditions import data_conditions
 from .config import Resolved
 from .cube_prices import priced_cube
 from .engine import draw_cube, evaluate_headlines
-from .errors import ConfigurationError
+from .errors import ConfigurationError, ordered_failures
 from .factors import Generation, build_generator
 from .netted_sweep import sweep_columns
 from .portfolio import Book, Claims, claimed_accounts, pack_book
+from .progress import Progress, silent
 from .results import Evaluated, account_rows, calculation_failures, portfolio_row, result_table
+from .run_inputs import read_inputs, with_forecast
+from .run_record import Findings, Outcome, commit_run, devices_of, new_run, outcome_of, start_run
 from .scenarios import scenario_weights
-from .schema import RESULTS
+from .schema.results import RESULTS
 from .screen_tables import account_tables
 from .snapshot import Snapshot
-from .store import ResultStore
-from .sweep import (
-    Outcome,
-    Progress,
-    data_conditions,
-    devices_of,
-    digest_of_run,
-    file_hashes,
-    new_run_id,
-    ordered_failures,
-    read_inputs,
-    run_row,
-    store_location,
-    with_forecast,
-)
 from .sweep_scenarios import sweep_scenarios
 
 _SHARD = 4096
@@ -81,7 +69,7 @@ def run_screen(resolved: Resolved, *, top: int, progress: Progress | None = None
     """
     if top < 0:
         raise ConfigurationError(f"top {top}: expected a number of portfolios, 0 or more")
-    say = progress or (lambda stage, done, total: None)
+    say = progress or silent
     started = datetime.now(UTC)
     inputs = read_inputs(resolved, say)
     resolved = with_forecast(resolved, inputs.as_of)
@@ -108,56 +96,35 @@ def run_screen(resolved: Resolved, *, top: int, progress: Progress | None = None
     parts.append(_general(evaluated, reasons))
     say("general engine", len(reasons), len(reasons))
 
-    run_digest = hashlib.sha256(f"screen|{digest_of_run(resolved, inputs, file_hashes(resolved))}".encode()).hexdigest()
-    run_id = new_run_id(started, run_digest)
-    found = _stored(parts, inputs.snapshots, claims, run_id)
+    run = new_run(resolved, inputs, kind="screen", started=started, shards=1)
+    tables = _stored(parts, inputs.snapshots, claims, run.run_id)
     failures = ordered_failures(
         [*inputs.failures, *book.failures, *generation.failures, *calculation_failures(evaluated)]
     )
-    incomplete = found.portfolios.filter(pc.invert(found.portfolios["complete"]))["portfolio_id"].to_pylist()
-    conditions = data_conditions(incomplete, failures)
-    notes = _notes(resolved)
-    store = ResultStore(store_location(resolved, configuration.store.path))
+    incomplete = tables.portfolios.filter(pc.invert(tables.portfolios["complete"]))["portfolio_id"].to_pylist()
     say("store", 0, 1)
-    store.start_run(run_id, run_digest=run_digest, started_at=started, shards=1)
-    store.write_shard(
-        run_id,
+    start_run(run)
+    run.store.write_shard(
+        run.run_id,
         0,
         {
-            "screen_portfolios": found.portfolios,
-            "screen_accounts": found.accounts,
-            "failures": result_table("failures", run_id, [asdict(failure) for failure in failures]),
+            "screen_portfolios": tables.portfolios,
+            "screen_accounts": tables.accounts,
+            "failures": result_table("failures", run.run_id, [asdict(failure) for failure in failures]),
         },
     )
-    row = run_row(
-        resolved,
-        inputs,
-        kind="screen",
-        run_id=run_id,
-        run_digest=run_digest,
-        started=started,
-        devices=devices,
+    found = Findings(
         scenarios=int(np.count_nonzero(np.asarray(scenario_weights(generation.generator, generation.scenarios)))),
-        shards=1,
         portfolios=number,
         incomplete=len(incomplete),
-        accounts=found.accounts.num_rows,
+        accounts=tables.accounts.num_rows,
         failures=len(failures),
-        conditions=conditions,
-        notes=notes,
+        conditions=data_conditions(incomplete, failures),
+        notes=_notes(resolved),
     )
-    store.write_run(row)
+    commit_run(run, found)
     say("store", 1, 1)
-    return Outcome(
-        run_id=run_id,
-        store=str(store.root),
-        report=None,
-        conditions=conditions,
-        notes=notes,
-        portfolios=tuple(_largest(found.portfolios, top)),
-        resumed=False,
-        duration_s=(datetime.now(UTC) - started).total_seconds(),
-    )
+    return outcome_of(run, found, _largest(tables.portfolios, top))
 
 
 def _unfit(claims: Claims, snapshots: Mapping[str, Snapshot]) -> dict[str, str]:

@@ -12,7 +12,7 @@ from collections.abc import Collection
 
 import pyarrow as pa
 
-from .schema import table_from_rows
+from .schema.casting import table_from_rows
 from .snapshot import Row, Snapshot
 
 _SHARED = ("instruments", "assets", "rule_sets", "margin_tiers", "collateral_tiers")

@@ -21,7 +21,8 @@ from pydantic import ValidationError
 
 from .errors import DataError, Failure, FailureReason
 from .rule_forms import parse_parameters
-from .schema import CANONICAL, KEYS, MARK_FIELDS, cast_table
+from .schema.canonical import CANONICAL, KEYS, MARK_FIELDS
+from .schema.casting import cast_table
 
 Row = dict[str, Any]
 

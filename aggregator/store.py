@@ -11,6 +11,9 @@ was overtaken by another one gets a conflict from Delta instead of a second copy
 Parquet file that no commit names; readers never see it.
 
 Visible or not: rows of a run count once the run has a row in `runs`. Everything else is work in progress.
+
+Older and newer: a table of another version of its schema that this version's rows do not fit is refused before a run
+starts (`store_versions`).
 """
 
 from __future__ import annotations
@@ -28,7 +31,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from .errors import StoreError, nearest_name
-from .schema import RESULT_KEYS, RESULTS, TIME
+from .schema.fields import TIME
+from .schema.results import RESULT_KEYS, RESULTS
+from .store_versions import misfits, refuse_version, version_property
 
 if TYPE_CHECKING:
     # deltalake takes about 0.3 s to import: it is imported where a table is touched, never with this module
@@ -76,7 +81,8 @@ class ResultStore:
     """Result tables of many runs under `root`, a local folder (created on first write) or the URL of an object store.
 
     `storage_options` go to deltalake as they are (credentials and region of an object store). Every method raises
-    `StoreError` when the folder or a table is not what it should be. Several processes may write and read at once.
+    `StoreError` when the folder or a table is not what it should be, and `ConfigurationError` when a table of another
+    version of its schema lies there that this version cannot go on with. Several processes may write and read at once.
     """
 
     def __init__(self, root: str | Path, *, storage_options: Mapping[str, str] | None = None) -> None:
@@ -99,11 +105,16 @@ class ResultStore:
         """Record that a run begins, before its first shard, so that a killed run can be found again.
 
         True when the row was written now, False when the run had been started before with the same digest and shards.
+        Raises `ConfigurationError`, with nothing written, when some table of the store is of a version of its schema
+        that this run's rows would not fit.
         """
         if not _RUN_ID.fullmatch(run_id):
             raise StoreError(f"run id {run_id!r}: expected letters, digits and _ . : + - only")
         if shards < 1:
             raise StoreError(f"run {run_id}: expected at least one shard, found {shards}")
+        for name in _SCHEMAS:
+            if (opened := self._open(name)) is not None:
+                self._refuse_misfit(name, opened)
         row = {"run_id": run_id, "run_digest": run_digest, "started_at": started_at, "shards": shards}
         if self._append_once("run_starts", _one_row("run_starts", row), f"{run_id}/start"):
             return True
@@ -261,14 +272,20 @@ class ResultStore:
                 return None
             opened = DeltaTable(location, storage_options=self._storage_options)
             columns = [f.name for f in opened.schema().fields]
-        schema = _SCHEMAS[name]
-        if missing := [f.name for f in schema if not f.nullable and f.name not in columns]:
+        if missing := [f.name for f in _SCHEMAS[name] if not f.nullable and f.name not in columns]:
+            if "run_id" in columns:
+                reasons = [f"it has no column {column!r}" for column in missing]
+                refuse_version(name, location, _SCHEMAS[name], opened, reasons)
             raise StoreError(
                 f"{location} is a Delta table of something else or of another version of this program: "
                 f"it has no columns {missing}; choose another folder for the result store"
             )
         self._opened[name] = opened
         return opened
+
+    def _refuse_misfit(self, name: str, opened: DeltaTable) -> None:
+        if reasons := misfits(_SCHEMAS[name], opened):
+            refuse_version(name, self._location(name), _SCHEMAS[name], opened, reasons)
 
     def _refuse_foreign_folder(self, location: str) -> None:
         if self._is_url or not Path(location).exists():
@@ -279,6 +296,7 @@ class ResultStore:
 
     def _open_or_create(self, name: str) -> DeltaTable:
         if (opened := self._open(name)) is not None:
+            self._refuse_misfit(name, opened)
             return opened
         from deltalake import DeltaTable
 
@@ -287,6 +305,8 @@ class ResultStore:
             schema=_SCHEMAS[name],
             mode="error",  # a table that another process created in this moment is opened by the next try
             storage_options=self._storage_options,
+            configuration=version_property(_SCHEMAS[name]),
+            raise_if_key_not_exists=False,
         )
         opened = self._open(name)
         if opened is None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from .errors import StoreError
-from .schema import TIME
+from .schema.fields import TIME
 from .tier_trial import TrialRow
 
 if TYPE_CHECKING:

@@ -180,14 +180,15 @@ def _figures(
     plain = Cube(cube.rows, cube.today, cube.change, cube.shocks, cube.weights, cube.horizon_years)
     out: list[_Figures | None] = [None] * len(portfolios)
     for bucket in bucketed(portfolios, factors, multiple=devices, most_buckets=_MOST_BUCKETS):
-        arrays = jax.tree.map(np.asarray, bucket.arrays)
+        arrays = bucket.arrays
         of_venue: Any = np.zeros((arrays.trigger.shape[0], len(venues) + 1, arrays.trigger.shape[1]), dtype=bool)
         for place, position in enumerate(bucket.members):
             for number, info in enumerate(portfolios[position].accounts):
                 of_venue[place, venues.index(info.venue), number] = True
                 of_venue[place, -1, number] = True
-        native = native_of_bucket(arrays, cube.rows, factors=cube.shocks.shape[1], devices=devices)
-        found = jax.device_get(map_bucket(_Member(arrays, native, of_venue), plain, _outcome, devices))
+        count = len(bucket.members)
+        native = native_of_bucket(arrays, cube.rows, factors=cube.shocks.shape[1], devices=devices, count=count)
+        found = jax.device_get(map_bucket(_Member(arrays, native, of_venue), plain, _outcome, devices, count))
         if paths is not None:
             walked = path_outcomes(bucket, native, of_venue, paths, devices=devices)
             found = found._replace(

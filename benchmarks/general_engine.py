@@ -52,9 +52,9 @@ from aggregator.generators.multivariate_t import multivariate_t
 from aggregator.netted_sweep import sweep_columns
 from aggregator.path_margin import PathLaw, funded_legs, path_figures
 from aggregator.portfolio import Book, PackedPortfolio, pack_book
-from aggregator.schema import table_from_rows
+from aggregator.run_inputs import Inputs, read_inputs
+from aggregator.schema.casting import table_from_rows
 from aggregator.snapshot import take_snapshot
-from aggregator.sweep import Inputs, read_inputs
 from aggregator.sweep_scenarios import ScenarioSet, sweep_scenarios
 from tests.payload_mutations import AS_OF, has_sample, sample, venues
 

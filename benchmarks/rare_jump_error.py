@@ -31,9 +31,9 @@ from aggregator.factors import build_generator
 from aggregator.overlays.jump_strata import SHARE, JumpDesign, jump_strata
 from aggregator.overlays.rare_jumps import RareJumps
 from aggregator.portfolio import Book, pack_book
+from aggregator.run_inputs import read_inputs
 from aggregator.scenarios import ScenarioGenerator
 from aggregator.sobol_points import BLOCKS
-from aggregator.sweep import read_inputs
 
 ROOT = Path(__file__).resolve().parent
 RESULTS = ROOT / "results" / "rare_jump_error.json"

@@ -29,9 +29,9 @@ from aggregator.config import load_configuration
 from aggregator.engine import Cube, evaluate_headlines
 from aggregator.factors import build_generator
 from aggregator.portfolio import PackedPortfolio, pack_book
+from aggregator.run_inputs import read_inputs
 from aggregator.run_market import run_market
 from aggregator.stress import check_names, read_stress_library
-from aggregator.sweep import read_inputs
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "requirement_cost.json"

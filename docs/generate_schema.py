@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from aggregator.schema import CANONICAL, KEYS, RESULT_KEYS, RESULTS, describe, table_version
+from aggregator.schema.canonical import CANONICAL, KEYS
+from aggregator.schema.fields import describe, table_version
+from aggregator.schema.results import RESULT_KEYS, RESULTS
 
 PAGE = "schema.md"
 
-_GENERATED = "<!-- Generated from aggregator/schema.py: .venv/bin/python -P docs/generate_schema.py. Do not edit. -->"
+_GENERATED = "<!-- Generated from aggregator/schema/: .venv/bin/python -P docs/generate_schema.py. Do not edit. -->"
 
 _INTRODUCTION = """\
 Two sets of tables, by name and version. The **canonical tables** are what every venue becomes: write them and any

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from aggregator.errors import ConfigurationError, Failure, FailureReason
 from aggregator.rule_forms import TieredNotional, parse_parameters
-from aggregator.schema import CANONICAL
+from aggregator.schema.canonical import CANONICAL
 from aggregator.snapshot import Snapshot
 
 from .tier_ladder import Ladder, ladders_of, rates_in_table

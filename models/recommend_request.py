@@ -19,7 +19,7 @@ from aggregator.config import Resolved
 from aggregator.errors import ConfigurationError, DataError, Failure
 from aggregator.portfolio import Book
 from aggregator.report_tiers import write_tiers_page
-from aggregator.schema import TIME
+from aggregator.schema.fields import TIME
 from aggregator.snapshot import Snapshot
 from aggregator.tier_tables import RECOMMENDATIONS_TABLE, TRIAL_TABLE, append_once, read_table, trial_table
 from aggregator.tier_trial import TrialRow

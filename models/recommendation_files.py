@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from aggregator.errors import ConfigurationError, Failure
-from aggregator.schema import TIME
+from aggregator.schema.fields import TIME
 
 from .bounded_step import SENTENCES, Standing
 from .recommendation import Kind, Outcome, Recommendation

@@ -30,7 +30,9 @@ from aggregator.results import (
     worst_rows,
 )
 from aggregator.scenarios import ScenarioGenerator
-from aggregator.schema import CANONICAL, RESULT_KEYS, RESULTS, table_from_rows
+from aggregator.schema.canonical import CANONICAL
+from aggregator.schema.casting import table_from_rows
+from aggregator.schema.results import RESULT_KEYS, RESULTS
 from aggregator.snapshot import Snapshot, take_snapshot
 from tests.engine_accounts import AccountBook, desk_book
 from tests.engine_markets import AS_OF, CORRELATION, DAILY_STD, Rows

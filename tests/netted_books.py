@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 import pyarrow as pa
 
 from aggregator.portfolio import Book, PackedPortfolio
-from aggregator.schema import CANONICAL, table_from_rows
+from aggregator.schema.canonical import CANONICAL
+from aggregator.schema.casting import table_from_rows
 from aggregator.snapshot import take_snapshot
 from tests.engine_accounts import AccountBook
 from tests.engine_book import packed

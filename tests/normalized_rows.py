@@ -9,7 +9,7 @@ from typing import Any
 from adapters.adapter import Normalized
 from aggregator.errors import Failure
 from aggregator.rule_forms import parse_parameters
-from aggregator.schema import CANONICAL, KEYS
+from aggregator.schema.canonical import CANONICAL, KEYS
 
 
 def rows_of(result: Normalized, table: str, **where: Any) -> list[dict[str, Any]]:

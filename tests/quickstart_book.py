@@ -5,7 +5,7 @@ from pathlib import Path
 
 from aggregator.config import load_configuration
 from aggregator.portfolio import Book, pack_book
-from aggregator.sweep import read_inputs
+from aggregator.run_inputs import read_inputs
 
 QUICKSTART = Path(__file__).resolve().parent.parent / "configs" / "quickstart.toml"
 HORIZON_DAYS = 1.0

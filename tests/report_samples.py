@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from aggregator.report import write_report
-from aggregator.schema import RESULTS
+from aggregator.schema.results import RESULTS
 
 RUN = "20240630T120000Z-0a1b2c3d"
 SCENARIOS = 4096

@@ -25,7 +25,7 @@ from adapters.adapter import Adapter, Context, Normalized
 from adapters.asset_book import Asset, AssetBook
 from adapters.transport import Payload, PayloadRequest, RecordedTransport
 from aggregator.errors import ConfigurationError, Failure
-from aggregator.schema import CANONICAL
+from aggregator.schema.canonical import CANONICAL
 from aggregator.snapshot import take_snapshot
 from tests.normalized_rows import rows_of
 from tests.payload_files import put

@@ -25,7 +25,7 @@ import adapters.adapter
 from adapters.adapter import GROUP, Context, Normalized
 from adapters.rows import Rows
 from adapters.transport import Payload
-from aggregator.cli import _Bars
+from aggregator.terminal import Bars
 from tests.sample_desk import AS_OF, Change, Desk, Run, command, sample_desk
 
 pytestmark = pytest.mark.slow
@@ -831,7 +831,7 @@ def test_hostile_names_are_text_everywhere(tmp_path: Path) -> None:
 def test_a_title_is_no_markup_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.StringIO()
     with Progress(console=Console(file=stream, force_terminal=True, width=200, color_system=None)) as progress:
-        _Bars(progress).note("[/red] not closed \u001b[31m [bold]")
+        Bars(progress).note("[/red] not closed \u001b[31m [bold]")
     assert r"[/red] not closed \x1b[31m [bold]" in stream.getvalue()
 
 

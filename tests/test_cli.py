@@ -12,7 +12,10 @@ from typing import Any
 import pytest
 
 import aggregator
-from aggregator.schema import CANONICAL, PORTFOLIO_MARGIN, RESULTS, table_version
+from aggregator.schema.canonical import CANONICAL
+from aggregator.schema.fields import table_version
+from aggregator.schema.headline_tables import PORTFOLIO_MARGIN
+from aggregator.schema.results import RESULTS
 from tests.sample_desk import ROOT, Answer, Desk, Run, command, comparable, sample_desk, subprocess_environment
 
 pytestmark = pytest.mark.slow

@@ -15,8 +15,8 @@ import pytest
 from aggregator.config import Resolved, load_configuration
 from aggregator.errors import FailureReason
 from aggregator.factors import MarketSize
+from aggregator.run_inputs import read_inputs
 from aggregator.snapshot import Snapshot
-from aggregator.sweep import read_inputs
 from models.bounded_step import Reason
 from models.collateral_haircuts import collateral_tiers, peg_weights
 from models.collateral_in_force import CollateralInForce, Slice, collateral_in_force, with_weights

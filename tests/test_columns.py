@@ -22,7 +22,9 @@ from adapters.columns import Columns, canonical_table, encoded, nearest_floats, 
 from adapters.rows import Rows
 from adapters.transport import Payload
 from aggregator.errors import DataError, FailureReason
-from aggregator.schema import CANONICAL, DECIMAL, quantize
+from aggregator.schema.canonical import CANONICAL
+from aggregator.schema.decimals import quantize
+from aggregator.schema.fields import DECIMAL
 
 from . import payload_mutations
 

@@ -41,7 +41,8 @@ from adapters.adapter import adapter_names, find_adapter
 from aggregator import config, routes, rule_forms
 from aggregator.cli import app
 from aggregator.errors import ExitCode, FailureReason
-from aggregator.schema import CANONICAL, RESULTS
+from aggregator.schema.canonical import CANONICAL
+from aggregator.schema.results import RESULTS
 from aggregator.section import Section
 
 ROOT = Path(__file__).resolve().parent.parent

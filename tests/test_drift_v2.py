@@ -28,7 +28,7 @@ from aggregator.errors import FailureReason
 from aggregator.native import native_today
 from aggregator.portfolio import pack_book
 from aggregator.rule_forms import DebtCharge, Fixed, RateOfSize, Verdict, WeightedValue, parse_parameters
-from aggregator.schema import table_from_rows
+from aggregator.schema.casting import table_from_rows
 from aggregator.snapshot import take_snapshot
 from tests.normalized_rows import check_canonical, failures_of, only, rows_of
 from tests.payload_files import changed, read_payload

@@ -29,7 +29,7 @@ from adapters.rows import LONGEST_MESSAGE
 from aggregator.account import AccountInfo
 from aggregator.errors import Failure, FailureReason
 from aggregator.portfolio import PackedPortfolio, pack_book
-from aggregator.schema import CANONICAL, KEYS
+from aggregator.schema.canonical import CANONICAL, KEYS
 from aggregator.snapshot import Snapshot, take_snapshot
 from tests.payload_mutations import AS_OF, GONE, Mutation, Place, has_sample, mutations, sample, spoilt, venues
 

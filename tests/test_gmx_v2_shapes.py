@@ -11,7 +11,7 @@ import pytest
 from adapters.adapter import Normalized
 from adapters.transport import Payload
 from aggregator.rule_forms import Fixed, parse_parameters
-from aggregator.schema import CANONICAL
+from aggregator.schema.canonical import CANONICAL
 from tests.desk_gmx_v2 import ETH_LONG, SOL_LONG, desk, normalized, usd
 from tests.normalized_rows import only, rows_of
 

@@ -1,8 +1,9 @@
 """Who may import whom, held by a walk over the syntax trees of the three packages.
 
 `aggregator` is a column of modules: each may import those above it in `AGGREGATOR_ORDER` and no other. `adapters` read
-canonical shapes and never meet JAX; `models` never meet a venue; only `aggregator.sweep` and `aggregator.cli` see all
-three packages. Imports count wherever they stand: at the top, inside a function, under `TYPE_CHECKING`.
+canonical shapes and never meet JAX; `models` never meet a venue; only `aggregator.run_inputs`, `aggregator.sweep` and
+`aggregator.cli` see all three packages. Imports count wherever they stand: at the top, inside a function, under
+`TYPE_CHECKING`.
 """
 
 import ast
@@ -23,9 +24,17 @@ PACKAGES = ("aggregator", "adapters", "models")
 # Downwards: a module may import the ones before it. A new module needs its place here.
 AGGREGATOR_ORDER = (
     "errors",
+    "progress",
     "compiler_flags",
     "rounding",
     "one_kernel",
+    "schema.fields",
+    "schema.decimals",
+    "schema.canonical",
+    "schema.casting",
+    "schema.headline_tables",
+    "schema.detail_tables",
+    "schema.results",
     "schema",
     "rule_forms",
     "exponents",
@@ -135,6 +144,8 @@ AGGREGATOR_ORDER = (
     "engine",
     "netted_arrays",
     "netted_ranges",
+    "netted_losses",
+    "netted_verdicts",
     "netted_kernel",
     "netted_dense",
     "column_codes",
@@ -177,6 +188,7 @@ AGGREGATOR_ORDER = (
     "evidence",
     "reconciliation",
     "differences",
+    "store_versions",
     "store",
     "tier_tables",
     "report_charts",
@@ -191,6 +203,7 @@ AGGREGATOR_ORDER = (
     "report_transfer",
     "report_summary",
     "report",
+    "report_request",
     "headline",
     "backtest_statistics",
     "backtest_books",
@@ -198,15 +211,26 @@ AGGREGATOR_ORDER = (
     "backtest_laws",
     "backtest_margin",
     "backtest_request",
+    "conditions",
+    "run_inputs",
+    "run_identity",
+    "run_record",
+    "sweep_work",
+    "sweep_transfers",
+    "sweep_shards",
+    "sweep_detail",
     "sweep",
     "screen_tables",
     "screen",
     "reconcile",
     "doctor",
+    "terminal",
+    "verb",
+    "answers",
     "cli",
     "__main__",
 )
-SEE_ALL_PACKAGES = ("sweep", "cli")
+SEE_ALL_PACKAGES = ("run_inputs", "sweep", "cli")
 ADAPTERS_MAY_IMPORT = ("schema", "snapshot", "rule_forms", "errors")
 JAX_FAMILY = ("jax", "jaxlib", "equinox", "optax", "jaxtyping")
 
@@ -307,7 +331,7 @@ def direction_errors(modules: list[Module]) -> list[str]:
                 if used and (not module.name or order[used] >= order.get(module.name, len(order))):
                     errors.append(f"{where}: {module.name or '__init__'} may only import what stands above it")
             elif module.package == "aggregator" and module.name not in SEE_ALL_PACKAGES:
-                errors.append(f"{where}: only {' and '.join(SEE_ALL_PACKAGES)} see the other packages")
+                errors.append(f"{where}: only {', '.join(SEE_ALL_PACKAGES)} see the other packages")
             elif module.package == "adapters" and (
                 package == "models" or (package == "aggregator" and not _is_in(rest, ADAPTERS_MAY_IMPORT))
             ):
@@ -315,7 +339,7 @@ def direction_errors(modules: list[Module]) -> list[str]:
             elif module.package == "models" and (
                 package == "adapters" or (package == "aggregator" and _is_in(rest, SEE_ALL_PACKAGES))
             ):
-                errors.append(f"{where}: models see neither adapters nor {' and '.join(SEE_ALL_PACKAGES)}")
+                errors.append(f"{where}: models see neither adapters nor {', '.join(SEE_ALL_PACKAGES)}")
     return errors
 
 
@@ -393,6 +417,7 @@ def test_nothing_forbidden_is_used() -> None:
         ("adapters/binance.py", "from adapters.symbols import resolve", "relative inside a package"),
         ("models/train.py", "from adapters import binance", "models see neither"),
         ("models/train.py", "from aggregator.sweep import run", "models see neither"),
+        ("models/train.py", "from aggregator.run_inputs import read_inputs", "models see neither"),
         ("models/train.py", "from aggregator import cli", "models see neither"),
     ],
 )
@@ -411,15 +436,15 @@ def test_an_import_in_the_wrong_direction_is_found(tmp_path: Path, path: str, so
             "aggregator/engine.py",
             "import jax\nfrom .margin import f\nfrom .rules.risk_unit import g\nfrom .rules import h",
         ),
-        ("aggregator/rules/weighted_value.py", "from ..schema import ACCOUNTS\nfrom .. import __version__"),
+        ("aggregator/rules/weighted_value.py", "from ..schema.canonical import ACCOUNTS\nfrom .. import __version__"),
         ("aggregator/rules/__init__.py", "from .weighted_value import weighted_value\nfrom ..pricing import value"),
         (
-            "aggregator/sweep.py",
+            "aggregator/run_inputs.py",
             "from adapters.adapter import find\nfrom models import tier_model\nfrom . import engine",
         ),
         (
             "adapters/binance.py",
-            "from decimal import Decimal\nfrom aggregator.schema import MARKS\nfrom .symbols import f",
+            "from decimal import Decimal\nfrom aggregator.schema.canonical import MARKS\nfrom .symbols import f",
         ),
         ("models/train.py", "import jax\nfrom aggregator.engine import evaluate\nfrom .loss import pinball"),
     ],

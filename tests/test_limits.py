@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
+from aggregator.conditions import limit_conditions
 from aggregator.config import Limit
 from aggregator.errors import ExitCode
-from aggregator.sweep import _limit_conditions
 
 PORTFOLIOS: list[dict[str, Any]] = [
     {
@@ -34,7 +34,7 @@ def conditions(limit: dict[str, Any], *, without: str | None = None) -> list[tup
     portfolios, accounts = (
         [{k: None if k == without else v for k, v in row.items()} for row in rows] for rows in (PORTFOLIOS, ACCOUNTS)
     )
-    found = _limit_conditions(Limit.model_validate(limit), portfolios, accounts)
+    found = limit_conditions(Limit.model_validate(limit), portfolios, accounts)
     return [(c.condition, c.code, c.message) for c in found]
 
 

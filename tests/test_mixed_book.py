@@ -17,9 +17,9 @@ import pytest
 
 from aggregator.config import load_configuration
 from aggregator.portfolio import Book, pack_book
-from aggregator.schema import RESULTS
+from aggregator.run_inputs import read_inputs
+from aggregator.schema.results import RESULTS
 from aggregator.store import ResultStore
-from aggregator.sweep import read_inputs
 from tests.payload_mutations import AS_OF, ROOT, has_sample, venues
 from tests.sample_desk import Answer, Run, command, toml
 

@@ -29,7 +29,7 @@ from aggregator.errors import ConfigurationError, Failure
 from aggregator.generators.multivariate_t import multivariate_t
 from aggregator.portfolio import pack_book
 from aggregator.results import Evaluated, account_rows
-from aggregator.schema import CANONICAL
+from aggregator.schema.canonical import CANONICAL
 from aggregator.snapshot import take_snapshot
 from tests.normalized_rows import rows_of
 from tests.payload_files import changed, put, read_payload

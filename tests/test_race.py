@@ -18,7 +18,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from aggregator.schema import CANONICAL, cast_table
+from aggregator.schema.canonical import CANONICAL
+from aggregator.schema.casting import cast_table
 from aggregator.snapshot import take_snapshot
 from benchmarks.race import gpu
 from benchmarks.race.book_rows import BookRows, first_portfolios, read_rows

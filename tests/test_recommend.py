@@ -22,8 +22,8 @@ from rich.console import Console
 from aggregator.config import Resolved, load_configuration
 from aggregator.errors import ConfigurationError, DataError, ExitCode, FailureReason
 from aggregator.report_ladders import BandPoint, Bracket, LadderView, ladder_lines
+from aggregator.run_inputs import Inputs, read_inputs
 from aggregator.snapshot import Snapshot
-from aggregator.sweep import Inputs, read_inputs
 from aggregator.tier_tables import RECOMMENDATIONS_TABLE, TIER_TRIAL, TRIAL_TABLE, append_once, read_table, trial_table
 from aggregator.tier_trial import TrialRow
 from models.bounded_step import Reason

@@ -33,7 +33,8 @@ from aggregator.reconciliation import (
     worth_showing,
 )
 from aggregator.rule_forms import Component, Fixed, TieredNotional, Verdict, WeightedValue, component_rows
-from aggregator.schema import RESULTS, table_from_rows
+from aggregator.schema.casting import table_from_rows
+from aggregator.schema.results import RESULTS
 from aggregator.snapshot import take_snapshot
 from tests.sample_desk import CONFIGS, Answer, Desk, command, sample_desk
 

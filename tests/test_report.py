@@ -16,7 +16,7 @@ from aggregator.report_requirement import ADD_ONS, NODE_ROWS
 from aggregator.report_reverse_stress import PRICE_ROWS
 from aggregator.report_stress import LARGEST_LOSSES, LARGEST_UNCOVERED
 from aggregator.report_words import far, full, full_with_error, move, native, percent, ratio, times
-from aggregator.schema import RESULTS
+from aggregator.schema.results import RESULTS
 from tests.report_samples import (
     HOSTILE,
     SAMPLES,

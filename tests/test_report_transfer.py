@@ -14,7 +14,7 @@ from aggregator.report_charts import compact
 from aggregator.report_network_map import MOST_ARROWS, MOST_POINTS, drawn_ways, network_map, point_labels
 from aggregator.report_transfer import CHANNEL_ROWS, ROUTE_ROWS, transfer_section
 from aggregator.report_words import full, percent
-from aggregator.schema import RESULTS
+from aggregator.schema.results import RESULTS
 from tests.report_samples import HOSTILE, HOSTILE_NAMES, Page, one_desk
 
 HEADING = "<h3>What collateral can do in time"

@@ -31,7 +31,7 @@ from aggregator.results import (
     result_table,
 )
 from aggregator.rule_forms import Verdict, parse_parameters
-from aggregator.schema import RESULT_KEYS, RESULTS
+from aggregator.schema.results import RESULT_KEYS, RESULTS
 from tests.engine_accounts import EVERY_KIND, AccountBook, account, balance
 from tests.engine_book import FACTORS, WORST, desk, detail_rows, packed, snapshot_of
 from tests.engine_markets import AS_OF, market_rows, merged, rows

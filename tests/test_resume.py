@@ -15,7 +15,7 @@ from deltalake import DeltaTable
 
 from aggregator.errors import StoreError
 from aggregator.store import SHARD_TABLES, ResultStore
-from aggregator.sweep import shard_of
+from aggregator.sweep_work import shard_of
 from tests.sample_desk import ROOT, Desk, Run, command, comparable, subprocess_environment
 
 pytestmark = pytest.mark.slow

@@ -23,7 +23,7 @@ from aggregator.reverse_stress import (
     semidefinite_root,
     weighted_covariance,
 )
-from aggregator.schema import RESULT_KEYS
+from aggregator.schema.results import RESULT_KEYS
 from tests import margin_twin
 from tests.engine_accounts import EVERY_KIND, AccountBook, account, balance, book_of, isolated, position
 from tests.engine_book import FACTORS, cube_of, packed, snapshot_of

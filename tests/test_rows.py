@@ -1,5 +1,6 @@
 """Rows under construction: what a failed block added is taken back, a refused row costs nobody else anything."""
 
+from dataclasses import asdict
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -10,7 +11,8 @@ import pytest
 from adapters.amounts import FieldError, decimal_at, parse_json
 from adapters.rows import Rows
 from aggregator.errors import Failure, FailureReason
-from aggregator.schema import CANONICAL, failures_table
+from aggregator.schema.canonical import CANONICAL
+from aggregator.schema.casting import table_from_rows
 
 
 def balance(rows: Rows, account: str, asset: str = "USDC", **values: Any) -> None:
@@ -155,7 +157,7 @@ def test_half_a_surrogate_pair_in_a_payload_ends_as_a_failure_that_can_be_stored
     with rows.guard("spot.json", subject=body["coin"], account_id=f"hyperliquid:east:{body['coin']}"):
         decimal_at({}, body["coin"])
     assert rows.batches()["balances"].num_rows == 0
-    stored = failures_table(rows.failures)
+    stored = table_from_rows("failures", [asdict(failure) for failure in rows.failures])
     assert stored.num_rows == 2
     assert set(stored.column("subject").to_pylist()) == {"\\ud800"}
 

@@ -39,7 +39,7 @@ from aggregator.rule_forms import (
     component_rows,
     parse_parameters,
 )
-from aggregator.schema import table_from_rows
+from aggregator.schema.casting import table_from_rows
 
 numbers = st.decimals(allow_nan=False, allow_infinity=False)
 """Decimals of any length and exponent: a parameter is exactly what the venue publishes."""

@@ -1,36 +1,23 @@
 """Canonical tables: `cast_table` is the one door, and Arrow's silent decimal overflow does not pass it."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
 from decimal import Decimal, localcontext
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from aggregator.errors import DataError, Failure, FailureReason
-from aggregator.schema import (
-    CANONICAL,
-    DECIMAL,
-    FAILURES,
-    KEYS,
-    RESULT_KEYS,
-    RESULTS,
-    TIME,
-    ArrowStream,
-    cast_table,
-    decimal_sum,
-    describe,
-    exact_decimals,
-    failures_table,
-    quantize,
-    table_from_rows,
-    table_version,
-)
+from aggregator.schema.canonical import CANONICAL, FAILURES, KEYS
+from aggregator.schema.casting import ArrowStream, cast_table, table_from_rows
+from aggregator.schema.decimals import exact_decimals, quantize
+from aggregator.schema.fields import DECIMAL, TIME, describe, table_version
+from aggregator.schema.results import RESULT_KEYS, RESULTS
 
 LARGEST = Decimal("99999999999999999999.999999999999999999")
 MOMENT = datetime(2024, 6, 25, 14, 0, 2, tzinfo=UTC)
@@ -392,26 +379,6 @@ def test_arrow_casts_an_overlong_text_to_garbage_in_silence_and_this_door_refuse
         table_from_rows("balances", [{"account_id": "a", "quantity": "1e30"}])
 
 
-def test_arrow_wraps_a_decimal_sum_in_silence_and_decimal_sum_does_not() -> None:
-    column = pa.chunked_array([pa.array([LARGEST, LARGEST], DECIMAL), pa.array([LARGEST, LARGEST], DECIMAL)])
-    exact = Decimal("399999999999999999999.999999999999999996")
-    assert pc.sum(column).as_py() != exact, "the hazard is real in this pyarrow"
-    assert decimal_sum(column) == exact
-
-
-def test_a_sum_is_exact_and_of_nothing_is_zero() -> None:
-    assert decimal_sum(pa.array([Decimal("0.1")] * 10, DECIMAL)) == 1
-    assert decimal_sum(pa.array([], DECIMAL)) == 0
-    assert decimal_sum(pa.array([None, None], DECIMAL)) == 0
-    assert decimal_sum(pa.array([None, Decimal("-2.5")], DECIMAL)) == Decimal("-2.5")
-
-
-@given(values=st.lists(amounts, min_size=1, max_size=20))
-def test_any_sum_equals_that_of_the_integers(values: list[Decimal]) -> None:
-    with localcontext(prec=100):
-        assert decimal_sum(exact_decimals(values, where="x")) == sum(values)
-
-
 @pytest.mark.parametrize(
     "value",
     [
@@ -522,7 +489,7 @@ def test_failures_become_the_canonical_table() -> None:
         Failure(FailureReason.STALE, "too old", "binance", "a.json", "x.y", "BTC", "binance:east"),
         Failure(FailureReason.INCONSISTENT, "prices differ"),
     ]
-    rows = failures_table(failures).to_pylist()
+    rows = table_from_rows("failures", [asdict(failure) for failure in failures]).to_pylist()
     assert [row["reason"] for row in rows] == ["stale", "inconsistent"]
     assert [Failure(**(row | {"reason": FailureReason(row["reason"])})) for row in rows] == failures
-    assert failures_table([]).num_rows == 0
+    assert table_from_rows("failures", []).num_rows == 0

@@ -32,7 +32,7 @@ from adapters.rows import Rows
 from adapters.transport import Payload
 from aggregator.errors import FailureReason
 from aggregator.rule_forms import component_rows
-from aggregator.schema import CANONICAL
+from aggregator.schema.canonical import CANONICAL
 
 MOMENT = datetime(2024, 6, 25, 14, 0, 2, tzinfo=UTC)
 BTC = Asset("BTC", "BTC", Decimal(1), None, None)

@@ -10,7 +10,8 @@ import pytest
 
 from aggregator.errors import Failure, FailureReason
 from aggregator.rule_forms import Component, Fixed, TieredNotional, Verdict, WeightedValue, component_rows
-from aggregator.schema import CANONICAL, KEYS, MARK_FIELDS, table_from_rows
+from aggregator.schema.canonical import CANONICAL, KEYS, MARK_FIELDS
+from aggregator.schema.casting import table_from_rows
 from aggregator.snapshot import Snapshot, take_snapshot
 
 NOW = datetime(2024, 6, 30, tzinfo=UTC)

@@ -19,8 +19,9 @@ import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
-from aggregator.errors import StoreError
-from aggregator.schema import RESULT_KEYS, RESULTS
+from aggregator.errors import ConfigurationError, StoreError
+from aggregator.schema.fields import table_version
+from aggregator.schema.results import RESULT_KEYS, RESULTS
 from aggregator.store import SHARD_TABLES, PendingRun, ResultStore
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -337,6 +338,56 @@ def test_an_older_table_without_a_nullable_column_is_read_and_extended(tmp_path:
     store = ResultStore(tmp_path)
     write_whole_run(store, RUN)
     assert ResultStore(tmp_path).read("portfolio_margin", RUN).to_pylist() == expected_rows("portfolio_margin", RUN, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        (lambda fields: [f.with_nullable(False) for f in fields], "its column 'liquidity_usd' may not be null"),
+        (lambda fields: [f for f in fields if f.name != "base_usd"], "it has no column 'base_usd'"),
+        (lambda fields: [*fields, pa.field("tail_usd", pa.float64(), nullable=False)], "'tail_usd' is unknown here"),
+        (
+            lambda fields: [f.with_type(pa.string()) if f.name == "grid_usd" else f for f in fields],
+            "its column 'grid_usd' is string, here it is double",
+        ),
+    ],
+)
+@pytest.mark.parametrize(("stated", "found"), [("1", "version 1"), (None, "a version that it does not state")])
+def test_a_table_of_another_version_is_refused_before_anything_is_written(
+    tmp_path: Path, change: Any, difference: str, stated: str | None, found: str
+) -> None:
+    DeltaTable.create(
+        str(tmp_path / "requirement"),
+        schema=pa.schema(change(list(RESULTS["requirement"]))),
+        configuration={"crossmargin.version": stated} if stated else {},
+        raise_if_key_not_exists=False,
+    )
+    store = ResultStore(tmp_path)
+    with pytest.raises(ConfigurationError) as refused:
+        store.start_run(RUN, run_digest=DIGEST, started_at=STARTED, shards=1)
+    message = str(refused.value)
+    expected = table_version(RESULTS["requirement"])[1]
+    assert message.startswith(
+        f"{tmp_path / 'requirement'} holds table 'requirement' in {found}, this program writes version {expected}: "
+    )
+    assert difference in message
+    assert message.endswith(". Set store.path to another folder, or move the old one away")
+    assert [folder.name for folder in tmp_path.iterdir()] == ["requirement"]
+
+
+def test_a_table_states_the_version_that_it_was_made_with(store: ResultStore) -> None:
+    write_whole_run(store, RUN)
+    for name, schema in RESULTS.items():
+        properties = DeltaTable(f"{store.root}/{name}").metadata().configuration
+        assert properties == {"crossmargin.version": table_version(schema)[1]}
+
+
+def test_a_resumed_run_meets_a_table_of_another_version_with_the_same_sentence(store: ResultStore) -> None:
+    store.start_run(RUN, run_digest=DIGEST, started_at=STARTED, shards=1)
+    other = pa.schema([f.with_nullable(False) for f in RESULTS["requirement"]])
+    DeltaTable.create(f"{store.root}/requirement", schema=other)
+    with pytest.raises(ConfigurationError, match="'requirement' in a version that it does not state"):
+        ResultStore(store.root).write_shard(RUN, 0, shard_of(RUN, 0))
 
 
 def test_lost_data_files_are_noticed(store: ResultStore) -> None:

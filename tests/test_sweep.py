@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from aggregator.config import TILE
 from aggregator.store import ResultStore
-from aggregator.sweep import shard_of
+from aggregator.sweep_work import shard_of
 from tests.sample_desk import ROOT, Desk, Run, comparable, sample_desk, subprocess_environment
 
 pytestmark = pytest.mark.slow

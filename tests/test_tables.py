@@ -22,7 +22,8 @@ from adapters.tables import ADAPTER, TABLES, read_tables
 from adapters.tables.cells import csv_rows, csv_table
 from adapters.transport import CsvLines, Payload, PayloadRequest, RecordedTransport
 from aggregator.errors import DataError, Failure, FailureReason
-from aggregator.schema import CANONICAL, KEYS, cast_table, table_from_rows
+from aggregator.schema.canonical import CANONICAL, KEYS
+from aggregator.schema.casting import cast_table, table_from_rows
 from aggregator.snapshot import take_snapshot
 from tests.payload_files import read_payload
 

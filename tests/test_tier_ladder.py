@@ -17,7 +17,7 @@ from scipy import integrate, stats
 from aggregator.errors import ConfigurationError, DataError
 from aggregator.factors import MarketSize
 from aggregator.overlays.partial_default import DefaultLaw
-from aggregator.schema import MARGIN_TIERS
+from aggregator.schema.canonical import MARGIN_TIERS
 from models.collateral_haircuts import PegMoves, collateral_tiers, peg_haircut, peg_weights
 from models.market_history import Side
 from models.tier_ladder import (

@@ -17,8 +17,8 @@ from aggregator.errors import DataError
 from aggregator.factors import build_generator, build_path_generator
 from aggregator.path_margin import PathLaw, path_figures
 from aggregator.portfolio import Book, pack_book
+from aggregator.run_inputs import Inputs, read_inputs
 from aggregator.scenarios import draw_scenarios, scenario_weights
-from aggregator.sweep import Inputs, read_inputs
 from aggregator.tier_paths import PricedPaths, priced_paths
 from aggregator.tier_trial import TrialRow, repacked, trial_rows, with_rows
 from aggregator.unit_requirement import unit_requirements

@@ -14,7 +14,7 @@ from aggregator.engine import CONFIDENCES
 from aggregator.factors import MarketSize
 from aggregator.policy import Liquidity, Requirement, VenuePolicy
 from aggregator.portfolio import PackedPortfolio
-from aggregator.sweep import read_inputs
+from aggregator.run_inputs import read_inputs
 from aggregator.unified_market import stack_of
 from aggregator.unified_results import node_columns, requirement_columns, requirement_rows, unified_equity
 from tests.quickstart_book import FACTORS, QUICKSTART, quickstart_book

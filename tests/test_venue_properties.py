@@ -27,7 +27,7 @@ from aggregator.margin import scenario_margin
 from aggregator.native import native_today
 from aggregator.portfolio import Book, pack_book
 from aggregator.rule_forms import Fixed, Form, PriceVolGrid, RateOfSize, TieredNotional, WeightedValue, parse_parameters
-from aggregator.schema import table_from_rows
+from aggregator.schema.casting import table_from_rows
 from aggregator.snapshot import Snapshot, take_snapshot
 from tests.payload_mutations import AS_OF, has_sample, sample, venues
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from aggregator.config import load_configuration
+from aggregator.run_inputs import read_inputs
 from aggregator.snapshot import Snapshot
-from aggregator.sweep import read_inputs
 from aggregator.withdrawal_shares import withdrawal_shares
 from tests.quickstart_book import QUICKSTART
 

@@ -12,7 +12,7 @@ from aggregator.node_scenarios import NodeRules, NodeScenarios, node_scenarios
 from aggregator.path_margin import PathLaw, path_figures
 from aggregator.policy import Requirement
 from aggregator.routes import Routes
-from aggregator.sweep import read_inputs
+from aggregator.run_inputs import read_inputs
 from aggregator.transfer_run import TransferLaw, Transfers, profit_leaves, transfer_law, transfers
 from tests.quickstart_book import FACTORS, HORIZON_DAYS, QUICKSTART
 from tests.unified_twin import SEED, Desk, desk, law

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from aggregator.schema import DECIMAL, TIME
+from aggregator.schema.fields import DECIMAL, TIME
 
 from .. import columns as flat
 from ..columns import Columns, canonical_table, encoded, is_zero, own_marks, spread

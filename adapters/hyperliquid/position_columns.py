@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from aggregator.schema import TIME
+from aggregator.schema.fields import TIME
 
 from .. import columns as flat
 from ..adapter import parameter_table

@@ -10,7 +10,7 @@ from fractions import Fraction
 from typing import Any, NamedTuple, TypeVar
 
 from aggregator.errors import FailureReason
-from aggregator.schema import quantize
+from aggregator.schema.decimals import quantize
 
 from ..adapter import Asset, Context
 from ..amounts import time_of, token_amount

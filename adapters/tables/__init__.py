@@ -22,7 +22,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from aggregator.errors import DataError, Failure, FailureReason
-from aggregator.schema import CANONICAL, KEYS, cast_table, table_from_rows
+from aggregator.schema.canonical import CANONICAL, KEYS
+from aggregator.schema.casting import cast_table, table_from_rows
 
 from ..adapter import AssetBook, Context, Normalized
 from ..amounts import FieldError, joined

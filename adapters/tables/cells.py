@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from aggregator.errors import DataError, FailureReason, nearest_name
-from aggregator.schema import CANONICAL, cast_table
+from aggregator.schema.canonical import CANONICAL
+from aggregator.schema.casting import cast_table
 
 from ..amounts import FieldError, decimal_of, integer_of, joined, time_of
 from ..transport import CsvLines

@@ -18,7 +18,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from aggregator.schema import CANONICAL, DECIMAL
+from aggregator.schema.canonical import CANONICAL
+from aggregator.schema.fields import DECIMAL
 
 AS_OF = datetime(2026, 1, 1, tzinfo=UTC)
 CASH = "USDC"

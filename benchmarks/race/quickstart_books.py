@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from aggregator.schema import CANONICAL, table_from_rows
+from aggregator.schema.canonical import CANONICAL
+from aggregator.schema.casting import table_from_rows
 
 from .books import BATCH_ROWS, MarketLaw, RaceBook, decimals
 
@@ -28,7 +29,7 @@ def quickstart(portfolios: int, seed: int = 1) -> RaceBook:
     """`portfolios` copies of the desk's portfolios in turn; quantities and entry prices differ by seed."""
     # Reading payloads needs every adapter and pydantic, which the synthetic books do without.
     from aggregator.config import load_configuration
-    from aggregator.sweep import read_inputs
+    from aggregator.run_inputs import read_inputs
 
     resolved = load_configuration(_DESK)
     inputs = read_inputs(resolved, lambda stage, done, total: None)
