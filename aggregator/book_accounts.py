@@ -52,21 +52,27 @@ def _checked_map(portfolios: pa.Table) -> pa.Table:
     return pa.table(columns)
 
 
+def _repeats(place: np.ndarray, ids: pa.ChunkedArray) -> bool:
+    """Whether an id stands twice, given where each lies among ids of another table (-1: nowhere)."""
+    unknown = ids.filter(pa.array(place < 0))
+    return bool(np.bincount(place[place >= 0]).max(initial=0) > 1) or pc.count_distinct(unknown).as_py() < len(unknown)
+
+
 class BookAccounts:
     """The accounts by portfolio, node and id, and the reasons of those that are not covered, by number."""
 
     def __init__(self, accounts: pa.Table, portfolios: pa.Table, rule_sets: pa.Table) -> None:
         portfolios = _checked_map(portfolios)
         owner = places(accounts["account_id"], portfolios["account_id"])
-        if pc.count_distinct(portfolios["account_id"]).as_py() != portfolios.num_rows:
+        place = places(portfolios["account_id"], accounts["account_id"])
+        if _repeats(place, portfolios["account_id"]):
             raise ConfigurationError("an account is in two portfolios")
         if (owner < 0).any():
             example = accounts["account_id"][int(np.flatnonzero(owner < 0)[0])].as_py()
             raise ConfigurationError(f"{int((owner < 0).sum())} accounts are in no portfolio, {example!r} among them")
-        if pc.count_distinct(accounts["account_id"]).as_py() != len(accounts):
+        if np.bincount(owner).max(initial=0) > 1:
             raise ConfigurationError("accounts: an account_id stands twice; check the tables with a snapshot")
-        unread = places(portfolios["account_id"], accounts["account_id"]) < 0
-        self.unread = portfolios.filter(pa.array(unread))
+        self.unread = portfolios.filter(pa.array(place < 0))
         portfolio_id = whole(portfolios["portfolio_id"]).take(pa.array(owner))
         named = accounts.select(["node", "account_id"]).append_column("portfolio_id", portfolio_id)
         order = pc.sort_indices(named, sort_keys=[(n, "ascending") for n in ("portfolio_id", "node", "account_id")])

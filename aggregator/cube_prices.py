@@ -15,8 +15,9 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from .cube import CubeRows
+from .device_mesh import AXIS, SPLIT, WHOLE, dealt_out, on_every_device, split_over
 from .scenarios import TILE
-from .sweep_scenarios import SCENARIO_AXIS, SweepScenarios, even_chunk, split_scenarios
+from .sweep_scenarios import SweepScenarios, even_chunk
 from .weighted_tail import LANES
 
 _DAYS_PER_YEAR = 365.0
@@ -54,16 +55,19 @@ def priced_cube(rows: CubeRows, scenarios: SweepScenarios, *, horizon_days: floa
     today = np.concatenate([values[:products], values[behind : behind + options], np.zeros(count - held)])
     change = np.zeros((count, -(-total // LANES) * LANES), np.float32)
     blocks = []
+    rows = on_every_device(rows, devices)
     for first in range(0, total, chunk):
         part = scenarios.shocks[first : first + chunk]
         if len(part) < chunk:
             part = np.pad(part, ((0, chunk - len(part)), (0, 0)))
-        blocks.append(_changes(rows, jnp.asarray(part), horizon_years, devices))
+        blocks.append(_changes(rows, dealt_out(part, devices), horizon_years, devices))
     for first, block in zip(range(0, total, chunk), blocks, strict=True):
-        last = min(first + chunk, total)
-        found = np.asarray(block)[:, : last - first]
-        change[:products, first:last] = found[:products]
-        change[products:held, first:last] = found[behind : behind + options]
+        for of_device in block.addressable_shards:
+            at = first + (of_device.index[1].start or 0)
+            to = change[:, at : min(at + of_device.data.shape[1], total)]
+            found = np.asarray(of_device.data)[:, : to.shape[1]]
+            to[:products] = found[:products]
+            to[products:held] = found[behind : behind + options]
     change[:, scenarios.positive :] = 0.0
     with np.errstate(over="ignore", invalid="ignore"):  # of rows that overflow; netting finds whom they concern
         mean = np.einsum("rs,s->r", change[:, :total], scenarios.weights)
@@ -118,6 +122,6 @@ def _changes(
     def block(rows: CubeRows, shocks: Array) -> Array:
         return price_rows(rows, shocks, horizon_years=horizon_years)
 
-    inputs = (PartitionSpec(), PartitionSpec(SCENARIO_AXIS))
-    changes: Array = split_scenarios(block, devices, inputs, PartitionSpec(None, SCENARIO_AXIS))(rows, shocks)
+    outputs = PartitionSpec(None, AXIS)
+    changes: Array = split_over(devices, block, inputs=(WHOLE, SPLIT), outputs=outputs)(rows, shocks)
     return changes

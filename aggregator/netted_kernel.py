@@ -15,9 +15,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Float
 
+from .device_mesh import SPLIT, WHOLE, split_over
 from .netted_arrays import SCENARIOS_TOGETHER, Block, Entries, ShardArrays, TiledCube
 from .netted_losses import LEVELS, equal_tails_of_block, weighted_tails_of_block
 from .netted_verdicts import block_sums
@@ -58,13 +58,8 @@ def evaluate_shard(
         found = _of_device(one, cube, weights, scenarios=scenarios, equal=equal)
         return jax.tree.map(lambda leaf: leaf[None], found)
 
-    if devices == 1:
-        return block(shard, cube, weights)
-    mesh = jax.make_mesh((devices,), ("portfolios",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
-    split, whole = PartitionSpec("portfolios"), PartitionSpec()
-    return jax.shard_map(
-        block, mesh=mesh, in_specs=(split, whole, whole), out_specs=split, check_vma=False
-    )(shard, cube, weights)  # fmt: skip
+    figures: Figures = split_over(devices, block, inputs=(SPLIT, WHOLE, WHOLE), outputs=SPLIT)(shard, cube, weights)
+    return figures
 
 
 def _of_device(part: ShardArrays, cube: TiledCube, weights: Array, *, scenarios: int, equal: bool) -> Figures:

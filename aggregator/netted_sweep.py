@@ -14,12 +14,12 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 
 from .book_columns import NOT_COVERED, BookColumns, columns_of, read_book
 from .cube_prices import PricedCube, priced_cube
+from .device_mesh import on_every_device
 from .errors import ConfigurationError
 from .netted_arrays import tiled_cube
 from .netted_dense import evaluate_dense
@@ -100,14 +100,11 @@ def sweep_columns(
         netted = netted_book(part, priced.today, priced.lowest, priced.highest)
         return part, netted, list(buckets(netted, part.accounts.portfolio, devices=devices))
 
-    cube = jax.tree.map(jnp.asarray, priced.change if dense else tiled_cube(priced.change))
-    weights = jnp.asarray(priced.weights)
-
     def evaluated(bucket: Bucket) -> Figures:
-        scenarios, equal = priced.scenarios, priced.equal
+        how: dict[str, Any] = {"scenarios": priced.scenarios, "equal": priced.equal}
         if dense:
-            return evaluate_dense(bucket.arrays, cube, weights, scenarios=scenarios, equal=equal)
-        return evaluate_shard(bucket.arrays, cube, weights, scenarios=scenarios, equal=equal, devices=devices)
+            return evaluate_dense(bucket.arrays, cube, weights, **how)
+        return evaluate_shard(bucket.arrays, cube, weights, **how, devices=devices)
 
     found: list[SweepTables] = []
     running: list[tuple[BookColumns, NettedBook, list[Bucket], list[Figures]]] = []
@@ -120,6 +117,8 @@ def sweep_columns(
     # While a shard computes, the next one is netted and the tables of the last one are made.
     with ThreadPoolExecutor(1) as ahead:
         waiting = [ahead.submit(prepared, bound) for bound in bounds[:1]]
+        shared = (priced.change if dense else tiled_cube(priced.change), priced.weights)
+        cube, weights = jax.device_put(shared) if dense else on_every_device(shared, devices)
         for number in range(len(bounds)):
             part, netted, parts = waiting.pop(0).result()
             if number + 1 < len(bounds):

@@ -6,7 +6,6 @@ way, its ranges decide most tiers and limits. The order is that of the scenarios
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -14,16 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray, UInt32
 
+from .device_mesh import AXIS, SPLIT, WHOLE, dealt_out, split_over
 from .errors import ConfigurationError
 from .rounding import rounded
 from .scenarios import ScenarioGenerator, draw_scenarios, padded_count, scenario_weights
 from .weighted_tail import MOST_SCENARIOS
-
-SCENARIO_AXIS = "scenarios"
-"""The axis of the devices that scenarios are split over."""
 
 _CHUNK = 2048
 """Most scenarios that a device takes at a time."""
@@ -87,7 +83,7 @@ def sweep_scenarios(source: ScenarioGenerator | ScenarioSet, *, seed: int, scena
             given = np.zeros((chunk, len(source.factors)))
             rows = np.asarray(source.shocks)[first : first + chunk]
             given[: len(rows)] = rows
-            parts.append(_given(jnp.asarray(given), devices))
+            parts.append(_given(dealt_out(given, devices), devices))
         else:
             parts.append(_drawn(source, key, jnp.uint32(first), chunk, devices))
     size = np.concatenate([part.size for part in parts])[:total]
@@ -114,18 +110,7 @@ def even_chunk(total: int) -> tuple[int, int]:
     return padded_count(-(-total // (calls * devices))) * devices, devices
 
 
-def split_scenarios(
-    block: Callable[..., Any], devices: int, inputs: tuple[PartitionSpec, ...], outputs: Any
-) -> Callable[..., Any]:
-    """`block` on every device, over the axis `SCENARIO_AXIS`."""
-    if devices == 1:
-        return block
-    mesh = jax.make_mesh((devices,), (SCENARIO_AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
-    return jax.shard_map(block, mesh=mesh, in_specs=inputs, out_specs=outputs, check_vma=False)
-
-
-_WHOLE, _SPLIT = PartitionSpec(), PartitionSpec(SCENARIO_AXIS)
-_OF_DRAWN: Any = _Drawn(*[_SPLIT] * 3)  # type: ignore[arg-type]
+_OF_DRAWN: Any = _Drawn(*[SPLIT] * 3)  # type: ignore[arg-type]
 
 
 @eqx.filter_jit
@@ -137,16 +122,16 @@ def _drawn(
     share = count // devices
 
     def block(figures: Any, key: PRNGKeyArray, first: UInt32[Array, ""]) -> _Drawn:
-        own = first if devices == 1 else first + lax.axis_index(SCENARIO_AXIS).astype(jnp.uint32) * jnp.uint32(share)
+        own = first if devices == 1 else first + lax.axis_index(AXIS).astype(jnp.uint32) * jnp.uint32(share)
         return _with_size(draw_scenarios(eqx.combine(figures, structure), key, own, share))
 
-    drawn: _Drawn = split_scenarios(block, devices, (_WHOLE, _WHOLE, _WHOLE), _OF_DRAWN)(figures, key, first)
+    drawn: _Drawn = split_over(devices, block, inputs=(WHOLE, WHOLE, WHOLE), outputs=_OF_DRAWN)(figures, key, first)
     return drawn
 
 
 @eqx.filter_jit
 def _given(shocks: Float[Array, "scenarios factors"], devices: int) -> _Drawn:
-    given: _Drawn = split_scenarios(_with_size, devices, (_SPLIT,), _OF_DRAWN)(shocks)
+    given: _Drawn = split_over(devices, _with_size, inputs=(SPLIT,), outputs=_OF_DRAWN)(shocks)
     return given
 
 

@@ -28,6 +28,7 @@ AGGREGATOR_ORDER = (
     "compiler_flags",
     "rounding",
     "one_kernel",
+    "device_mesh",
     "schema.fields",
     "schema.decimals",
     "schema.canonical",
