@@ -18,6 +18,7 @@ from jaxtyping import Array
 from .netted_arrays import KNEES_TOGETHER, ROWS_TOGETHER, ShardArrays
 from .netted_kernel import Figures
 from .netted_losses import LEVELS
+from .netted_ranges import charged_today
 from .risk import tail_rows
 from .weighted_tail import NO_LOSS, equal_tails
 
@@ -66,7 +67,7 @@ def evaluate_dense(
             n, f, distance, slope, jump = (part.hinge_figures[hinge, k][:, :, None] for k in range(5))
             notional, settlement = (rows[part.hinge_rows[hinge, k]] for k in (0, 1))
             moved = n * notional - f * settlement
-            before = slope * jnp.maximum(distance, 0.0) + jnp.where(distance > 0, jump, 0.0)
+            before = charged_today(distance, slope, jump)
             after = jnp.where(moved > -distance, slope * (moved + distance) + jump * (1.0 + settlement), 0.0)
             return room - jnp.where(real[:, :, None], after - before, 0.0)
 
