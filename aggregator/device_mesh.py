@@ -28,14 +28,14 @@ def split_over(devices: int, block: Callable[..., Any], *, inputs: tuple[Any, ..
 
 
 def on_every_device(values: Values, devices: int) -> Values:
-    """All arrays of `values` on every device, for the calls to come."""
-    found: Values = jax.device_put(values, NamedSharding(_mesh(devices), WHOLE))
+    """All arrays of `values` on every device, for the calls to come; one device is JAX's default one."""
+    found: Values = jax.device_put(values, None if devices == 1 else NamedSharding(_mesh(devices), WHOLE))
     return found
 
 
 def dealt_out(values: Any, devices: int) -> jax.Array:
-    """An equal share of the first axis of `values` on every device."""
-    found: jax.Array = jax.device_put(values, NamedSharding(_mesh(devices), SPLIT))
+    """An equal share of the first axis of `values` on every device; one device is JAX's default one."""
+    found: jax.Array = jax.device_put(values, None if devices == 1 else NamedSharding(_mesh(devices), SPLIT))
     return found
 
 

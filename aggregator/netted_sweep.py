@@ -118,7 +118,7 @@ def sweep_columns(
     with ThreadPoolExecutor(1) as ahead:
         waiting = [ahead.submit(prepared, bound) for bound in bounds[:1]]
         shared = (priced.change if dense else tiled_cube(priced.change), priced.weights)
-        cube, weights = jax.device_put(shared) if dense else on_every_device(shared, devices)
+        cube, weights = on_every_device(shared, 1 if dense else devices)
         for number in range(len(bounds)):
             part, netted, parts = waiting.pop(0).result()
             if number + 1 < len(bounds):
