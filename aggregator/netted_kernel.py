@@ -36,11 +36,11 @@ class Figures(NamedTuple):
     bad_debt: Float[Array, "P A"]
 
 
-# Portfolios that pass a tile of the cube together: few enough for the processor's memory, enough to share the tile.
-_TOGETHER = 1024
+# Portfolios that pass a tile of the cube together: many share the tile, and what is kept of them stays small.
+_MOST_TOGETHER = 1024
 _FEWEST_TOGETHER = 16
-# Account slots of such a block.
 _ACCOUNTS_TOGETHER = 8192
+_DOUBTS_TOGETHER = 2**21
 
 
 @functools.partial(jax.jit, static_argnames=("scenarios", "equal", "devices"))
@@ -62,9 +62,15 @@ def evaluate_shard(
     return figures
 
 
+def _together(size: int, slots: int, tiles: int) -> int:
+    """Portfolios of a block: powers of two, as `size` is one, so that blocks divide a shard."""
+    most = min(_MOST_TOGETHER, _ACCOUNTS_TOGETHER // slots, _DOUBTS_TOGETHER // (tiles * (slots + 1)))
+    return min(size, max(_FEWEST_TOGETHER, 1 << max(most.bit_length() - 1, 0)))
+
+
 def _of_device(part: ShardArrays, cube: TiledCube, weights: Array, *, scenarios: int, equal: bool) -> Figures:
     size, slots = part.first.shape
-    together = min(_TOGETHER, size, max(_FEWEST_TOGETHER, _ACCOUNTS_TOGETHER // slots))
+    together = _together(size, slots, cube.tiles.shape[0])
     counted = (weights > 0).astype(jnp.float32) if equal else weights
     counted = counted.reshape(-1, SCENARIOS_TOGETHER)
     blocks = Block(*(getattr(part, name) for name in Block._fields))

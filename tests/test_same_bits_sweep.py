@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from aggregator import netted_kernel
 from aggregator.book_columns import BookColumns, book_columns
 from aggregator.cube_prices import priced_cube
 from aggregator.netted_arrays import tiled_cube
@@ -104,6 +105,17 @@ def test_other_portfolios_of_the_shard_change_no_bit() -> None:
     whole = content(sweep_columns(columns, cube, devices=1, shard=4096))
     parts = [content(sweep_columns(part, cube, devices=1, shard=4096)) for part in half]
     assert {name: " ".join(part[name] for part in parts) for name in whole} == whole
+
+
+def test_the_size_of_a_block_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    cube, columns = packed()
+    whole = content(sweep_columns(columns, cube, devices=1, shard=4096))
+    evaluate_shard.clear_cache()  # type: ignore[attr-defined]
+    monkeypatch.setattr(netted_kernel, "_together", lambda size, slots, tiles: 4)
+    try:
+        assert content(sweep_columns(columns, cube, devices=1, shard=4096)) == whole
+    finally:
+        evaluate_shard.clear_cache()  # type: ignore[attr-defined]
 
 
 @functools.cache
