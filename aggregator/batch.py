@@ -15,13 +15,15 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from .account import TierEntry, ValueGroup
 from .portfolio import PackedPortfolio
-from .unit_batch import SMALL_STEPS, UnitArrays, UnitSizes, column, covering_units, rounded_up, unit_arrays, unit_sizes
+from .unit_batch import UnitArrays, UnitSizes, column, covering_units, rounded_up, unit_arrays, unit_sizes
+
+_LENGTHS = (8, 64, *(2**k for k in range(8, 21)))
+_WIDTHS = (1, 4, 16, 64, 256, 1024)
 
 
 class PortfolioArrays(eqx.Module):
@@ -74,8 +76,8 @@ class PortfolioArrays(eqx.Module):
 
 
 class Bucket(NamedTuple):
-    """Portfolios of one shape: their positions in the shard, and their arrays with a leading axis (padded at the
-    end).
+    """Portfolios of one shape: their positions in the shard, and their arrays (NumPy) with a leading axis, padded at
+    the end.
     """
 
     members: tuple[int, ...]
@@ -104,10 +106,10 @@ def _sizes(portfolio: PackedPortfolio) -> _Sizes:
         legs=rounded_up(max(len(portfolio.legs), 1)),
         native_legs=rounded_up(max(len(portfolio.native_legs), 1)),
         groups=rounded_up(max(len(portfolio.groups), 1)),
-        slices=rounded_up(max((len(group.floors) for _, group in portfolio.groups), default=1), SMALL_STEPS),
+        slices=rounded_up(max((len(group.floors) for _, group in portfolio.groups), default=1), _WIDTHS),
         requirements=rounded_up(len(portfolio.requirements)),
         tiers=rounded_up(len(portfolio.tiers)),
-        tier_steps=rounded_up(max((len(entry.tables.floor) for _, entry in portfolio.tiers), default=0), SMALL_STEPS)
+        tier_steps=rounded_up(max((len(entry.tables.floor) for _, entry in portfolio.tiers), default=0), _WIDTHS)
         if portfolio.tiers
         else 0,
         units=unit_sizes(portfolio.units),
@@ -124,9 +126,8 @@ def bucketed(
 ) -> list[Bucket]:
     """Buckets of `portfolios` that have accounts; positions refer to the sequence given.
 
-    Bucket lengths are powers of two and multiples of `multiple` (at least 2 per device, so that the loop over
-    portfolios is never a single step that the compiler unrolls). More than `most_buckets` shapes are merged into the
-    shape that covers all.
+    Bucket lengths are few and multiples of `multiple`: the loop over portfolios stops behind the members. More than
+    `most_buckets` shapes are merged into the shape that covers all.
     """
     shapes: dict[_Sizes, list[int]] = defaultdict(list)
     for position, portfolio in enumerate(portfolios):
@@ -138,12 +139,17 @@ def bucketed(
     index = {name: number for number, name in enumerate(factors)}
     out = []
     for sizes, members in sorted(shapes.items(), key=lambda item: item[1]):
-        count = max(2 * multiple, multiple * rounded_up(-(-len(members) // multiple), [2**k for k in range(21)]))
+        count = padded_length(len(members), multiple)
         packed = [_arrays(portfolios[position], sizes, index) for position in members]
         empty = _arrays(PackedPortfolio(""), sizes, index)
-        stacked = jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *packed, *[empty] * (count - len(packed)))
+        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *packed, *[empty] * (count - len(packed)))
         out.append(Bucket(tuple(members), stacked))
     return out
+
+
+def padded_length(members: int, devices: int) -> int:
+    """Length of a bucket for so many members: few lengths for small ones, at most twice as many for large ones."""
+    return devices * rounded_up(-(-members // devices), _LENGTHS)
 
 
 def _arrays(portfolio: PackedPortfolio, sizes: _Sizes, index: Mapping[str, int]) -> PortfolioArrays:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -248,24 +248,24 @@ class CubeBuilder:
         exponent_factor, exponent_weight = padded(factor_keys)
         conversion_factor, conversion_weight = padded([terms.conversion for terms in options])
 
-        def column(name: str) -> Float[Array, " I"]:
-            return jnp.asarray(np.array([getattr(terms, name) for terms in options], np.float64))
+        def column(name: str, dtype: DTypeLike = np.float64) -> np.ndarray:
+            return np.array([getattr(terms, name) for terms in options], dtype)
 
-        return CubeRows(
-            exponent_factor=jnp.asarray(exponent_factor),
-            exponent_weight=jnp.asarray(exponent_weight),
-            forward=column("forward"),
-            strike=column("strike"),
-            years=column("years"),
-            vol=column("vol"),
-            discount=column("discount"),
-            is_call=jnp.asarray(np.array([terms.is_call for terms in options], bool)),
-            price_factor=jnp.asarray(np.array([index[terms.price_factor] for terms in options], np.int32)),
-            vol_factor=jnp.asarray(np.array([index[terms.vol_factor] for terms in options], np.int32)),
-            conversion_factor=jnp.asarray(conversion_factor),
-            conversion_weight=jnp.asarray(conversion_weight),
-            conversion_today=column("conversion_today"),
-        )
+        def factor(name: str) -> np.ndarray:
+            return np.array([index[getattr(terms, name)] for terms in options], np.int32)
+
+        columns: dict[str, Any] = {
+            "exponent_factor": exponent_factor,
+            "exponent_weight": exponent_weight,
+            **{name: column(name) for name in ("forward", "strike", "years", "vol", "discount", "conversion_today")},
+            "is_call": column("is_call", bool),
+            "price_factor": factor("price_factor"),
+            "vol_factor": factor("vol_factor"),
+            "conversion_factor": conversion_factor,
+            "conversion_weight": conversion_weight,
+        }
+        # Not `jnp.asarray`, which compiles a program for every shape that it is given.
+        return jax.device_put(CubeRows(**columns))
 
 
 def years_until(seconds: float) -> float:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
@@ -107,12 +106,13 @@ def padded_rows(rows: CubeRows) -> CubeRows:
     products, options = rows.exponent_factor.shape[0], rows.forward.shape[0]
     more_products, more_options = rounded_up(products) - products, rounded_up(options) - options
 
-    def padded(name: str, column: Array) -> Array:
+    def padded(name: str) -> np.ndarray:
+        column = np.asarray(getattr(rows, name))
         more = more_products if name.startswith("exponent") else more_options
-        return jnp.asarray(np.pad(np.asarray(column), ((0, more), *((0, 0),) * (column.ndim - 1))))
+        return np.pad(column, ((0, more), *((0, 0),) * (column.ndim - 1)))
 
-    columns = {field.name: getattr(rows, field.name) for field in dataclasses.fields(rows)}
-    return CubeRows(**{name: padded(name, column) for name, column in columns.items()})
+    columns: dict[str, Any] = {field.name: padded(field.name) for field in dataclasses.fields(rows)}
+    return jax.device_put(CubeRows(**columns))
 
 
 @eqx.filter_jit

@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from .batch import Bucket, PortfolioArrays, bucketed
 from .cube import CubeRows
-from .cube_prices import price_rows as price_rows
+from .cube_prices import padded_rows, price_rows, rounded_up, rows_today
 from .margin import (
     NativeMargin,
     ScenarioMargin,
@@ -52,16 +52,18 @@ HISTOGRAM_BINS = 48
 _DAYS_PER_YEAR = 365.0
 _MOST_BUCKETS = 6
 _PORTFOLIOS_PER_SHAPE = 64
+_AXIS = "portfolios"
 
 
 class Cube(eqx.Module):
-    """What all portfolios share: the rows, today's values, the changes in every scenario, the shocks and the
-    weights.
+    """What all portfolios share: the rows, today's values, the changes in every scenario, the shocks and the weights.
+
+    Values and changes have constants behind the rows, so that books of nearly as many rows share a program.
     """
 
     rows: CubeRows
-    today: Float[Array, " rows"]
-    change: Float[Array, "rows scenarios"]
+    today: Float[Array, " padded"]
+    change: Float[Array, "padded scenarios"]
     shocks: Float[Array, "scenarios factors"]
     weights: Float[Array, " scenarios"]
     horizon_years: float = eqx.field(static=True)
@@ -127,16 +129,42 @@ def draw_cube(
         # A ragged last chunk is drawn whole and cut, so that one shape is compiled.
         block = draw_scenarios(generator, key, first, min(chunk, padded_count(total)))
         shocks.append(block)
-        changes.append(price_rows(rows, block, horizon_years=horizon_years))
+        changes.append(priced(rows, block, horizon_years=horizon_years))
     shock = jnp.concatenate(shocks)[:total]
     return Cube(
         rows=rows,
-        today=rows.today(),
+        today=_today(rows),
         change=jnp.concatenate(changes, axis=1)[:, :total],
         shocks=shock,
         weights=weights,
         horizon_years=horizon_years,
     )
+
+
+def priced(
+    rows: CubeRows, shocks: Float[Array, "scenarios factors"], *, horizon_years: float
+) -> Float[Array, "padded scenarios"]:
+    """Changes of all rows, as `price_rows`, and of constants behind them."""
+    change = price_rows(padded_rows(rows), shocks, horizon_years=horizon_years)
+    return _in_order(change, row_order(rows))
+
+
+def row_order(rows: CubeRows) -> np.ndarray:
+    """Where among the padded rows each row of the cube lies, and behind them the constant, up to a rounded number."""
+    products, options = rows.exponent_factor.shape[0], rows.forward.shape[0]
+    order = np.zeros(rounded_up(products + options), np.int32)
+    order[:products] = np.arange(products)
+    order[products : products + options] = rounded_up(products) + np.arange(options)
+    return order
+
+
+def _today(rows: CubeRows) -> Float[Array, " padded"]:
+    return _in_order(rows_today(padded_rows(rows)), row_order(rows))
+
+
+@jax.jit
+def _in_order(values: Float[Array, "rows *rest"], order: Int[Array, " padded"]) -> Float[Array, "padded *rest"]:
+    return values[order]
 
 
 class _Evaluation(NamedTuple):
@@ -329,33 +357,44 @@ def _over_buckets(portfolios, factors, cube, devices, function, policy, venues):
     out = [None] * len(portfolios)
     # A shape costs seconds to trace and compile: few portfolios share one, however unlike they are.
     most_buckets = max(1, min(_MOST_BUCKETS, len(portfolios) // _PORTFOLIOS_PER_SHAPE))
+    shared = eqx.tree_at(lambda c: c.rows, cube, padded_rows(cube.rows))
     for bucket in bucketed(portfolios, factors, multiple=devices, most_buckets=most_buckets):
-        # From the host: splitting what lies on one device takes a small program for every shape of an array.
-        arrays = jax.tree.map(np.asarray, bucket.arrays)
+        arrays = bucket.arrays
         unified, stress = None, None
         if policy is not None and cube.unified is not None:
             unified = unified_arrays(bucket, portfolios, factors, policy)
         if policy is not None and cube.stress is not None:
             stress = stress_arrays(bucket, portfolios, venues, policy)
         member = Member(
-            arrays, native_of_bucket(arrays, cube.rows, factors=cube.shocks.shape[1], devices=devices), unified, stress
+            arrays,
+            native_of_bucket(
+                arrays, cube.rows, factors=cube.shocks.shape[1], devices=devices, count=len(bucket.members)
+            ),
+            unified,
+            stress,
         )
-        results = jax.device_get(map_bucket(member, cube, function, devices))
+        results = jax.device_get(map_bucket(member, shared, function, devices, len(bucket.members)))
         for place, position in enumerate(bucket.members):
             out[position] = jax.tree.map(lambda leaf, place=place: np.asarray(leaf[place]), results)
     return out
 
 
-def native_of_bucket(arrays: PortfolioArrays, rows: CubeRows, *, factors: int, devices: int) -> NativeMargin:
-    """Today's figures (NumPy) of every portfolio of a bucket: a program of its own, shared by all who need them."""
-    today = _Today(rows, rows.today(), jnp.zeros(max(1, factors), jnp.float64))
-    found: NativeMargin = jax.device_get(map_bucket(arrays, today, _native, devices))
+def native_of_bucket(
+    arrays: PortfolioArrays, rows: CubeRows, *, factors: int, devices: int, count: int
+) -> NativeMargin:
+    """Today's figures (NumPy) of the first `count` portfolios of a bucket, zeros behind them: a program of its own,
+    shared by all who need them.
+    """
+    # Any: a host array stands where the tuple declares a device array.
+    unmoved: Any = np.zeros(max(1, factors))
+    today = _Today(padded_rows(rows), _today(rows), unmoved)
+    found: NativeMargin = jax.device_get(map_bucket(arrays, today, _native, devices, count))
     return found
 
 
 class _Today(NamedTuple):
     rows: CubeRows
-    values: Float[Array, " rows"]
+    values: Float[Array, " padded"]
     shocks: Float[Array, " factors"]
 
 
@@ -364,20 +403,46 @@ def _native(portfolio: PortfolioArrays, today: _Today) -> NativeMargin:
 
 
 @functools.partial(jax.jit, static_argnames=("function", "devices"))
-def map_bucket(arrays: Any, cube: Any, function, devices: int):  # type: ignore[no-untyped-def]
-    """`function` of every portfolio of a bucket and what all of them share, split over the devices.
+def map_bucket(arrays: Any, cube: Any, function, devices: int, count: Any):  # type: ignore[no-untyped-def]
+    """`function` of the first `count` portfolios of a bucket and what all of them share, split over the devices; zeros
+    behind them.
 
-    Any tree of arrays with a leading axis will do for the bucket, any tree for what is shared.
+    Any tree of arrays with a leading axis will do for the bucket, any tree for what is shared. `count` is an argument
+    of the program and no part of it, so padding takes no time and few lengths of buckets are enough.
     """
+    # Traced once, although both the shape of a result and the result are asked of it.
+    of_one = jax.jit(lambda portfolio, shared: function(portfolio, shared))
 
-    def block(part: Any, shared: Any):  # type: ignore[no-untyped-def]
-        return lax.map(lambda portfolio: function(portfolio, shared), part)
+    def block(part: Any, shared: Any, last: Any):  # type: ignore[no-untyped-def]
+        def at(place: Array) -> Any:
+            return jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, place, keepdims=False), part)
 
+        def add(place: Array, found: Any) -> Any:
+            results = of_one(at(place), shared)
+            return jax.tree.map(lambda rows, row: lax.dynamic_update_index_in_dim(rows, row, place, 0), found, results)
+
+        length = jax.tree.leaves(part)[0].shape[0]
+        one = jax.eval_shape(of_one, jax.eval_shape(at, jnp.int32(0)), shared)
+        nothing = jax.tree.map(lambda leaf: jnp.zeros((length, *leaf.shape), leaf.dtype), one)
+        return lax.fori_loop(jnp.int32(0), last, add, nothing)
+
+    last = jnp.asarray(count, jnp.int32)
     if devices == 1:
-        return block(arrays, cube)
-    mesh = jax.make_mesh((devices,), ("portfolios",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
-    split, whole = PartitionSpec("portfolios"), PartitionSpec()
-    return jax.shard_map(block, mesh=mesh, in_specs=(split, whole), out_specs=split, check_vma=False)(arrays, cube)
+        return block(arrays, cube, last)
+    mesh = jax.make_mesh((devices,), (_AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
+    split, whole = PartitionSpec(None, _AXIS), PartitionSpec()
+
+    def of_device(part: Any, shared: Any, last: Any):  # type: ignore[no-untyped-def]
+        # Every device has its share of the real ones, which come first.
+        own = (last + devices - 1 - lax.axis_index(_AXIS)) // devices
+        found = block(jax.tree.map(lambda leaf: leaf[:, 0], part), shared, own)
+        return jax.tree.map(lambda leaf: leaf[:, None], found)
+
+    dealt = jax.tree.map(lambda leaf: leaf.reshape(leaf.shape[0] // devices, devices, *leaf.shape[1:]), arrays)
+    found = jax.shard_map(of_device, mesh=mesh, in_specs=(split, whole, whole), out_specs=split, check_vma=False)(
+        dealt, cube, last
+    )
+    return jax.tree.map(lambda leaf: leaf.reshape(leaf.shape[0] * devices, *leaf.shape[2:]), found)
 
 
 __all__ = [

@@ -306,9 +306,8 @@ def _searched(searches: Sequence[Condensed], book: BookCube, devices: int) -> li
         count = len(bucket.arrays.trigger)
         members = [searches[position] for position in bucket.members]
         rows, today = _small_cubes(members, book, count)
-        # From the host: splitting what lies on one device takes a small program for every shape of an array.
-        task = _Task(jax.tree.map(np.asarray, bucket.arrays), rows, today)
-        found: _Found = jax.device_get(map_bucket(task, None, _find, devices))
+        task = _Task(bucket.arrays, rows, today)
+        found: _Found = jax.device_get(map_bucket(task, None, _find, devices, len(members)))
         for place, position in enumerate(bucket.members):
             down, up = (
                 float(move) if exists else None

@@ -33,8 +33,8 @@ def native_today(book: Book) -> list[NativeMargin | None]:
     # Compiling a shape takes longer than computing many portfolios of it.
     most_buckets = max(1, min(_MOST_BUCKETS, len(out) // _PORTFOLIOS_PER_SHAPE))
     for bucket in bucketed(book.portfolios, factors, multiple=1, most_buckets=most_buckets):
-        arrays = jax.tree.map(np.asarray, bucket.arrays)
-        found: Any = native_of_bucket(arrays, rows, factors=len(factors), devices=1)
+        arrays = bucket.arrays
+        found: Any = native_of_bucket(arrays, rows, factors=len(factors), devices=1, count=len(bucket.members))
         for place, position in enumerate(bucket.members):
             figures: list[Any] = [np.asarray(values[place]) for values in found]
             out[position] = NativeMargin(*figures)

@@ -227,8 +227,8 @@ def node_scenarios(
     out: list[NodeScenarios | None] = [None] * len(portfolios)
     for bucket in bucketed(portfolios, factors, multiple=devices):
         rows = node_rows(bucket, portfolios, factors, rules)
-        member = _Member(jax.tree.map(np.asarray, bucket.arrays), rows)
-        found = jax.device_get(map_bucket(member, cube, _at_horizon, devices))
+        member = _Member(bucket.arrays, rows)
+        found = jax.device_get(map_bucket(member, cube, _at_horizon, devices, len(bucket.members)))
         for place, position in enumerate(bucket.members):
             count = len(portfolios[position].nodes)
             out[position] = without_padding(found, place, count)

@@ -108,7 +108,7 @@ def nearest_moves(
         apart = [searches[number].portfolio for number in part]
         for bucket in bucketed(apart, names, multiple=devices, most_buckets=most):
             members = [searches[part[position]] for position in bucket.members]
-            judge = _Judge(members, jax.tree.map(np.asarray, bucket.arrays), book, width, devices)
+            judge = _Judge(members, bucket.arrays, book, width, devices)
             for position, move in zip(bucket.members, _searched(judge, members, book, covariance), strict=True):
                 found[part[position]] = move
     moves = iter(found[number] for number in range(len(searches)))
@@ -168,7 +168,7 @@ class _Judge:
             shocks = np.zeros(self.task.shocks.shape)
             shocks[: self.accounts, : block.shape[1]] = block
             task = eqx.tree_at(lambda t: (t.shocks, t.active), self.task, (shocks, wanted))
-            far, out = jax.device_get(map_bucket(task, None, _judged, self.devices))
+            far, out = jax.device_get(map_bucket(task, None, _judged, self.devices, self.accounts))
             distance[:, first : first + _POINTS] = far[: self.accounts, : block.shape[1]]
             gone[:, first : first + _POINTS] = out[: self.accounts, : block.shape[1]]
         return distance, gone

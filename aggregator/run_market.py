@@ -16,7 +16,7 @@ import numpy as np
 
 from .calibrated_overlays import drought_law
 from .config import TILE, CalibratedFigures, FilteredHistoryFigures, MultivariateTFigures, Resolved
-from .engine import CONFIDENCES, Cube, draw_cube, evaluate_headlines, price_rows
+from .engine import CONFIDENCES, Cube, draw_cube, evaluate_headlines, priced
 from .errors import ConfigurationError
 from .factors import Generation, MarketSize, build_generator
 from .overlays.liquidity_drought import tail_depth
@@ -105,7 +105,7 @@ def _stressed(
     library: StressLibrary, names: Sequence[str], cube: Cube, factors: Sequence[str], venues: Sequence[str]
 ) -> StressCube:
     views = stress_views(library, names, factors, venues, tile=TILE)
-    change = price_rows(cube.rows, jnp.asarray(views.shocks), horizon_years=0.0)
+    change = priced(cube.rows, jnp.asarray(views.shocks), horizon_years=0.0)
     joined = joined_columns(cube.change, cube.shocks, cube.horizon_years, change, views)
     return stress_cube(library, names, views, change, joined, venues)
 

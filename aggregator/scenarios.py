@@ -43,6 +43,8 @@ TILE = 256
 
 MIXTURE_STREAM = "chi-square"
 _STEP_STREAM = "step"
+_TILES_OF_SHOCKS = 16
+_TILES_OF_PATHS = 1
 
 
 class Scenarios(NamedTuple):
@@ -144,7 +146,7 @@ def draw_scenarios(
     """
     if count <= 0 or count % TILE or (isinstance(first, int) and (first < 0 or first % TILE)):
         raise ConfigurationError(f"scenarios {first} + {count}: expected multiples of {TILE}, the count above 0")
-    return _draw_tiles(generator, key, jnp.asarray(first, dtype=jnp.uint32), count // TILE, None)
+    return _drawn(generator, key, first, count, None)
 
 
 def draw_paths(
@@ -158,7 +160,7 @@ def draw_paths(
         raise ConfigurationError(f"paths {first} + {count}: expected multiples of {TILE}, the count above 0")
     if steps < 1:
         raise ConfigurationError(f"{steps} steps asked of a path; expected at least 1")
-    return _draw_tiles(generator, key, jnp.asarray(first, dtype=jnp.uint32), count // TILE, steps)
+    return _drawn(generator, key, first, count, steps)
 
 
 def scenario_weights(generator: ScenarioGenerator, scenarios: int | None = None) -> Float[Array, " scenarios"]:
@@ -190,10 +192,34 @@ def draw_all(generator: ScenarioGenerator, key: PRNGKeyArray, scenarios: int | N
     return Scenarios(draw_scenarios(generator, key, 0, len(weights)), weights)
 
 
+def _drawn(
+    generator: ScenarioGenerator, key: PRNGKeyArray, first: int | UInt32[Array, ""], count: int, steps: int | None
+) -> Float[Array, "scenarios *steps factors"]:
+    tiles, block = count // TILE, _TILES_OF_SHOCKS if steps is None else _TILES_OF_PATHS
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((generator, key, first))):
+        # Inside of another program, whose number of scenarios is its own.
+        return _draw_tiles(generator, key, jnp.asarray(first, jnp.uint32), jnp.asarray(tiles, jnp.uint32), tiles, steps)
+    # A program is told how many tiles of its block to draw, because it takes seconds to compile: numbers of scenarios
+    # share it.
+    parts = []
+    for done in range(0, tiles, block):
+        wanted = min(block, tiles - done)
+        numbers = jnp.asarray(int(first) + done * TILE, jnp.uint32), jnp.asarray(wanted, jnp.uint32)
+        part = _draw_tiles(generator, key, *numbers, block, steps)
+        parts.append(part if wanted == block else part[: wanted * TILE])
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
+
+
 @eqx.filter_jit
 def _draw_tiles(
-    generator: ScenarioGenerator, key: PRNGKeyArray, first: UInt32[Array, ""], tiles: int, steps: int | None
+    generator: ScenarioGenerator,
+    key: PRNGKeyArray,
+    first: UInt32[Array, ""],
+    tiles: UInt32[Array, ""],
+    block: int,
+    steps: int | None,
 ) -> Float[Array, "scenarios *steps factors"]:
+    """`tiles` tiles from scenario `first` on, in an array of `block` tiles."""
     # The barriers and the loop whose bounds the compiler cannot see keep it from folding constants, inlining a single
     # tile or fusing a tile with its surroundings: each of these could round differently in another program.
     figures, structure = eqx.partition(generator, eqx.is_array)
@@ -210,8 +236,8 @@ def _draw_tiles(
         return lax.dynamic_update_slice_in_dim(shocks, block, tile * jnp.uint32(TILE), axis=0)
 
     of_one = (len(generator.factors),) if steps is None else (steps, len(generator.factors))
-    start = jnp.zeros((tiles * TILE, *of_one), jnp.float64)
-    last = lax.optimization_barrier(jnp.uint32(tiles))
+    start = jnp.zeros((block * TILE, *of_one), jnp.float64)
+    last = lax.optimization_barrier(tiles)
     return lax.fori_loop(jnp.uint32(0), last, write_tile, start)
 
 
@@ -275,7 +301,8 @@ def require_positive(what: str, value: float) -> None:
 
 def float64(values: object) -> Array:
     """`values` on the device in float64; ConfigurationError when JAX would make float32 of them."""
-    array = jnp.asarray(np.asarray(values, dtype=np.float64))
+    # Not `jnp.asarray`, which compiles a program for every shape that it is given.
+    array = jax.device_put(np.asarray(values, dtype=np.float64))
     if array.dtype != jnp.float64:
         raise ConfigurationError("scenario generators work in float64: set jax_enable_x64 before building one")
     return array

@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float
 
 from .batch import Bucket, PortfolioArrays
 from .cube import CubeRows
+from .cube_prices import rows_today
 from .engine import map_bucket
 from .margin import NativeMargin, is_liquidated, liquidated, scenario_margin
 from .path_margin import PathLaw, priced_steps
@@ -56,17 +57,19 @@ def priced_paths(rows: CubeRows, factors: Sequence[str], law: PathLaw) -> Priced
     drawn = draw_paths(law.generator, key, 0, weights.shape[0], steps=law.steps)
     moves = seen_moves(law.generator, factors, drawn).moves
     shocks, change = priced_steps(rows, moves, elapsed)
-    return PricedPaths(rows, rows.today(), shocks, change, elapsed, weights)
+    return PricedPaths(rows, rows_today(rows), shocks, change, elapsed, weights)
 
 
 def path_outcomes(
     bucket: Bucket, native: NativeMargin, groups: Bool[np.ndarray, "P V A"], paths: PricedPaths, *, devices: int
 ) -> PathOutcome:
     """Outcomes (NumPy, with the leading axis of the bucket); `native` are today's figures, `groups` accounts by row."""
-    arrays = jax.tree.map(np.asarray, bucket.arrays)
+    arrays = bucket.arrays
     # Any: a host array stands where the member declares a device array
     of_groups: Any = groups
-    found: PathOutcome = jax.device_get(map_bucket(_Member(arrays, native, of_groups), paths, _walk, devices))
+    found: PathOutcome = jax.device_get(
+        map_bucket(_Member(arrays, native, of_groups), paths, _walk, devices, len(bucket.members))
+    )
     return found
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from .batch import padded_length
 from .engine import map_bucket
 from .node_scenarios import NEVER, NodeScenarios
 from .route_network import MOST_ROUTED_POINTS, RouteNetwork
@@ -19,7 +20,7 @@ from .transfer_margin import TransferArrays, TransferFigures, TransferMarket, tr
 from .unit_batch import column, rounded_up
 
 _POINTS = tuple(range(2, MOST_ROUTED_POINTS + 1))
-_ALONE = (0, 1, 2, 4, 8, 16, 32, 64)
+_ALONE = (4, 16, 64)
 _ROUTES = (4, 16, 32, 64, 128, 256, 512, 1024)
 
 
@@ -54,11 +55,10 @@ def evaluate_transfers(
         one, two, three = (rounded_up(size, steps) for size, steps in zip(sizes, limits, strict=True))
         shapes.setdefault((one, two, three), []).append(position)
     for shape, members in sorted(shapes.items()):
-        count = max(2 * devices, devices * rounded_up(-(-len(members) // devices), [2**k for k in range(21)]))
+        count = padded_length(len(members), devices)
         rows = [_arrays(portfolios[position], channels, lost, shape) for position in members]
-        # The last one again in place of padding: an empty network would be one more case for the solver.
         stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *rows, *[rows[-1]] * (count - len(rows)))
-        found = jax.device_get(map_bucket(stacked, market, transfer_figures, devices))
+        found = jax.device_get(map_bucket(stacked, market, transfer_figures, devices, len(rows)))
         for place, position in enumerate(members):
             figures = TransferFigures(*(leaf[place] for leaf in found))
             out[position] = _unpacked(figures, portfolios[position].network, market.levels[0])

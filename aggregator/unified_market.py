@@ -10,16 +10,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from .cube import CubeRows
-from .engine import draw_cube
+from .cube_prices import padded_rows
+from .engine import draw_cube, row_order
 from .factors import MarketSize, StressedLaw
 from .greeks import row_sensitivities
 from .policy import Requirement
 from .risk import SCENARIO_TILE
 from .scenario_grid import GridRule, GridVolRule, grid_points, row_changes
 from .unified import Stack, UnifiedMarket
+
+_FACTORS_TOGETHER = 8
 
 
 class Grid(NamedTuple):
@@ -58,20 +61,25 @@ def unified_market(
     def padded(values: Array) -> Array:
         return jnp.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, longest - values.shape[-1])])
 
-    none = (jnp.zeros((0, rows.today().shape[0], longest), jnp.float32), jnp.zeros((0, longest), jnp.float64))
+    none = (jnp.zeros((0, *grid.change.shape[:1], longest), jnp.float32), jnp.zeros((0, longest), jnp.float64))
     change = jnp.stack([padded(cube.change) for cube in drawn]) if drawn else none[0]
     weights = jnp.stack([padded(cube.weights) for cube in drawn]) if drawn else none[1]
+    exposure = row_exposures(rows, factors)
+    # Further factors that nothing is exposed to, so that books of nearly as many share a program.
+    more = -len(factors) % _FACTORS_TOGETHER
     known = [sizes.get(name, MarketSize(np.nan, np.nan, np.nan)) for name in factors]
+    known += [MarketSize(np.nan, np.nan, np.nan)] * more
+    gaps = [_basis_rate(name, basis, policy) for name in factors] + [0.0] * more
     return UnifiedMarket(
         stressed_change=change,
         stressed_weights=weights,
         grid_change=grid.change,
         grid_weight=grid.weight,
-        exposure=jnp.asarray(row_exposures(rows, factors)),
+        exposure=jax.device_put(np.pad(exposure, ((0, grid.change.shape[0] - len(exposure)), (0, more)))),
         daily_volume=jnp.asarray([size.daily_volume for size in known], jnp.float64),
         daily_vol=jnp.asarray([size.daily_vol for size in known], jnp.float64),
         spread=jnp.asarray([size.spread for size in known], jnp.float64),
-        basis=jnp.asarray([_basis_rate(name, basis, policy) for name in factors], jnp.float64),
+        basis=jnp.asarray(gaps, jnp.float64),
         stack=stack_of(policy, horizon_days=horizon_days),
     )
 
@@ -109,18 +117,22 @@ def priced_grid(rows: CubeRows, factors: Sequence[str], policy: Requirement) -> 
     count = len(points.weights)
     missing = -count % SCENARIO_TILE if count else SCENARIO_TILE
     vol = GridVolRule(grid.vol_up, grid.vol_down, grid.vol_power, grid.vol_floor_days, grid.vol_minimum)
-    logs = jnp.asarray(np.pad(points.log_moves, ((0, missing), (0, 0))))
-    steps = jnp.asarray(np.pad(points.vol_steps, ((0, missing), (0, 0))))
-    weight = jnp.asarray(np.pad(points.weights, (0, missing)))
-    return Grid(_grid_changes(rows, logs, steps, vol), weight, points.labels)
+    logs = jax.device_put(np.pad(points.log_moves, ((0, missing), (0, 0))))
+    steps = jax.device_put(np.pad(points.vol_steps, ((0, missing), (0, 0))))
+    weight = jax.device_put(np.pad(points.weights, (0, missing)))
+    return Grid(_grid_changes(padded_rows(rows), row_order(rows), logs, steps, vol), weight, points.labels)
 
 
 @functools.partial(jax.jit, static_argnames="vol")
 def _grid_changes(
-    rows: CubeRows, logs: Float[Array, "points F"], steps: Float[Array, "points F"], vol: GridVolRule
-) -> Float[Array, "rows points"]:
+    rows: CubeRows,
+    order: Int[Array, " padded"],
+    logs: Float[Array, "points F"],
+    steps: Float[Array, "points F"],
+    vol: GridVolRule,
+) -> Float[Array, "padded points"]:
     changes = lax.map(lambda point: row_changes(rows, point[0], point[1], vol), (logs, steps))
-    return changes.T.astype(jnp.float32)
+    return changes.T.astype(jnp.float32)[order]
 
 
 def row_exposures(rows: CubeRows, factors: Sequence[str]) -> np.ndarray:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from .config import TILE
 from .factors import Generation
@@ -47,6 +47,13 @@ def unit_requirements(
     moves = np.concatenate(parts)[:total].T
     logs = np.stack([moves[[moving.index(factor) for factor in of]].sum(axis=0) for of in known.values()])
     rise = np.expm1(logs).astype(np.float32)
-    _, shortfall = tail_rows(jnp.asarray(np.concatenate([-rise, rise])), weights, (CONFIDENCE,))
+    shortfall = _shortfalls(jax.device_put(np.concatenate([-rise, rise])), weights)
     both = np.maximum(np.asarray(shortfall, dtype=np.float64)[:, 0].reshape(2, len(known)), 0.0)
     return {name: UnitShortfall(float(both[0, n]), float(both[1, n])) for n, name in enumerate(known)}
+
+
+@jax.jit
+def _shortfalls(
+    losses: Float[Array, "rows scenarios"], weights: Float[Array, " scenarios"]
+) -> Float[Array, "rows levels"]:
+    return tail_rows(losses, weights, (CONFIDENCE,))[1]

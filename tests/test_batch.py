@@ -34,9 +34,9 @@ def test_every_portfolio_with_accounts_is_in_one_bucket(portfolios: tuple[Packed
 
 
 @pytest.mark.parametrize(
-    ("count", "devices", "length"), [(1, 1, 2), (3, 1, 4), (9, 1, 16), (1, 2, 4), (5, 2, 8), (7, 3, 12)]
+    ("count", "devices", "length"), [(1, 1, 8), (8, 1, 8), (9, 1, 64), (1, 2, 16), (5, 2, 16), (7, 3, 24)]
 )
-def test_lengths_are_powers_of_two_for_each_device(
+def test_lengths_are_few_and_the_same_for_each_device(
     portfolios: tuple[PackedPortfolio, ...], count: int, devices: int, length: int
 ) -> None:
     plain = [p for p in portfolios if not p.units][:count]

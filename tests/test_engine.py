@@ -282,7 +282,7 @@ def test_compilations_are_bounded_by_shapes() -> None:
             # Other portfolios and another order, but the same two shapes and lengths.
             turned = members[repetition:] + members[:repetition]
             for bucket in bucketed(turned, FACTORS):
-                map_bucket(bucket.arrays, desk().cube, counted, 1)
+                map_bucket(bucket.arrays, desk().cube, counted, 1, len(bucket.members))
     assert eqx.debug.get_num_traces(counted) == 2
 
 

@@ -557,7 +557,7 @@ def test_what_is_left_of_an_account_under_a_factor_is_the_whole_account() -> Non
     """The verdict of the whole portfolio, on the book's own cube, turns at the moves found."""
     book, cube, by_id = drawn().found
     portfolio = book.portfolios[0]
-    arrays = jax.tree.map(lambda leaf: leaf[0], bucketed([portfolio], FACTORS)[0].arrays)
+    arrays = jax.tree.map(lambda leaf: jax.device_put(leaf[0]), bucketed([portfolio], FACTORS)[0].arrays)
 
     @jax.jit
     def verdicts(shocks: jax.Array) -> jax.Array:

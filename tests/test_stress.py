@@ -15,7 +15,7 @@ import pytest
 from adapters.asset_book import read_asset_book
 from aggregator.batch import PortfolioArrays, bucketed
 from aggregator.config import TILE
-from aggregator.engine import Cube, Headline, draw_cube, evaluate_headlines, price_rows
+from aggregator.engine import Cube, Headline, draw_cube, evaluate_headlines, priced
 from aggregator.errors import ConfigurationError
 from aggregator.factors import MarketSize
 from aggregator.generators.multivariate_t import multivariate_t
@@ -336,7 +336,7 @@ def stressed(tmp_path_factory: pytest.TempPathFactory) -> Stressed:
         horizon_days=HORIZON_DAYS,
     )
     views = stress_views(read, names, FACTORS, venues, tile=TILE)
-    change = price_rows(rows, jnp.asarray(views.shocks), horizon_years=0.0)
+    change = priced(rows, jnp.asarray(views.shocks), horizon_years=0.0)
     joined = joined_columns(cube.change, cube.shocks, cube.horizon_years, change, views)
     both = (market, stress_cube(read, names, views, change, joined, venues))
     cube = eqx.tree_at(lambda c: (c.unified, c.stress), cube, both, is_leaf=lambda leaf: leaf is None)

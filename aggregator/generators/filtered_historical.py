@@ -38,6 +38,7 @@ from ..volatility_filter import VolatilityRecursion
 _DATE_STREAM = "date"
 _BLOCK_STREAM = "block"
 _NO_DATE = -1
+_DAYS_TOGETHER = 512
 
 
 class PathState(NamedTuple):
@@ -276,7 +277,9 @@ def _filled_residuals(key: PRNGKeyArray, history: FactorHistory) -> np.ndarray:
     if days[0] < 0:
         raise ConfigurationError(f"history starts on {history.dates[0]}; dates before 1970 have no stream")
     numbers = jnp.asarray([stream_number("fill:" + name) for name in history.sources], dtype=jnp.uint32)
-    uniforms, normals = (np.asarray(draw) for draw in _cell_draws(key, numbers, jnp.asarray(days, dtype=jnp.uint32)))
+    # A day more is no new program; what is drawn for the padded days is not looked at.
+    padded = np.pad(days.astype(np.uint32), (0, -len(days) % _DAYS_TOGETHER))
+    uniforms, normals = (np.asarray(draw)[: len(days)] for draw in _cell_draws(key, numbers, jax.device_put(padded)))
     # prices first: the fill of an implied volatility needs the move of its underlying
     for column, name in enumerate(history.sources):
         gaps = missing[:, column]
