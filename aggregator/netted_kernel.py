@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 from .device_mesh import SPLIT, WHOLE, split_over
 from .netted_arrays import SCENARIOS_TOGETHER, Block, Entries, ShardArrays, TiledCube
 from .netted_losses import LEVELS, equal_tails_of_block, weighted_tails_of_block
-from .netted_verdicts import block_sums
+from .netted_verdicts import block_sums, weight_sum
 from .one_kernel import one_kernel
 
 
@@ -79,7 +79,7 @@ def _of_device(part: ShardArrays, cube: TiledCube, weights: Array, *, scenarios:
         functools.partial(equal_tails_of_block if equal else weighted_tails_of_block, scenarios=scenarios)
     )
     sums_of = one_kernel(block_sums)
-    per_scenario = 1.0 / scenarios if equal else 1.0 / jnp.sum(weights)
+    total = weight_sum(counted)
 
     def of_block(number: Array, figures: Figures) -> Figures:
         first = number * jnp.int32(together)
@@ -91,7 +91,7 @@ def _of_device(part: ShardArrays, cube: TiledCube, weights: Array, *, scenarios:
         weighted = () if equal else (weights,)
         tails = tails_of(cube.change, *weighted, real, *pooled, part.pooled_row, part.pooled)
         sums = sums_of(cube.tiles, cube.lowest, cube.highest, counted, real, few, flat)
-        of = Figures(*tails, *(total * per_scenario for total in sums))
+        of = Figures(*tails, *(of_sum / total for of_sum in sums))
         return jax.tree.map(lambda a, b: lax.dynamic_update_slice_in_dim(a, b, first, 0), figures, of)
 
     levels, one, each = (jnp.zeros((size, *shape), jnp.float64) for shape in ((len(LEVELS),), (), (slots,)))

@@ -51,7 +51,17 @@ def block_sums(
 
     one, each = (jnp.zeros((*shape, _PARTS), jnp.float64) for shape in ((size,), (size, slots)))
     sums = lax.fori_loop(jnp.int32(0), jnp.int32(tiles.shape[0]), of_tile, Sums(one, one, each, each))
-    return Sums(*(_pairwise([parts[..., k] for k in range(_PARTS)]) for parts in sums))
+    return Sums(*(_whole(parts) for parts in sums))
+
+
+def weight_sum(counted: Float[Array, "tiles tile"]) -> Float[Array, ""]:
+    """The sum of all weights in the order of `block_sums`, so that of what happens in every scenario it is the same."""
+
+    def of_tile(tile: Array, parts: Array) -> Array:
+        return parts + _part_sums(lax.dynamic_index_in_dim(counted, tile, keepdims=False))
+
+    none = jnp.zeros(_PARTS, jnp.float64)
+    return _whole(lax.fori_loop(jnp.int32(0), jnp.int32(counted.shape[0]), of_tile, none))
 
 
 def _in_tile(
@@ -174,6 +184,10 @@ def _part_sums(values: Array) -> Float[Array, " parts"]:
         slices = [values[k : k + width] for k in range(0, values.shape[0], width)]
         values = _pairwise(slices)
     return values.astype(jnp.float64)
+
+
+def _whole(parts: Array) -> Array:
+    return _pairwise([parts[..., k] for k in range(_PARTS)])
 
 
 def _pairwise(terms: list[Array]) -> Array:

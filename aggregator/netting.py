@@ -97,7 +97,8 @@ def _netted(book: BookColumns, today: np.ndarray, lowest: np.ndarray, highest: n
     required = required + of_hinges / np.where(accounts.trigger > 0, accounts.trigger, 1.0)
     rows = _summed(legs, headroom)
     equity = of_accounts(legs.account, legs.market * value)
-    most = np.maximum(np.abs(lowest), np.abs(highest))
+    # At least 1, so that a coefficient beyond float32 counts where its row stands still: there it would be no number.
+    most = np.maximum(np.maximum(np.abs(lowest), np.abs(highest)), 1.0)
     size = of_accounts(rows.account, (np.abs(rows.market) + np.abs(rows.headroom)) * most[rows.row])
     size = size + of_accounts(hinges.account, _largest(hinges, most)) + np.abs(equity) + np.abs(room) + np.abs(required)
     # Not "at or above": NaN is not below the largest number either.

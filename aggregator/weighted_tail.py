@@ -158,7 +158,25 @@ def _weighted_quantile(
     return b.high
 
 
-_LAYERS = 4
+# Share of the portfolios, of tails that spread evenly over the lanes, that may have to be searched as a whole.
+_SEARCHED_WHOLE = 0.02
+# With more losses of a lane to keep, keeping them takes longer than to search all.
+_MOST_LAYERS = 16
+
+
+def _layers(scenarios: int, lanes: int, level: float) -> int | None:
+    """How many losses of each lane to keep, so that rarely one of the tail is left out; None if too many."""
+    expected = losses_beyond(scenarios, level) / lanes
+    # The tail of Poisson's law, and as many layers as fill whole lanes of the search.
+    step = max(LANES // lanes, 1)
+    for layers in range(step, _MOST_LAYERS + 1, step):
+        term, below = math.exp(-expected), 0.0
+        for number in range(layers + 1):
+            below += term
+            term *= expected / (number + 1)
+        if lanes * (1.0 - below) < _SEARCHED_WHOLE:
+            return layers
+    return None
 
 
 def highest_tails(
@@ -167,9 +185,16 @@ def highest_tails(
     """As `equal_tails` of all losses together, read once: only the largest of each lane are searched.
 
     A lane rarely holds more than a few losses of the tail. Where one may, which its smallest kept loss tells, all are
-    searched: the same values, only slower.
+    searched: the same values, only slower. The more scenarios, the more losses of a lane are kept.
     """
     rows, lanes = losses.shape
+    layers = _layers(scenarios, lanes, levels[0])
+
+    def of_all() -> tuple[Array, Array, Array]:
+        return equal_tails(losses.reshape(-1), scenarios=scenarios, levels=levels)
+
+    if layers is None:
+        return of_all()
 
     def insert(row: Array, kept: tuple[Array, ...]) -> tuple[Array, ...]:
         more = lax.dynamic_index_in_dim(losses, row, keepdims=False)
@@ -179,14 +204,10 @@ def highest_tails(
             more = jnp.where(of > more, more, of)
         return tuple(out)
 
-    nothing = (jnp.full(lanes, NO_LOSS, jnp.float32),) * _LAYERS
+    nothing = (jnp.full(lanes, NO_LOSS, jnp.float32),) * layers
     kept = lax.fori_loop(jnp.int32(0), jnp.int32(rows), insert, nothing)
     found = equal_tails(jnp.concatenate(kept), scenarios=scenarios, levels=levels)
     left_out = folded(jnp.pad(kept[-1], (0, -lanes % LANES), constant_values=NO_LOSS), larger)
-
-    def of_all() -> tuple[Array, Array, Array]:
-        return equal_tails(losses.reshape(-1), scenarios=scenarios, levels=levels)
-
     return lax.cond(left_out.astype(jnp.float64) <= found[0][0], lambda: found, of_all)
 
 

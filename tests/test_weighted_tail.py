@@ -80,6 +80,16 @@ def test_the_highest_of_each_lane_suffice_or_all_are_searched(law: str, in_one_l
     assert float(got[2]) == values.max()
 
 
+@pytest.mark.parametrize(("scenarios", "lanes"), [(51_200, 512), (40_000, 64)])
+def test_the_more_scenarios_the_more_of_a_lane_are_kept_until_all_are_searched(scenarios: int, lanes: int) -> None:
+    row = np.pad(losses_of("heavy", scenarios), (0, -scenarios % LANES), constant_values=NO_LOSS)
+    got = both(jnp.asarray(row.reshape(-1, lanes)), scenarios)
+    expected = equal_tails(jnp.asarray(row), scenarios=scenarios, levels=LEVELS)
+    assert np.array_equal(got[0], expected[0])
+    np.testing.assert_allclose(got[1], expected[1], rtol=1e-12, atol=0)
+    assert float(got[2]) == row.max()
+
+
 both = functools.partial(jax.jit, static_argnums=1)(
     lambda losses, scenarios: highest_tails(losses, scenarios=scenarios, levels=LEVELS)
 )
