@@ -16,12 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from .batch import Bucket, PortfolioArrays, bucketed
 from .cube import CubeRows
 from .cube_prices import padded_rows, price_rows, rounded_up, rows_today
+from .device_mesh import AXIS, WHOLE, split_over
 from .margin import (
     NativeMargin,
     ScenarioMargin,
@@ -52,7 +53,6 @@ HISTOGRAM_BINS = 48
 _DAYS_PER_YEAR = 365.0
 _MOST_BUCKETS = 6
 _PORTFOLIOS_PER_SHAPE = 64
-_AXIS = "portfolios"
 
 
 class Cube(eqx.Module):
@@ -429,19 +429,16 @@ def map_bucket(arrays: Any, cube: Any, function, devices: int, count: Any):  # t
     last = jnp.asarray(count, jnp.int32)
     if devices == 1:
         return block(arrays, cube, last)
-    mesh = jax.make_mesh((devices,), (_AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
-    split, whole = PartitionSpec(None, _AXIS), PartitionSpec()
 
     def of_device(part: Any, shared: Any, last: Any):  # type: ignore[no-untyped-def]
         # Every device has its share of the real ones, which come first.
-        own = (last + devices - 1 - lax.axis_index(_AXIS)) // devices
+        own = (last + devices - 1 - lax.axis_index(AXIS)) // devices
         found = block(jax.tree.map(lambda leaf: leaf[:, 0], part), shared, own)
         return jax.tree.map(lambda leaf: leaf[:, None], found)
 
     dealt = jax.tree.map(lambda leaf: leaf.reshape(leaf.shape[0] // devices, devices, *leaf.shape[1:]), arrays)
-    found = jax.shard_map(of_device, mesh=mesh, in_specs=(split, whole, whole), out_specs=split, check_vma=False)(
-        dealt, cube, last
-    )
+    of_places = PartitionSpec(None, AXIS)
+    found = split_over(devices, of_device, inputs=(of_places, WHOLE, WHOLE), outputs=of_places)(dealt, cube, last)
     return jax.tree.map(lambda leaf: leaf.reshape(leaf.shape[0] * devices, *leaf.shape[2:]), found)
 
 

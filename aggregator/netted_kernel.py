@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 
 from .device_mesh import SPLIT, WHOLE, split_over
 from .netted_arrays import SCENARIOS_TOGETHER, Block, Entries, ShardArrays, TiledCube
-from .netted_losses import LEVELS, equal_tails_of_block, weighted_tails_of_block
+from .netted_losses import LEVELS, Pooled, equal_tails_of_block, weighted_tails_of_block
 from .netted_verdicts import block_sums, weight_sum
 from .one_kernel import one_kernel
 
@@ -83,13 +83,14 @@ def _of_device(part: ShardArrays, cube: TiledCube, weights: Array, *, scenarios:
 
     def of_block(number: Array, figures: Figures) -> Figures:
         first = number * jnp.int32(together)
-        few, pooled = jax.tree.map(
+        few, (pooled_first, pooled_groups) = jax.tree.map(
             lambda leaf: lax.dynamic_slice_in_dim(leaf, first, together),
             (blocks, (part.pooled_first, part.pooled_groups)),
         )
         real = jnp.minimum(part.real - first, jnp.int32(together))
         weighted = () if equal else (weights,)
-        tails = tails_of(cube.change, *weighted, real, *pooled, part.pooled_row, part.pooled)
+        pooled = Pooled(pooled_first, pooled_groups, part.pooled_row, part.pooled)
+        tails = tails_of(cube.change, *weighted, real, pooled)
         sums = sums_of(cube.tiles, cube.lowest, cube.highest, counted, real, few, flat)
         of = Figures(*tails, *(of_sum / total for of_sum in sums))
         return jax.tree.map(lambda a, b: lax.dynamic_update_slice_in_dim(a, b, first, 0), figures, of)

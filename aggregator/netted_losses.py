@@ -27,21 +27,25 @@ Tails = tuple[Float[Array, "P levels"], Float[Array, "P levels"], Float[Array, "
 """VaR, ES and the largest loss."""
 
 
+class Pooled(NamedTuple):
+    """Rows of all accounts of portfolios together, as losses in USD: portfolio p has `groups[p]` entries (at least one)
+    from `first[p]` on of `rows` and `coefficients`, as `netted_arrays.ShardArrays` has them.
+    """
+
+    first: Int[Array, " P"]
+    groups: Int[Array, " P"]
+    rows: Int[Array, "pooled together"]
+    coefficients: Float[Array, "pooled together"]
+
+
 def equal_tails_of_block(
     change: Float[Array, "rows scenarios"],
     real: Array,
-    first: Int[Array, " P"],
-    groups: Int[Array, " P"],
-    rows: Int[Array, "pooled together"],
-    coefficients: Float[Array, "pooled together"],
+    pooled: Pooled,
     *,
     scenarios: int,
 ) -> Tails:
-    """Tails of the first `real` portfolios of a block; the `scenarios` that count come first and weigh the same.
-
-    Portfolio p has `groups[p]` entries (at least one) from `first[p]` on of `rows` and `coefficients`, as
-    `netted_arrays.ShardArrays` has them pooled.
-    """
+    """Tails of the first `real` portfolios of a block; the `scenarios` that count come first and weigh the same."""
 
     def counts(at: Array) -> Array:
         return at + jnp.arange(LANES, dtype=jnp.int32) < scenarios
@@ -49,17 +53,14 @@ def equal_tails_of_block(
     def tails(losses: Array) -> tuple[Array, Array, Array]:
         return highest_tails(losses.reshape(-1, _LANES), scenarios=scenarios, levels=LEVELS)
 
-    return _of_each(tails, counts, change, real, first, groups, _Pooled(rows, coefficients))
+    return _of_each(tails, counts, change, real, pooled)
 
 
 def weighted_tails_of_block(
     change: Float[Array, "rows scenarios"],
     weights: Float[Array, " scenarios"],
     real: Array,
-    first: Int[Array, " P"],
-    groups: Int[Array, " P"],
-    rows: Int[Array, "pooled together"],
-    coefficients: Float[Array, "pooled together"],
+    pooled: Pooled,
     *,
     scenarios: int,
 ) -> Tails:
@@ -71,12 +72,7 @@ def weighted_tails_of_block(
     def tails(losses: Array) -> tuple[Array, Array, Array]:
         return weighted_tails(losses, weights, scenarios=scenarios, levels=LEVELS)
 
-    return _of_each(tails, counts, change, real, first, groups, _Pooled(rows, coefficients))
-
-
-class _Pooled(NamedTuple):
-    rows: Int[Array, "pooled together"]
-    coefficients: Float[Array, "pooled together"]
+    return _of_each(tails, counts, change, real, pooled)
 
 
 def _of_each(
@@ -84,18 +80,16 @@ def _of_each(
     counts: Callable[[Array], Array],
     change: Array,
     real: Array,
-    first: Array,
-    groups: Array,
-    pooled: _Pooled,
+    pooled: Pooled,
 ) -> Tails:
-    size, total = first.shape[0], change.shape[1]
+    size, total = pooled.first.shape[0], change.shape[1]
 
     def portfolio(p: Array, found: tuple[Array, Tails]) -> tuple[Array, Tails]:
         losses, figures = found
 
         def of_pass(number: Array, losses: Array) -> Array:
             at = number * jnp.int32(LANES)
-            loss = _loss(change, at, first[p], groups[p], pooled)
+            loss = _loss(change, at, pooled.first[p], pooled.groups[p], pooled)
             return lax.dynamic_update_slice(losses, jnp.where(counts(at), loss, NO_LOSS), (at,))
 
         losses = lax.fori_loop(jnp.int32(0), jnp.int32(total // LANES), of_pass, losses)
@@ -109,7 +103,7 @@ def _of_each(
     return lax.fori_loop(jnp.int32(0), real, portfolio, nothing)[1]
 
 
-def _loss(change: Array, at: Array, first: Array, groups: Array, pooled: _Pooled) -> Float[Array, " lanes"]:
+def _loss(change: Array, at: Array, first: Array, groups: Array, pooled: Pooled) -> Float[Array, " lanes"]:
     """The loss of a portfolio in `LANES` scenarios from `at` on, from its pooled rows."""
 
     def terms(group: Array) -> list[Array]:
